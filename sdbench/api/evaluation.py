@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sdbench import records, suites, tables
 from sdbench.api import gating, measuring
+from sdbench.api.inputs import NamedModel, NamedSuite, find_model, find_suite
 from sdbench.api.places import Places
 from sdbench.errors import UserError
-from sdbench.gate import lookup
 from sdbench.gate.verdicts import Report
+from sdbench.models.spec import ModelSpec
 from sdbench.records import Record, Scores
-
-if TYPE_CHECKING:
-    from sdbench.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Evaluation:
 
 def evaluate(
     model: Any,
-    suite: str | suites.Suite | None = None,
+    suite: NamedSuite | None = None,
     baseline: str | Path | None = None,
     *,
     name: str | None = None,
@@ -82,7 +80,7 @@ def evaluate(
         True
 
     Args:
-        model: a `StableDiffusionXLPipeline`, or what `sdbench run --model` takes: a folder, a file, a name.
+        model: a `StableDiffusionXLPipeline`, what `sdbench run --model` takes (a folder, a file, a name), or a `ModelSpec`.
         suite: a name, the path of a suite file, or a suite; by default the family's.
         baseline: a record folder or what `--baseline` of the gate takes; a model without a record is run first.
         name: what tables call the model.
@@ -96,13 +94,13 @@ def evaluate(
         UserError: bad input, as from the command line.
     """
     suites.check_half(only)
-    in_memory = not isinstance(model, str | Path)
+    in_memory = not isinstance(model, NamedModel)
     if in_memory and only == "probes":
         raise UserError("latency and memory are measured in separate processes; save the pipeline and name its folder")
-    places = Places(Path(results), Path(runs) if runs else None)
+    places = Places(results, runs)
     spec, device = _describe(model, name, device)
     only = "quality" if in_memory else only
-    chosen, rules, old = _load_suite(suite, spec), gating.load_policy(policy), None
+    chosen, rules, old = find_suite(suite, spec), gating.load_policy(policy), None
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
         rules.rules(chosen.name)
         old = gating.find_or_run_baseline(str(baseline), chosen, places, device, only)
@@ -114,24 +112,16 @@ def evaluate(
     return Evaluation(folder, *records.read(folder), report)
 
 
-def _describe(model: Any, name: str | None, device: str | None) -> tuple["ModelSpec", str | None]:
+def _describe(model: Any, name: str | None, device: str | None) -> tuple[ModelSpec, str | None]:
     """The model's spec, and where it runs: a pipeline in memory on its own device."""
-    if isinstance(model, str | Path):
-        from sdbench.models.spec import resolve
-
-        return resolve(str(model), name=name), device
+    if isinstance(model, NamedModel):
+        return find_model(model, name), device
     from sdbench.models import in_memory
 
     return in_memory.describe(model, name or "pipeline"), in_memory.device(model)
 
 
-def _load_suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.Suite:
-    if suite is None:
-        return lookup.default_suite(spec)
-    return suite if isinstance(suite, suites.Suite) else suites.load(suite)
-
-
-def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places: Places) -> Path:
+def _run_in_memory(pipeline: Any, spec: ModelSpec, suite: suites.Suite, places: Places) -> Path:
     """Score the images of a pipeline in memory, and return the record folder."""
     import torch
 

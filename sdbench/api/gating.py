@@ -4,10 +4,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sdbench import machine, records, suites
 from sdbench.api import measuring
+from sdbench.api.inputs import NamedModel, NamedSuite, find_model, find_suite, load_suite
 from sdbench.api.places import Places
 from sdbench.disk import locked
 from sdbench.errors import UserError, unknown_name
@@ -17,10 +17,8 @@ from sdbench.gate.compare import Side
 from sdbench.gate.comparison import Comparison
 from sdbench.gate.policy import Policy, is_probe
 from sdbench.gate.verdicts import Inputs, Report
+from sdbench.models.spec import ModelSpec
 from sdbench.records import Record, SuiteId
-
-if TYPE_CHECKING:
-    from sdbench.models.spec import ModelSpec
 
 Announce = Callable[[str], None]
 
@@ -30,7 +28,7 @@ def gate(
     baseline: str | Path,
     policy: str | Path | None = None,
     places: Places = Places(),
-    suite: str | None = None,
+    suite: NamedSuite | None = None,
     *,
     base: str | None = None,
     lora: str | None = None,
@@ -45,7 +43,7 @@ def gate(
 
     Args:
         policy: policy file; by default `gate.toml` beside the suites, which knows the shipped suites.
-        suite: name or path of the suite to run where a record is missing; by default the baseline's.
+        suite: the suite to run where a record is missing, a name, the path of a file, or a suite; by default the baseline's.
         base, lora, name: see `sdbench run`; for a candidate that is run.
         device: for models that are run.
         only: "quality" to weigh the image metrics alone, and to measure only these for models that are run.
@@ -56,7 +54,7 @@ def gate(
     """
     _check_only(only)
     rules = load_policy(policy)
-    chosen = suites.load(suite) if suite else None
+    chosen = load_suite(suite) if suite else None
     old_source = lookup.find_baseline(str(baseline), places.results)
     new_source = lookup.find_candidate(str(candidate), places.results, base=base, lora=lora, name=name)
     run = _announced_run(places, device, only, announce)
@@ -64,24 +62,25 @@ def gate(
     return judge_records(new, old, rules, places, str(baseline), only=only)
 
 
-def compare(a: str | Path, b: str | Path, places: Places = Places(), suite: str | None = None) -> Comparison:
+def compare(a: str | Path, b: str | Path, places: Places = Places(), suite: NamedSuite | None = None) -> Comparison:
     """The differences B - A of all metrics that the records of two models have, with two-sided 95 % intervals; without policy or verdict.
 
     Each is a record folder, or the name of a model, of its row or of a baseline. Nothing is run.
 
     Args:
-        suite: a suite file, or the name, `<name>@<version>` or digest of the suite of the records; by default the one that both have records
-            of, of several the family's.
+        suite: the suite of the records: its name, `<name>@<version>`, digest, the path of its file, or a suite; by default the one that both
+            have records of, of several the family's.
 
     Raises:
         UserError: a name has no record, or the records cannot be compared.
     """
-    return comparison.compare(*measured.find_pair(str(a), str(b), suite, places.results), places.results)
+    wanted = suite.id.digest if isinstance(suite, suites.Suite) else str(suite) if suite else None
+    return comparison.compare(*measured.find_pair(str(a), str(b), wanted, places.results), places.results)
 
 
 def until_verdict(
-    spec: "ModelSpec",
-    suite: suites.Suite,
+    model: NamedModel,
+    suite: NamedSuite | None,
     baseline: str | Path,
     policy: str | Path | None = None,
     places: Places = Places(),
@@ -93,6 +92,8 @@ def until_verdict(
     """Measure a model until it is sure whether it is as good as the baseline, and return its record folder and the verdict.
 
     Args:
+        model: what `sdbench run --model` takes, or a `ModelSpec`.
+        suite: a name, the path of a suite file, or a suite; for None that of the model's family.
         baseline, policy, device, only, announce: see `gate`.
 
     Raises:
@@ -103,14 +104,15 @@ def until_verdict(
     from sdbench.run.until_verdict import run_until_verdict
 
     _check_only(only)
-    rules = load_policy(policy)
-    names = rules.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
+    spec = find_model(model)
+    chosen, rules = find_suite(suite, spec), load_policy(policy)
+    names = rules.rules(chosen.name)  # a policy that weighs nothing here ends the run before it begins
     left_out = [name for name in names if is_probe(name)] if only else []
-    weighed = _leave_out(left_out, rules, suite.name) if left_out else rules
-    check_models([spec], suite)
-    old = find_or_run_baseline(str(baseline), suite, places, device, only, announce)
+    weighed = _leave_out(left_out, rules, chosen.name) if left_out else rules
+    check_models([spec], chosen)
+    old = find_or_run_baseline(str(baseline), chosen, places, device, only, announce)
     reference = records.read_record(old)
-    context = prepare(suite, device=machine.choose_device(device), results=places.results, runs=places.work, only=only)
+    context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only=only)
     with evaluators_on(context.device):
         new, report = run_until_verdict(spec, context, old, weighed, floors.between_runs(reference, places.results))
     notes = [f"left out, as only image metrics are weighed: {', '.join(left_out)}"] if left_out else []
@@ -118,13 +120,19 @@ def until_verdict(
 
 
 def noise(
-    spec: "ModelSpec", suite: suites.Suite, seeds: int, places: Places = Places(), device: str | None = None, only: str | None = None
+    model: NamedModel,
+    suite: NamedSuite | None,
+    seeds: int,
+    places: Places = Places(),
+    device: str | None = None,
+    only: str | None = None,
 ) -> tuple[Path, floors.Floor]:
     """Run a model under several noise seeds, write how far apart its runs lie, and return the file and the floor.
 
     The records and images of these runs stay in the folder of runs: a leaderboard has no use for them.
 
     Args:
+        model, suite: see `until_verdict`.
         only: "quality" or "probes" for one half of the suite.
 
     Raises:
@@ -133,21 +141,23 @@ def noise(
     suites.check_half(only)
     if seeds < 2:
         raise UserError(f"a noise floor needs at least 2 seeds, found {seeds}")
-    if suite.noise.file:
+    spec = find_model(model)
+    chosen = find_suite(suite, spec)
+    if chosen.noise.file:
         raise UserError(
-            f"suite {suite.name!r} takes its latent from {suite.noise.file}, whatever the seed: its runs would not differ, and the floor would be 0. "
+            f"suite {chosen.name!r} takes its latent from {chosen.noise.file}, whatever the seed: its runs would not differ, and the floor would be 0. "
             "Use a suite whose noise is drawn from a seed"
         )
-    numbers = [suite.noise.seed + index for index in range(seeds)]
+    numbers = [chosen.noise.seed + index for index in range(seeds)]
     work, sides = places.work / "noise" / spec.name, []
     with locked(work / ".lock"):  # another command that measures this floor would end with removing these rounds
         for number in numbers:
             folder = work / str(number)  # finished rounds are reused by content: each run needs its own
             # Without a teacher, whose images have other noise.
-            seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": number}), "teacher": None})
+            seeded = chosen.model_copy(update={"noise": chosen.noise.model_copy(update={"seed": number}), "teacher": None})
             (record,) = measuring.run([spec], seeded, Places(folder / "records", folder), device=device, only=only)
             sides.append(Side.read(record))
-        floor = floors.estimate(sides, numbers, suite.id)
+        floor = floors.estimate(sides, numbers, chosen.id)
         path = floors.write(floor, places.results)
         for number in numbers:  # the next floor is measured anew; a killed run has continued from these until now
             shutil.rmtree(work / str(number) / "probes", ignore_errors=True)
@@ -194,7 +204,7 @@ def find_or_run_baseline(
 def _announced_run(places: Places, device: str | None, only: str | None, announce: Announce | None) -> lookup.Run:
     """Measures models under a suite, after a note that says so."""
 
-    def run(specs: "Sequence[ModelSpec]", suite: suites.Suite) -> list[Path]:
+    def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
         if announce:
             announce(lookup.describe_run(specs, suite, places.results))
         return measuring.run(specs, suite, places, device=device, only=only)

@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sdbench import machine, suites
+from sdbench import machine
+from sdbench.api.inputs import NamedModel, NamedSuite, find_models, find_suite, load_suite
 from sdbench.api.overrides import Overrides
 from sdbench.api.places import Places
 from sdbench.assets.prompts import read_lines
 from sdbench.records import Scores, Value
 
-if TYPE_CHECKING:
-    from sdbench.models.spec import ModelSpec
-
 
 def run(
-    specs: "Sequence[ModelSpec]",
-    suite: suites.Suite,
+    models: NamedModel | Sequence[NamedModel],
+    suite: NamedSuite | None = None,
     places: Places = Places(),
     *,
     device: str | None = None,
@@ -27,7 +24,8 @@ def run(
     """Measure models under a suite, and return their record folders.
 
     Args:
-        specs: each from `sdbench.models.spec.resolve`, which takes what `sdbench run --model` takes.
+        models: one or several, each what `sdbench run --model` takes or a `ModelSpec`.
+        suite: a name, the path of a suite file, or a suite; by default that of the first model's family.
         only: "quality" or "probes" for one half of the suite.
         settings: labels of the probes' settings to measure; all by default.
         profile: also write a table of where each stage spends its time.
@@ -38,8 +36,9 @@ def run(
     from sdbench.run import runner
     from sdbench.run.context import prepare
 
+    specs = find_models(models)
     context = prepare(
-        suite,
+        find_suite(suite, specs[0]),
         device=machine.choose_device(device),
         results=places.results,
         runs=places.work,
@@ -51,13 +50,19 @@ def run(
 
 
 def draw(
-    specs: "Sequence[ModelSpec]", suite: suites.Suite, part: tuple[int, int], places: Places = Places(), *, device: str | None = None
+    models: NamedModel | Sequence[NamedModel],
+    suite: NamedSuite | None,
+    part: tuple[int, int],
+    places: Places = Places(),
+    *,
+    device: str | None = None,
 ) -> dict[str, int]:
     """Draw a part of the images that `run` would draw, for several processes that share `places.work`, such as one per GPU.
 
     When all parts are there, `run` only scores them and writes the records.
 
     Args:
+        models, suite: see `run`.
         part: (k, n), the k-th of n parts.
 
     Returns:
@@ -69,19 +74,21 @@ def draw(
     from sdbench.run import runner
     from sdbench.run.context import prepare
 
-    context = prepare(suite, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")
+    specs = find_models(models)
+    chosen = find_suite(suite, specs[0])
+    context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")
     return runner.draw(specs, context, part)
 
 
 def score(
-    images: str | Path, prompts: str | Path, places: Places = Places(), suite: str = "standard", *, device: str | None = None
+    images: str | Path, prompts: str | Path, places: Places = Places(), suite: NamedSuite = "standard", *, device: str | None = None
 ) -> tuple[list[Value], Scores]:
     """Score images made elsewhere by a suite's metrics, except those that compare with the teacher.
 
     Args:
         images: folder of PNG, JPEG or WebP images of one size.
         prompts: text file with one prompt per line, in the order of the sorted file names.
-        suite: name or path of a suite. Its family decides what is accepted: `scenes` takes 64 x 64 px and the grammar's captions.
+        suite: a name, the path of a suite file, or a suite. Its family decides what is accepted: `scenes` takes 64 x 64 px and the grammar's captions.
 
     Raises:
         UserError: the numbers of images and prompts differ, a file cannot be read, the order of the file names is ambiguous, the family
@@ -92,14 +99,20 @@ def score(
     from sdbench.score import PROTOCOLS
     from sdbench.score import score as score_subject
 
-    chosen = suites.load(suite)
+    chosen = load_suite(suite)
     subject = external.load_images(Path(images), Path(prompts), chosen, places.work)
     with evaluators_on(machine.choose_device(device)):
         return score_subject(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
 
 
 def record_images(
-    images: str | Path, prompts: str | Path, name: str, places: Places = Places(), suite: str = "standard", *, device: str | None = None
+    images: str | Path,
+    prompts: str | Path,
+    name: str,
+    places: Places = Places(),
+    suite: NamedSuite = "standard",
+    *,
+    device: str | None = None,
 ) -> Path:
     """Score images made elsewhere, write a record, which leaderboard and gate read, and return its folder.
 
@@ -116,7 +129,7 @@ def record_images(
     from sdbench.run import external
     from sdbench.run.context import prepare
 
-    chosen, lines = suites.load(suite), Path(prompts)
+    chosen, lines = load_suite(suite), Path(prompts)
     if read_lines(lines) != tuple(chosen.prompt_list().values()):
         chosen = Overrides(prompts=lines).apply(chosen)
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Places:
     """Where records, and the work behind them, are kept; strings become paths.
 
@@ -13,12 +13,12 @@ class Places:
         runs: folder of images, features and rounds; by default `runs` within `results`.
     """
 
-    results: Path = Path("results")
-    runs: Path | None = None
+    results: Path
+    runs: Path | None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "results", Path(self.results))
-        object.__setattr__(self, "runs", self.runs and Path(self.runs))
+    def __init__(self, results: str | Path = "results", runs: str | Path | None = None) -> None:
+        object.__setattr__(self, "results", Path(results))
+        object.__setattr__(self, "runs", Path(runs) if runs else None)
 
     @property
     def work(self) -> Path:

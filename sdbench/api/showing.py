@@ -28,7 +28,7 @@ def report(places: Places = Places(), out: str | Path | None = None, policy: str
     return page.write(places.results, Path(out or places.results / page.FILE_NAME), rules)
 
 
-def card(folder: str, places: Places = Places(), base: str | None = None) -> Path:
+def card(folder: str | Path, places: Places = Places(), base: str | None = None) -> Path:
     """Write the results of the model in a folder into its model card, and return the card's path.
 
     Args:
@@ -42,15 +42,17 @@ def card(folder: str, places: Places = Places(), base: str | None = None) -> Pat
     from sdbench.models.spec import resolve
     from sdbench.report import card as cards
 
-    spec = resolve(folder, base=base)
+    spec = resolve(str(folder), base=base)
     if spec.source not in ("folder", "unet-folder"):
-        raise UserError(f"a card is written into the folder of a pipeline or UNet, and {folder!r} is not one ({spec.origin}); name one")
+        raise UserError(
+            f"a card is written into the folder of a pipeline or UNet, and {str(folder)!r} is not one ({spec.origin}); name one"
+        )
     board = standings.read_rows(places.results)
     dtypes = {row.record.sampling.get("dtype", "float32") for row in board if row.record.family == spec.family}
     digests = {weights_digest(spec, dtype=dtype) for dtype in dtypes}
     own = [row for row in board if row.record.model.weights_digest in digests]
     if not own:
-        command = shlex.join(["sdbench", "run", "--model", folder, *(("--base", base) if base else ())])
+        command = shlex.join(["sdbench", "run", "--model", str(folder), *(("--base", base) if base else ())])
         raise UserError(f"no record under {places.results} is of the weights in {folder}; measure them first: {command}")
     newest = {  # the same weights may have been measured under several names
         (row.record.suite.digest, row.record.machine.machine_class): row for row in sorted(own, key=lambda row: row.record.created)

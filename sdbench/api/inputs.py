@@ -1,0 +1,54 @@
+"""Models and suites, which every function takes by name or as objects."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdbench import suites
+from sdbench.errors import UserError
+from sdbench.gate import lookup
+from sdbench.models.spec import ModelSpec, resolve, with_name
+from sdbench.suites import Suite
+
+NamedModel = str | Path | ModelSpec  # what `sdbench run --model` takes, or what `sdbench.models.spec.resolve` returns
+NamedSuite = str | Path | Suite  # a suite's name or the path of its file, or what `sdbench.suites.load` returns
+
+
+def find_model(model: NamedModel, name: str | None = None) -> ModelSpec:
+    """A model, by another name in tables where one is given.
+
+    Raises:
+        UserError: see `resolve`.
+    """
+    if isinstance(model, ModelSpec):
+        return with_name(model, name) if name else model
+    return resolve(str(model), name=name)
+
+
+def find_models(models: NamedModel | Sequence[NamedModel]) -> list[ModelSpec]:
+    """One model or several.
+
+    Raises:
+        UserError: there are none, or see `resolve`.
+    """
+    found = [find_model(model) for model in ([models] if isinstance(models, NamedModel) else models)]
+    if not found:
+        raise UserError("there is no model to measure; name at least one, such as 'scenes-vega'")
+    return found
+
+
+def find_suite(suite: NamedSuite | None, model: ModelSpec) -> Suite:
+    """A suite; for None the default of the model's family.
+
+    Raises:
+        UserError: see `suites.load`.
+    """
+    return lookup.default_suite(model) if suite is None else load_suite(suite)
+
+
+def load_suite(suite: NamedSuite) -> Suite:
+    """A suite.
+
+    Raises:
+        UserError: see `suites.load`.
+    """
+    return suite if isinstance(suite, Suite) else suites.load(str(suite))

@@ -1,0 +1,101 @@
+"""The Python API takes models, suites and folders by name or as objects, everywhere alike."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import make_measurement, save_record
+
+import sdbench
+from sdbench import api, suites
+from sdbench.errors import UserError
+from sdbench.models.spec import resolve
+from sdbench.run import runner, until_verdict
+
+VEGA, QUALITY, FILE = resolve("scenes-vega"), suites.load("quality"), Path(__file__).parents[1] / "suites" / "quality.toml"
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """Model and suite of each call that would draw an image; the call then stops."""
+    calls: list[Any] = []
+
+    def stop(specs: Any, context: Any, *_: Any) -> None:
+        calls.append((specs if isinstance(specs, list) else [specs], context.suite.name, context.suite.prompts.n))
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    for module, name in ((runner, "run"), (runner, "draw"), (until_verdict, "run_until_verdict")):
+        monkeypatch.setattr(module, name, stop)
+    return calls
+
+
+def until_a_verdict(model: Any, suite: Any) -> None:
+    record = save_record(make_measurement("scenes-teacher", suite=QUALITY.id), Path("results"))
+    api.until_verdict(model, suite, record, device="cpu", only="quality")
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda model, suite: api.run(model, suite, device="cpu"),
+        lambda model, suite: api.run([model], suite, device="cpu"),
+        lambda model, suite: api.draw(model, suite, (1, 2), device="cpu"),
+        lambda model, suite: api.noise(model, suite, 2, device="cpu"),
+        lambda model, suite: sdbench.evaluate(model, suite, device="cpu"),
+        until_a_verdict,
+    ],
+    ids=["run", "run several", "draw", "noise", "evaluate", "until_verdict"],
+)
+def test_models_and_suites_are_taken_by_name_or_as_objects(measure: Callable[[Any, Any], None], runs: list[Any]) -> None:
+    for model in ("scenes-vega", VEGA):
+        for suite in ("quality", str(FILE), FILE, QUALITY, None):
+            with pytest.raises(KeyboardInterrupt):
+                measure(model, suite)
+    assert runs == [([VEGA], "quality", 512)] * 10
+
+
+def test_folder_of_a_model_may_be_a_path(runs: list[Any], tiny_pipeline: Path) -> None:
+    for model in (tiny_pipeline, str(tiny_pipeline)):
+        with pytest.raises(KeyboardInterrupt):
+            api.run(["scenes-vega", model], device="cpu")
+    assert runs == [([VEGA, resolve(str(tiny_pipeline))], "quality", 512)] * 2
+
+
+def test_a_model_that_is_given_may_be_renamed(runs: list[Any]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        sdbench.evaluate(VEGA, name="mine", device="cpu")
+    assert runs == [([resolve("scenes-vega", name="mine")], "quality", 512)]
+
+
+def test_misspelt_names_are_errors(runs: list[Any]) -> None:
+    with pytest.raises(UserError, match="did you mean 'scenes-vega'"):
+        api.run("scenes-veg", "quality")
+    with pytest.raises(UserError, match="did you mean 'quality'"):
+        api.draw("scenes-vega", "qualty", (1, 1))
+    with pytest.raises(UserError, match="there is no model to measure"):
+        api.run([])
+    assert runs == []
+
+
+def test_comparison_takes_the_suite_as_an_object_too(tmp_path: Path) -> None:
+    for name in ("before", "after"):
+        for suite in (QUALITY.id, suites.load("standard").id):
+            save_record(make_measurement(name, suite=suite), tmp_path)
+    for chosen in (suites.load("standard"), "standard", FILE.with_name("standard.toml")):
+        assert api.compare("before", "after", api.Places(tmp_path), chosen).suite == suites.load("standard").id.title_with_digest
+
+
+def test_places_are_paths_whatever_they_were_given_as() -> None:
+    places = api.Places("mine", "elsewhere")
+    assert places == api.Places(Path("mine"), Path("elsewhere"))
+    assert (places.results, places.work) == (Path("mine"), Path("elsewhere"))
+    assert api.Places() == api.Places("results", None)
+    assert api.Places(runs="").work == Path("results/runs")
+
+
+def test_folder_of_a_card_may_be_a_path(tiny_pipeline: Path, tmp_path: Path) -> None:
+    save_record(make_measurement("other"), tmp_path)
+    with pytest.raises(UserError, match=rf"measure them first: sdbench run --model {tiny_pipeline}"):
+        api.card(tiny_pipeline, api.Places(tmp_path))
