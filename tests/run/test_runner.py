@@ -833,6 +833,40 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
         api.record_images(*save_images(tmp_path / "named", images, prompts), "sdxl", places, str(own))
 
 
+@pytest.mark.parametrize("layout", ["metadata.jsonl", "text files"])
+def test_captions_in_the_folder_pair_images_with_the_prompts_of_the_suite_in_any_order(tmp_path: Path, layout: str) -> None:
+    own, folder, places = tmp_path / "own.toml", tmp_path / "images", api.Places(tmp_path, tmp_path / "runs")
+    own.write_text(OWN, encoding="utf-8")
+    suite = suites.load(str(own))
+    prompts = [*suite.prompt_list().values()]
+    folder.mkdir()
+    for index, prompt in enumerate(prompts):
+        name = f"image {9 - index}"  # the reverse of the prompts' order
+        Image.fromarray(render([parse(prompt)], [index])[0]).save(folder / f"{name}.png")
+        if layout == "text files":
+            (folder / f"{name}.txt").write_text(prompt, encoding="utf-8")
+        else:
+            with (folder / layout).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"file_name": f"{name}.png", "text": prompt}) + "\n")
+    record, scores = records.read(api.record_images(folder, None, "dall-e", places, str(own)))
+    assert (record.suite, list(scores.prompts or ())) == (suite.id, prompts)
+    assert scores.columns["scene_accuracy"].tolist() == [1] * 6, "each image shows its own caption"
+    few = "prompts = { n = 5 }"
+    own.write_text(OWN.replace("prompts = { n = 6 }", few), encoding="utf-8")
+    other, scores = records.read(api.record_images(folder, None, "dall-e", places, str(own)))
+    assert (other.suite.name, other.n_images, scores.columns["scene_accuracy"].tolist()) == ("own-custom", 6, [1] * 6)
+    assert other.prompts.startswith(f"6 of {folder}, ")
+    Image.fromarray(IMAGES[0]).save(folder / "more.png")
+    with pytest.raises(UserError, match=r"more\.(png have no caption|txt .*needs its caption)|1 images have no caption, such as more\.png"):
+        api.score(folder, None, places, str(own))
+
+
+def test_images_without_captions_need_a_file_of_prompts(tmp_path: Path) -> None:
+    images, _ = save_images(tmp_path, IMAGES, PROMPTS)
+    with pytest.raises(UserError, match=r"a \.txt beside each image.* Or name a text file of prompts with --prompts"):
+        api.score(images, None, api.Places(tmp_path, tmp_path / "runs"))
+
+
 def test_python_functions_take_paths_as_strings(tmp_path: Path) -> None:
     images, prompts, own, policy = (
         *map(str, save_images(tmp_path, IMAGES, PROMPTS)),
@@ -858,10 +892,11 @@ def test_image_and_prompt_counts_must_match(tmp_path: Path) -> None:
 def test_images_with_ambiguous_file_order_are_rejected(tmp_path: Path) -> None:
     images, prompts = save_images(tmp_path, IMAGES, PROMPTS)
     (images / "005.png").rename(images / "10.png")
-    assert len(external.load_images(images, prompts, suites.load("quality"), tmp_path / "runs").image_ids) == len(IMAGES)
+    suite = suites.load("quality")
+    assert len(external.load_images(external.find_images(images, prompts, suite), suite, tmp_path / "runs").image_ids) == len(IMAGES)
     (images / "004.png").rename(images / "2.png")
     with pytest.raises(UserError, match=r"003\.png comes before 2\.png as text and after it by number.*as in 00002\.png"):
-        external.load_images(images, prompts, suites.load("quality"), tmp_path / "runs")
+        external.find_images(images, prompts, suite)
 
 
 def test_full_size_images_are_scored_with_the_available_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
