@@ -88,7 +88,7 @@ class Checkpoints:
                 tqdm.write(f"{damaged}. Continuing from the one before: {folder}", file=sys.stderr)
             return folder
         if damaged:
-            raise UserError(f"{damaged}. Remove it to start again")
+            raise UserError(f"{damaged}. To start again, remove it and any other step-* beside it")
         return None
 
     def _load(self, folder: Path) -> None:
