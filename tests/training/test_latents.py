@@ -333,6 +333,18 @@ def test_two_processes_share_the_encoding(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("kept*")) == ["kept.npy"]
 
 
+def fill_file_by_two_machines(folder: Path) -> None:
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
+    fill_shared_file(folder)
+
+
+def test_processes_of_another_machine_leave_the_encoding_to_the_first(tmp_path: Path) -> None:
+    """They may not see what it maps into memory."""
+    assert by_two(fill_file_by_two_machines, tmp_path) == [0, 0]
+    assert [path.name for path in tmp_path.glob("computed.*")] == ["computed.0"]
+    assert np.load(tmp_path / "kept.npy")["squares"].ravel().tolist() == [row**2 for row in range(10)]
+
+
 def test_one_process_resumes_where_two_were_stopped(tmp_path: Path) -> None:
     exits = by_two(fill_shared_file, tmp_path, 9)
     assert exits[0]
