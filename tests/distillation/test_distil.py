@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
 from processes import by_two, is_locked
@@ -173,6 +174,16 @@ def test_processes_that_cannot_share_a_step_evenly_are_refused_first(
     with pytest.raises(UserError, match="1 batches per step cannot be shared evenly by 2 processes; start 1, or change"):
         distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_trains_on_one_device_in_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train.make_accelerator("cpu", "float32")
+    with pytest.raises(UserError, match="already trained with other settings; start a new one to train in bfloat16 on cpu"):
+        train.make_accelerator("cpu", "bfloat16")
+    monkeypatch.setattr(Accelerator, "device", torch.device("cuda"))
+    with pytest.raises(UserError, match="already trained on cuda; start a new one to train on cpu"):
+        train.make_accelerator("cpu", "float32")
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

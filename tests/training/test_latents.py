@@ -112,6 +112,13 @@ def test_dropped_captions_are_the_empty_prompt_if_the_pipeline_says_so(
     assert torch.equal(some.pooled, torch.stack(expected))
 
 
+def test_the_unconditional_embedding_is_zeros_unless_the_index_says_otherwise(tmp_path: Path) -> None:
+    assert latents_module._has_zero_unconditional(tmp_path)
+    for content, zeros in (({}, True), ({"force_zeros_for_empty_prompt": False}, False)):
+        (tmp_path / "model_index.json").write_text(json.dumps(content), encoding="utf-8")
+        assert latents_module._has_zero_unconditional(tmp_path) is zeros
+
+
 def test_noise_and_targets_match_their_closed_forms(latents: LatentPool) -> None:
     batch, scheduler = latents.batch(2, 4, seed=0), latents.scheduler
     alpha = scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
