@@ -18,6 +18,7 @@ from processes import by_two, is_locked
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
+from sdbench.disk import size_text
 from sdbench.errors import UndecodableError, UserError
 from sdbench.scenes.training.pool import Pool
 from sdbench.training import latents as latents_module
@@ -321,6 +322,26 @@ def test_marks_of_a_deleted_file_do_not_survive_a_crash_while_the_next_is_create
     assert kept["squares"].tolist() == [0, 1, 4, 9]
 
 
+def test_a_run_killed_just_before_its_file_is_complete_computes_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = list[int]()
+
+    def squares(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        computed.extend(rows.tolist())
+        return {"squares": torch.from_numpy(rows**2)}
+
+    def kill(*_: Path) -> None:
+        raise KeyboardInterrupt
+
+    file = RowFile(tmp_path / "kept.npy", 4, 2, squares)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", kill)
+        with pytest.raises(KeyboardInterrupt):
+            row_files.fill_and_load(file)
+    computed.clear()
+    (kept,) = row_files.fill_and_load(file)
+    assert (computed, kept["squares"].tolist()) == ([], [0, 1, 4, 9])
+
+
 def test_marks_that_a_crash_left_incomplete_are_ignored(tmp_path: Path) -> None:
     file = RowFile(tmp_path / "kept.npy", 4, 2, lambda rows: {"squares": torch.from_numpy(rows**2)})
     np.save(tmp_path / "kept", np.zeros(4, [("squares", np.int64)]))
@@ -331,11 +352,12 @@ def test_marks_that_a_crash_left_incomplete_are_ignored(tmp_path: Path) -> None:
 
 
 def test_insufficient_disk_space_is_reported_before_encoding(
-    teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    latents: LatentPool, teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    needed = size_text(latents._images.nbytes + latents._captions.nbytes)
     with pytest.raises(
-        UserError, match=r"100 bytes free; [\d.]+ kB are needed for latents, time_ids, prompt_embeds, pooled of 8 images. Make room"
+        UserError, match=rf"100 bytes free; {needed} are needed for latents, time_ids, prompt_embeds, pooled of 8 images. Make room"
     ):
         LatentPool(teacher_folder, pool, tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == [".lock"]
