@@ -72,7 +72,7 @@ def write_record(
     if subject is not None:
         values, scores, thumbnails = _score_quality(subject, context)
     else:
-        values, scores, thumbnails = _earlier_quality(None if context.with_quality else earlier)
+        values, scores, thumbnails = _earlier_quality(earlier)
     new, (old, old_run_id) = probed.values.get(model.name, []), _earlier_probes(earlier, context)
     measured = (*values, *new, *old)
     if subject is not None:

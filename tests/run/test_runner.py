@@ -582,6 +582,14 @@ def test_win_rate_over_images_drawn_with_other_software_says_so(
     assert (found.value, found.note) == (0.5, "0 wins, 4 ties, 0 losses"), "the teacher that was drawn as the student is"
 
 
+def test_devices_of_a_kind_draw_alike_and_images_without_a_model_anywhere(teacher: ModelSpec, tmp_path: Path) -> None:
+    drawn, rendered = map(records.read_record, runner.run([teacher, resolve("scenes-rendered")], prepare_in(tmp_path)))
+    on_a_card = drawn.model_copy(update={"machine": drawn.machine.model_copy(update={"cuda": "12.8"})})
+    here = replace(prepare_in(tmp_path), device="cuda:1")
+    assert recording._drawing_differences(on_a_card, here) == recording._drawing_differences(rendered, here) == []
+    assert recording._drawing_differences(drawn, here) == ["device cpu, here cuda"]
+
+
 def test_win_rate_is_against_the_newest_weights_of_the_teacher_that_have_images(teacher: ModelSpec, tmp_path: Path) -> None:
     (first,) = runner.run([teacher], prepare_in(tmp_path))
     record, scores = records.read(first)
@@ -656,6 +664,22 @@ def test_values_measured_with_other_software_are_not_passed_off_as_those_of_this
     assert latency not in records.read_record(runner.run([teacher], prepare_in(tmp_path, suite))[0]).values
 
 
+def test_a_run_says_which_values_only_other_software_measured(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size, share = (Value(name=name, kind="count", direction="lower", unit="", value=7) for name in ("parameters.unet", "flops.unet"))
+    here, suite = machine.environment(), SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
+    there = here.model_copy(update={"packages": {**here.packages, "diffusers": "0.1"}})
+    said = []
+    for software, measured in ((there, [size]), (there, [size, share]), (here, [size]), (here, [size, share]), (here, [size])):
+        monkeypatch.setattr(recording, "environment", lambda software=software: software)
+        monkeypatch.setattr(driver, "measure", lambda *_, measured=measured, **__: ProbeResult({teacher.name: measured}, "turns"))
+        runner.run([teacher], prepare_in(tmp_path, suite, "probes"))
+        said.append(capsys.readouterr().err)
+    lacking = "scenes-teacher: its new record lacks flops.unet, which other versions or environment variables measured; run the whole suite again\n"
+    assert said == ["", "", lacking, "", ""]
+
+
 def test_settings_measured_in_separate_runs_are_merged_into_one_record(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -696,7 +720,7 @@ def test_probes_alone_generate_no_images_and_skip_rendered_models(
 
     def fake_measure(specs: list[ModelSpec], *_: Any, **__: Any) -> ProbeResult:
         measured_models.append([spec.name for spec in specs])
-        return ProbeResult({spec.name: [latency] for spec in specs}, "turns")
+        return ProbeResult({spec.name: [latency] for spec in specs}, f"turns {len(measured_models)}")
 
     monkeypatch.setattr(driver, "measure", fake_measure)
     monkeypatch.setattr(runner, "load", fail_if_called)
@@ -707,6 +731,7 @@ def test_probes_alone_generate_no_images_and_skip_rendered_models(
     assert [record.values for record in found] == [(), (latency,)]
     assert [record.n_images for record in found] == [0, 0]
     assert not (tmp_path / "runs" / "probes").exists()
+    assert runner.run([resolve("scenes-rendered"), teacher], prepare_in(tmp_path, suite, "probes")) == folders, "the same values again"
 
 
 def test_model_of_another_family_or_with_a_duplicate_name_is_rejected_before_any_work(
