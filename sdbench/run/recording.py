@@ -168,8 +168,8 @@ def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[
     if not (missing := [kind for kind in dict.fromkeys(needed) if not available[kind]]):
         return []
     what, advice = "images" if found else "record", f"add --model {name}"
-    if of_teacher is not context.suite:
-        advice = f"first sdbench run --model {name} --suite {of_teacher.name}"
+    if context.suite.teacher and context.suite.teacher.suite:
+        advice = f"first sdbench run --model {name} --suite {context.suite.teacher.suite}"
     return [
         f"{what} of the teacher, {name} under {of_teacher.name}@{of_teacher.version}, so {tables.join_words(missing)} with it will be missing: {advice}"
     ]

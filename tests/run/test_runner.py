@@ -382,7 +382,7 @@ def test_weights_measured_before_keep_their_earlier_values(teacher: ModelSpec, t
 
 def test_student_has_no_win_rate_until_the_teacher_is_run(teacher: ModelSpec, tmp_path: Path) -> None:
     student = replace(teacher, name="student")
-    context = prepare_in(tmp_path, SUITE.model_copy(update={"metrics": {"scenes": (*METRICS, "agreement.ssim")}}))
+    context = prepare_in(tmp_path, SUITE.model_copy(update={"metrics": {"scenes": (*METRICS, "agreement.ssim", "agreement.clip.scenes")}}))
 
     def rate() -> Value | None:
         return records.read(runner.run([student], context)[0])[0].value("win_rate.preference.scenes")
@@ -522,6 +522,9 @@ def test_few_step_student_is_compared_with_the_teacher_at_the_teachers_own_sampl
         assert record.teacher == NamedTeacher(model="scenes-teacher", suite=SUITE.id)
         return [record.value(name) for name in names]
 
+    advice = f"first sdbench run --model scenes-teacher --suite {tmp_path / 'own.toml'}"
+    missing = f"record of the teacher, scenes-teacher under own@1, so win rates and agreement with it will be missing: {advice}"
+    assert recording.missing_of_teacher([teacher], prepare_in(tmp_path, few_step_suite)) == [missing], "this run makes others"
     for value in found(replace(teacher, name="student")):
         assert value
         assert (value.state, "scenes-teacher under own@1" in value.reason) == ("missing", True)
@@ -631,6 +634,8 @@ def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec
     before, columns = records.read(images)
     assert record.values == (*before.values, probe)
     assert record.n_images == before.n_images > 0
+    thumbnails, kept = records.thumbnail_files(images), records.thumbnail_files(both)
+    assert {name: file.read_bytes() for name, file in kept.items()} == {name: file.read_bytes() for name, file in thumbnails.items()} != {}
     assert (before.run, record.run) == ("", "turns")
     assert {name: column.tolist() for name, column in scores.columns.items()} == {
         name: column.tolist() for name, column in columns.columns.items()
@@ -641,7 +646,13 @@ def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec
     assert records.read_record(again).values == (*before.values, probe), "the new value in place of the old one"
 
 
-@pytest.mark.parametrize("change", [{"packages": {"diffusers": "0.1"}}, {"variables": {"CUDA_LAUNCH_BLOCKING": "1"}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"packages": {name: "0.1"}} for name in ("diffusers", "open-clip-torch", "sdbench")),
+        {"variables": {"CUDA_LAUNCH_BLOCKING": "1"}},
+    ],
+)
 def test_values_measured_with_other_software_are_not_passed_off_as_those_of_this(
     change: dict[str, dict[str, str]],
     teacher: ModelSpec,
