@@ -74,9 +74,8 @@ def write_record(
     else:
         values, scores, thumbnails = _earlier_quality(earlier)
     new, (old, old_run_id) = probed.values.get(model.name, []), _earlier_probes(earlier, context)
-    measured = (*values, *new, *old)
     if subject is not None:
-        _check_any_measured(model, measured)
+        _check_any_measured(model, (*values, *new))
     run_ids = {run_id for run_id, found in ((probed.run_id, new), (old_run_id, old)) if found}
     record = Record(
         family=context.suite.family or "",

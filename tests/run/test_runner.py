@@ -46,7 +46,7 @@ from sdbench.scenes.render import render
 from sdbench.score import score
 from sdbench.settings import Probes, Setting
 from sdbench.store import Store
-from sdbench.suites import Suite, Teacher
+from sdbench.suites import Accept, Suite, Teacher
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")
 
@@ -146,12 +146,22 @@ def test_nothing_is_recorded_where_no_metric_can_be_measured(
     def absent() -> None:
         raise error
 
+    latency = Value(name="latency.pipeline.p50", kind="probe", direction="lower", unit="s", value=0.5)
+    monkeypatch.setattr(driver, "measure", lambda specs, *_, **__: ProbeResult({spec.name: [latency] for spec in specs}, "turns"))
     monkeypatch.setitem(TOWERS, "clip.scenes", absent)
-    suite = SUITE.model_copy(update={"metrics": {"scenes": ("clip_score.scenes",)}})
+    suite = SUITE.model_copy(update={"metrics": {"scenes": ("clip_score.scenes",)}, "probes": Probes(rounds=1, calls=2, warmup=0)})
+    (earlier,) = runner.run([teacher], prepare_in(tmp_path, suite, "probes"))
     with pytest.raises(UserError, match=rf"none of the 1 metrics of 'scenes-teacher' .*clip_score\.scenes, is {said}\. `sdbench doctor`"):
         runner.run([teacher], prepare_in(tmp_path, suite))
-    assert not list((tmp_path / "results").rglob("record.json"))
+    assert records.folders(tmp_path / "results") == [earlier], "what an earlier run measured makes no record of this one"
     assert len(list((tmp_path / "runs").rglob("images/*.png"))) == 4, "the images are kept"
+
+
+def test_record_says_whether_the_range_that_its_suite_accepts_was_reproduced(teacher: ModelSpec, tmp_path: Path) -> None:
+    accept = Accept(name="Ours", source="", prompts="p", noise="n", statistics="s", ranges={"clip_score.scenes": (-100, 100)})
+    (folder,) = runner.run([teacher], prepare_in(tmp_path, SUITE.model_copy(update={"accept": accept})))
+    assert (score := records.read_record(folder).value("clip_score.scenes"))
+    assert score.note == "Ours-like: other prompts, latent, statistics; within -100.0..100.0"
 
 
 def test_teacher_is_recorded_where_a_suite_only_compares_with_it(teacher: ModelSpec, tmp_path: Path) -> None:
