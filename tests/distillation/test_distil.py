@@ -449,13 +449,16 @@ def test_a_text_encoder_as_another_version_of_transformers_stores_it_is_the_same
 def test_a_new_run_tells_how_earlier_ones_differ(vega: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = tmp_path / "work"
     decides = {"recipe": vega.training_digest("scenes"), "steps": 4}
+    train._run_folder(work, "vega-mine", decides)  # another recipe's
     before = train._run_folder(work, "vega", decides)
-    assert capsys.readouterr().err == ""
     reworded = vega.model_copy(update={"middle": vega.middle.model_copy(update={"source": "a better one"})})
     assert train._run_folder(work, "vega", decides | {"recipe": reworded.training_digest("scenes")}) == before
+    assert capsys.readouterr().err == ""
     lower = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"lr": 1e-5})})
     after = train._run_folder(work, "vega", decides | {"recipe": lower.training_digest("scenes")})
-    assert f"starting a new run in {after}; the run in {before} differs in: recipe" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"starting a new run in {after}; the run in {before} differs in: recipe\n"
+    newer = train._run_folder(work, "vega", decides | {"device": "cpu"})
+    assert f"starting a new run in {newer}; the run in {before} differs in: device\n" in capsys.readouterr().err
 
 
 def test_whatever_decides_the_weights_decides_the_run(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
@@ -470,11 +473,13 @@ def test_whatever_decides_the_weights_decides_the_run(vega: Recipe, teacher_fold
         (vega, [teacher_folder, teacher_folder, teacher_folder], STEPS, "data"),
         (vega, [teacher_folder, teacher_folder, tuned], STEPS, "data"),
     ]
-    found = {
-        digest(run_identity(recipe, "scenes", plan_run(recipe, "scenes", folders, steps), data, "cpu"))
-        for recipe, folders, steps, data in runs
-    }
-    assert len(found) == len(runs)
+
+    def identity(recipe: Recipe, folders: list[Path], steps: int, data: str) -> str:
+        return digest(run_identity(recipe, "scenes", plan_run(recipe, "scenes", folders, steps), data, "cpu"))
+
+    assert len({identity(*run) for run in runs}) == len(runs)
+    reworded = vega.model_copy(update={"middle": vega.middle.model_copy(update={"source": "a better one"})})
+    assert identity(reworded, [teacher_folder], STEPS, "data") == identity(*runs[0])
 
 
 def test_repeatable_bytes_are_not_taken_from_a_run_that_did_not_ask_for_them(
