@@ -128,7 +128,9 @@ def test_a_run_of_the_full_size_family(
     assert at_once == [1] * 4  # images after the stage: at 1024 px a decoder takes gigabytes for each
 
 
-def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_teachers_teach_in_succession(
+    recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     others = [with_unet(teacher, tmp_path / f"teacher-{seed}", tiny_unet("sdxl", seed, "sdxl")) for seed in (1, 2)]
     folders, of_step = [teacher, *others], train.batch_loss_terms
     starts = [load_file(each / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.bias"] for each in folders]
@@ -151,6 +153,7 @@ def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Pat
     digests = [stage["teacher_digest"] for stage in stages]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
+    assert f"training on {N} images, each seen {6 * 2 / N:.1f} times on average\n" in capsys.readouterr().err, "in all stages"
 
 
 def test_with_bfloat16_only_the_teacher_is_stored_in_it(
