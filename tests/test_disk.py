@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock, Timeout
 from processes import by_one, is_locked
 
-from sdbench.disk import create_array, locked, read_json, read_json_lines
+from sdbench.disk import create_array, locked, read_json, read_json_lines, write_json_lines
 from sdbench.errors import UserError
 
 
@@ -93,5 +93,12 @@ def test_half_a_line_at_the_end_is_left_out_and_a_damaged_one_is_named(tmp_path:
 def test_damaged_file_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "losses.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"losses\.json is damaged .*; restore it, or move .* away"):
+    with pytest.raises(UserError, match=rf"losses\.json is damaged .*; restore it, or move {tmp_path} away"):
         read_json(path)
+    with pytest.raises(UserError, match=rf"or move {path} away to start that part again"):
+        read_json(path, part=path)
+
+
+def test_captions_in_any_language_stay_readable(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "metadata.jsonl", [{"caption": "eine Tür"}])
+    assert (tmp_path / "metadata.jsonl").read_text(encoding="utf-8") == '{"caption": "eine Tür"}\n'

@@ -63,16 +63,15 @@ class Journal:
             self._board.add_scalar(name, value, step)
 
     def evaluate_if_due(self, taken: int, network: nn.Module) -> None:
-        """Evaluate a network after `taken` steps if an evaluation is due, and save the image and values.
+        """Evaluate a network after `taken` steps if an evaluation is due, save the image and values, and leave it in training mode.
 
         Raises:
             UserError: the image or the log cannot be written.
         """
         if self._quiet or self._evaluate is None or not taken or (taken < self._steps and taken % self._evaluate_every):
             return
-        training = network.training
         image, values = self._evaluate(network.eval())
-        network.train(training)
+        network.train()
         self.write(taken, values)
         with explain_write_errors("an image", self._folder):
             (self._folder / "samples").mkdir(exist_ok=True)

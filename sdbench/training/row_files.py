@@ -169,15 +169,13 @@ def _missing_chunks(file: RowFile, marks: npt.NDArray[np.uint8], process: int, p
 
 def _read_ahead(read: Callable[[Rows], Any], chunks: Sequence[Rows]) -> Generator[tuple[Rows, Callable[[], Any]], None, None]:
     """Yield each chunk with a function that waits for its input, while threads read the next chunks."""
-    pool, pending = ThreadPoolExecutor(READERS), deque[tuple[Rows, Callable[[], Any]]]()
-    try:
+    pending = deque[tuple[Rows, Callable[[], Any]]]()
+    with ThreadPoolExecutor(READERS) as pool:
         for chunk in chunks:
             pending.append((chunk, pool.submit(read, chunk).result))
             if len(pending) > READERS:
                 yield pending.popleft()
         yield from pending
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _compute_chunk(
