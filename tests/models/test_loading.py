@@ -203,6 +203,7 @@ def test_loras_that_diffusers_would_fuse_only_partly_are_rejected(tiny_pipeline:
         ({f"{layer}.hada_lora.weight": torch.zeros(1)}, "has a format that diffusers does not read"),
         ({name: tensor / 0 for name, tensor in peft_lora(pipeline).items()}, r"lora\.safetensors: tensor '.*' holds NaN or infinity"),
         (kohya_lora(pipeline, str) | {f"{layer}.dora_scale": torch.zeros(1)}, "is a DoRA"),
+        ({f"base_model.model.{layer}.lora_A.weight": torch.zeros(1)}, "is an adapter of peft, which is not read: merge it with"),
         (
             kohya_lora(pipeline, str) | {f"{layer}.lora_mid.weight": torch.zeros(2, 2)},
             rf"lora\.safetensors has a format .*{layer}\.lora_mid",
