@@ -1,5 +1,6 @@
 """The log of a training run: losses, evaluations, and sample images."""
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,14 @@ from sdbench.disk import json_line, read_json_lines, write_json_lines
 from sdbench.training.checkpoints import STEP, explain_write_errors
 
 Evaluate = Callable[[nn.Module], tuple[npt.NDArray[np.uint8], dict[str, float]]]
+
+
+def _parse_entry(line: bytes) -> dict[str, float]:
+    """The values that a line of the log holds, `step` among them."""
+    match json.loads(line):
+        case {"step": int(), **values} as entry if all(isinstance(value, int | float) for value in values.values()):
+            return entry
+    raise ValueError("expected an object with a step and numbers")
 
 
 class Journal:
@@ -38,7 +47,7 @@ class Journal:
         if quiet:
             return
         with explain_write_errors("the log", folder):
-            write_json_lines(self._log, (values for values in read_json_lines(self._log) if values["step"] < start))
+            write_json_lines(self._log, (values for values in read_json_lines(self._log, _parse_entry) if values["step"] < start))
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def __enter__(self) -> Self:
