@@ -128,6 +128,16 @@ def test_original_checkpoint_loads_unless_a_tensor_is_missing(teacher_folder: Pa
         open_pipeline(tmp_path / "lacking.safetensors", base=str(teacher_folder))
 
 
+@pytest.mark.parametrize("name", ["renamed", "conv_in.weight"])
+def test_original_checkpoint_that_cannot_be_converted_is_named(
+    name: str, teacher_folder: Path, original_checkpoint: Path, tmp_path: Path
+) -> None:
+    tensors, part = load_file(original_checkpoint), "first_stage_model.decoder"
+    save_file(tensors | {f"{part}.{name}": tensors.pop(f"{part}.conv_in.weight").flatten()}, tmp_path / "damaged.safetensors")
+    with pytest.raises(UserError, match=r"damaged\.safetensors cannot be loaded \(.*\); export it again, or name with --base another"):
+        open_pipeline(tmp_path / "damaged.safetensors", base=str(teacher_folder))
+
+
 def test_lora_is_fused(tiny_pipeline: Path, loaded_pipeline: Any, tmp_path: Path) -> None:
     lora = save_lora(tiny_unet(), tmp_path / "lora", ["to_q", "to_v"])
     plain, fused = loaded_pipeline, open_pipeline(tiny_pipeline, lora=str(lora))
