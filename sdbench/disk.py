@@ -123,7 +123,7 @@ def json_line(row: Any) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def load_array(path: Path, mmap_mode: Literal["r", "r+"] | None = None) -> npt.NDArray[Any]:
+def load_array(path: Path, mmap_mode: Literal["r", "r+"] | None = None) -> Any:
     """The array in a `.npy` file that an earlier run wrote.
 
     Raises:
@@ -133,10 +133,9 @@ def load_array(path: Path, mmap_mode: Literal["r", "r+"] | None = None) -> npt.N
     try:
         if mmap_mode == "r+":
             np.load(path, mmap_mode="r")  # "r+" would lengthen a file that was cut short
-        array: npt.NDArray[Any] = np.load(path, mmap_mode=mmap_mode)
+        return np.load(path, mmap_mode=mmap_mode)
     except (ValueError, EOFError, TokenError) as error:  # cut short, empty, or with a header that is not Python
         raise UserError(f"{path} is damaged ({error}); remove it, and run the same command again, which makes it again") from error
-    return array
 
 
 def create_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> "np.memmap[Any, Any]":

@@ -91,7 +91,8 @@ def load_or_compute(path: Path, compute: Callable[[], F32]) -> F32:
         UserError: see `write_bytes`.
     """
     with contextlib.suppress(OSError, UserError):
-        return load_array(path)
+        loaded: F32 = load_array(path)
+        return loaded
     computed = np.asarray(compute(), np.float32)
     buffer = io.BytesIO()
     np.save(buffer, computed)

@@ -122,7 +122,8 @@ def _smeared_images(path: Path, pipeline: Path, pool: Pool, work: Path) -> U8:
         temporary = path.with_suffix(".part.npy")
         np.save(temporary, np.concatenate([_predict_clean(latents, unet, vae, np.arange(start, start + 64)) for start in starts]))
         temporary.rename(path)
-    return load_array(path)
+    images: U8 = load_array(path)
+    return images
 
 
 @torch.no_grad()
