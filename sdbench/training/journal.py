@@ -1,5 +1,6 @@
 """The log of a training run: losses, evaluations, and sample images."""
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,14 @@ from sdbench.disk import json_line, read_json_lines, write_json_lines
 from sdbench.training.checkpoints import STEP, explain_write_errors
 
 Evaluate = Callable[[nn.Module], tuple[npt.NDArray[np.uint8], dict[str, float]]]
+
+
+def _parse_entry(line: bytes) -> dict[str, float]:
+    """The values that a line of the log holds, `step` among them."""
+    entry: dict[str, float] = json.loads(line)
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+        raise ValueError("expected an object with a step")  # noqa: TRY004  # `read_json_lines` expects it
+    return entry
 
 
 class Journal:
@@ -38,7 +47,7 @@ class Journal:
         if quiet:
             return
         with explain_write_errors("the log", folder):
-            write_json_lines(self._log, (values for values in read_json_lines(self._log) if values["step"] < start))
+            write_json_lines(self._log, (values for values in read_json_lines(self._log, _parse_entry) if values["step"] < start))
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def __enter__(self) -> Self:

@@ -4,7 +4,10 @@ import errno
 import gc
 import itertools
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
-from processes import by_two, is_locked
+from processes import by_one, by_two, is_locked
 from safetensors.torch import load_file, save_file
 from tiny import tiny_unet, with_unet
 from torch import nn
@@ -627,6 +630,34 @@ def test_of_two_exports_to_one_folder_at_once_the_second_is_refused_and_the_firs
         write()
     assert StableDiffusionXLPipeline.from_pretrained(out).unet.config.mid_block_type == "UNetMidBlock2D"
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_one(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = open_teacher_for(teacher_folder, vega)
+    cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
+    write = partial(export_student, cut, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], cut), unet_only=True)
+    (tmp_path / ".out-mine").mkdir()  # of the user
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_write_folder", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        assert by_one(write) == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    write()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out-mine", "out"]
+
+
+@pytest.mark.parametrize(("file", "content"), [(WEIGHTS, b""), ("config.json", b"{"), ("config.json", b"{}"), ("losses.json", b"[]")])
+def test_damaged_student_of_a_finished_stage_is_named_with_the_way_out(
+    file: str, content: bytes, vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path
+) -> None:
+    run = partial(distil, vega, "scenes", [teacher_folder], work_after_first_stage(student, tmp_path), tmp_path / "out", steps=STEPS)
+    (first,) = (tmp_path / "work").glob("vega-*/1-half/student")
+    (first / file).write_bytes(content)
+    with pytest.raises(UserError, match=rf"damaged.*[Mm]ove {re.escape(str(first))} away"):
+        run()
+    shutil.rmtree(first)
+    assert (run() / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
 
 
 def test_a_student_can_be_written_to_the_current_folder(

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from sdbench.errors import UserError
 from sdbench.training import checkpoints
 from sdbench.training.checkpoints import Checkpoints
+from sdbench.training.journal import Journal
 from sdbench.training.loop import Schedule, draw_rows, fit, max_even_processes
 
 SCHEDULE = Schedule(steps=12, lr=1e-2, batch=8, warmup=3, ema=0.9, seed=4)
@@ -102,6 +103,13 @@ def test_resumed_run_evaluates_every_checkpoint_once(killed_at: int, tmp_path: P
     assert train_and_read_log(tmp_path / "killed") == uninterrupted
     assert train_and_read_log(tmp_path / "killed") == uninterrupted  # once more, with no step left
     assert uninterrupted.count(b"norm") == 3 + 1  # one is the gradient_norm of step 0
+
+
+@pytest.mark.parametrize("entry", ["{}", "[1]", '{"step": "1"}'])
+def test_damaged_entry_of_the_log_is_named(entry: str, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(f'{{"step": 0}}\n{entry}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"line 2 of .*log\.jsonl is damaged \(expected an object with a step\); remove that line"):
+        Journal(tmp_path, 5, 10, None, 5, quiet=False)
 
 
 def train_until_killed(folder: Path) -> None:
