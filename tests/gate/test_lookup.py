@@ -254,9 +254,9 @@ def test_records_do_not_hide_a_checkpoint_nor_an_unknown_name(
         lookup.find_candidate("my-unet", results.folder)
 
 
-def test_note_says_that_a_checkpoint_is_measured_again_although_it_has_a_record(tiny_pipeline: Path) -> None:
-    assert "name its folder" in lookup.describe_run([resolve("scenes-teacher"), resolve(str(tiny_pipeline))], SUITE)
-    assert lookup.describe_run([resolve("scenes-teacher")], SUITE).endswith("measuring it now, on this machine")
+def test_note_says_that_a_checkpoint_is_measured_again_although_it_has_a_record(tiny_pipeline: Path, tmp_path: Path) -> None:
+    assert "name its folder" in lookup.describe_run([resolve("scenes-teacher"), resolve(str(tiny_pipeline))], SUITE, tmp_path)
+    assert lookup.describe_run([resolve("scenes-teacher")], SUITE, tmp_path).endswith("measuring it now, on this machine")
 
 
 def test_record_of_a_model_is_found_by_suite_digest_and_machine_class(results: Results) -> None:
