@@ -721,6 +721,10 @@ def test_custom_prompts_and_reference_make_a_custom_suite_identified_by_content(
     assert (mine.name, [*mine.prompt_list().values()]) == ("standard-custom", ["a cat", "a dog", "a fox"])
     assert mine.id == copied.id != two.id
     assert len(two.prompt_list()) == 2
+    (tmp_path / "captions.csv").write_text("file,caption\n0.png,a cat\n1.png,a dog\n2.png,a fox\n", encoding="utf-8")
+    table = api.Overrides(prompts="captions.csv").apply(plain)
+    assert table.prompt_list() == mine.prompt_list()
+    capsys.readouterr()  # `datasets` shows its progress
     to_mine = api.Overrides(reference="mine").apply(plain)
     assert (to_mine.name, to_mine.reference, to_mine.prompt_list()) == ("standard-custom", "mine", plain.prompt_list())
     with pytest.raises(UserError, match=r"prompts nowhere\.txt cannot be read"):

@@ -124,8 +124,10 @@ def record_images(
     from sdbench.run.context import prepare
 
     chosen = suites.load(suite)
-    found = external.find_images(Path(images), Path(prompts) if prompts else None, chosen)
-    if tuple(found.prompts) != tuple(chosen.prompt_list().values()):
+    found, wanted = external.find_images(Path(images), Path(prompts) if prompts else None, chosen), [*chosen.prompt_list().values()]
+    if not prompts:
+        found = found.in_order_of(wanted)
+    if [*found.prompts] != wanted:
         chosen = Overrides(prompts=prompts or images).apply(chosen)
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")
     return external.record_images(found, name, context)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 from PIL import Image
 from tqdm import tqdm
@@ -39,9 +40,17 @@ class CaptionedFiles:
     paths: Sequence[Path]
     prompts: Sequence[str]
 
+    def in_order_of(self, prompts: Sequence[str]) -> Self:
+        """The images in the order of a list of prompts; as they are, where they have others."""
+        if sorted(self.prompts) != sorted(prompts):
+            return self
+        places = sorted(range(len(prompts)), key=prompts.__getitem__)
+        path_at = dict(zip(places, (path for _, path in sorted(zip(self.prompts, self.paths, strict=True))), strict=True))
+        return replace(self, paths=[path_at[place] for place in range(len(prompts))], prompts=prompts)
+
 
 def find_images(folder: Path, prompts: Path | None, suite: Suite) -> CaptionedFiles:
-    """The images in a folder with their prompts, to be scored by a suite; those with captions of their own in the order of its prompts, if they have these.
+    """The images in a folder with their prompts, to be scored by a suite.
 
     Args:
         prompts: text file with one prompt per line, in the order of the images' names; None for the captions in the folder.
@@ -59,10 +68,7 @@ def find_images(folder: Path, prompts: Path | None, suite: Suite) -> CaptionedFi
             f"suite {suite.name!r} is a part and has no family; score with one that includes it, such as 'standard' or 'quality'"
         )
     paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
-    if prompts is None:
-        found = _sort_like(list(suite.prompt_list().values()), _read_captioned(folder, paths))
-    else:
-        found = CaptionedFiles(folder, _sort_by_name(paths), read_lines(prompts))
+    found = CaptionedFiles(folder, _sort_by_name(paths), read_lines(prompts)) if prompts else _read_captioned(folder, paths)
     if not found.paths or len(found.paths) != len(found.prompts):
         raise UserError(
             f"{folder} holds {len(found.paths)} images and {prompts} {len(found.prompts)} prompts; there must be a prompt for each image, in the order of the file names"
@@ -145,15 +151,6 @@ def _read_captioned(folder: Path, paths: Sequence[Path]) -> CaptionedFiles:
         raise UserError(f"{folder}: captions without an image file, such as that of {missing[0]}; remove them, or unpack the images")
     captions = read_captions(rows, rows.column(None, COLUMNS, "--prompts, which takes a text file"))
     return CaptionedFiles(folder, files, [caption.strip() for caption in captions])
-
-
-def _sort_like(prompts: Sequence[str], found: CaptionedFiles) -> CaptionedFiles:
-    """The images in the order of a list of prompts; as they are, where their captions are others."""
-    if sorted(found.prompts) != sorted(prompts):
-        return found
-    places = sorted(range(len(prompts)), key=prompts.__getitem__)
-    path_at = dict(zip(places, (path for _, path in sorted(zip(found.prompts, found.paths, strict=True))), strict=True))
-    return replace(found, paths=[path_at[place] for place in range(len(prompts))], prompts=prompts)
 
 
 def _sort_by_name(paths: Iterable[Path]) -> list[Path]:
