@@ -219,7 +219,7 @@ def _log_ratio_bounds(new_value: Value, old_value: Value, level: float) -> Bound
         return _round_bounds(new_value.samples, old_value.samples, level)
     if new_value.kind != "count":
         return Obstacle(
-            "incomparable", "its spread is unknown, because not both records hold raw samples; weigh a value that has them, such as a p50"
+            "incomparable", "its spread is unknown, because not both records hold raw samples; take a value that has them, such as a p50"
         )
     ratio = math.log(new_value.value / old_value.value)
     return Bounds(ratio, ratio, ratio, 0.0, 1)

@@ -18,7 +18,7 @@ from sdbench.errors import UserError
 from sdbench.gate import compare as measuring
 from sdbench.gate import floors
 from sdbench.gate.compare import Obstacle, Side
-from sdbench.gate.judging import _notes
+from sdbench.gate.judging import pair_notes
 from sdbench.gate.policy import Rule
 from sdbench.gate.verdicts import finite_or_none, format_change
 from sdbench.records import Kind, Value
@@ -157,7 +157,7 @@ def compare(a: Path, b: Path, results: Path) -> Comparison:
     survives = dict(zip(uncertain, decisions.holm([_p_value(bounds[name]) for name in uncertain], ALPHA), strict=True))
     found = [_difference(name, rules[name], each, new, old, is_sure=survives.get(name, True)) for name, each in bounds.items()]
     notes = (
-        *_notes({name: rules[name] for name in bounds}, new.record, old.record, between_runs, own=True),
+        *pair_notes({name: rules[name] for name in bounds}, new.record, old.record, between_runs, own=True),
         *_explain_chance(len(uncertain)),
     )
     suite = old.record.suite.title_with_digest

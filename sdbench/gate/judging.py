@@ -67,7 +67,7 @@ def judge(
     )
     verdict = _worst_verdict(results)
     own = policy.table_name(new.record.suite.name) == new.record.suite.name
-    notes = (*_notes(rules, new.record, old.record, between_runs, own=own), *_agreement_note(rules, new, old, policy.alpha))
+    notes = (*pair_notes(rules, new.record, old.record, between_runs, own=own), *_agreement_note(rules, new, old, policy.alpha))
     return Report(verdict, _explain(verdict, results, *names), *names, results, (), notes)
 
 
@@ -166,7 +166,7 @@ def _explain(verdict: Verdict, results: tuple[Result, ...], candidate: str, base
     return f"{candidate} and {baseline} cannot be compared: {reasons}.{also}"
 
 
-def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Mapping[str, BetweenRuns], *, own: bool) -> Iterator[str]:
+def pair_notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Mapping[str, BetweenRuns], *, own: bool) -> Iterator[str]:
     """What a reader should know although the gate does not weigh it.
 
     Args:
