@@ -1,5 +1,6 @@
 """Runs with a tiny teacher: what a student consists of, that a stopped run ends like an unbroken one, and what is exported."""
 
+import copy
 import errno
 import gc
 import itertools
@@ -561,6 +562,29 @@ def test_training_brings_the_student_closer_to_the_teacher(vega: Recipe, teacher
     log = next((tmp_path / "work").glob("vega-*/1-all/log.jsonl")).read_text(encoding="utf-8")
     first, last = json.loads(log.splitlines()[0]), json.loads((out / "provenance.json").read_text(encoding="utf-8"))["stages"][-1]["losses"]
     assert last["output"] + last["feature"] < 0.9 * (first["output"] + first["feature"])
+
+
+def test_the_final_losses_are_of_the_network_that_is_stored(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The average of the weights, not the weights of the last step."""
+    averages, judged = list[nn.Module](), list[nn.Module]()
+
+    def fitted(model: nn.Module, _: object, __: Schedule, folder: Path, **___: Any) -> nn.Module:
+        (folder / "log.jsonl").touch()
+        averages.append(copy.deepcopy(model))
+        return averages[-1]
+
+    def noted(_: object, student: nn.Module, *__: Any) -> dict[str, torch.Tensor]:
+        judged.append(student)
+        return {"task": torch.tensor(float(len(judged)))}
+
+    monkeypatch.setattr(train, "FINAL_BATCHES", 3)
+    monkeypatch.setattr(train, "fit", fitted)
+    monkeypatch.setattr(train, "batch_loss_terms", noted)
+    out = distil(one_shot_recipe(vega), "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=2)
+    assert judged == averages * 3
+    assert json.loads((out / "provenance.json").read_text(encoding="utf-8"))["stages"][-1]["losses"] == {"task": 2.0}
 
 
 def test_a_half_precision_teacher_teaches_in_float32_and_its_student_is_stored_in_half(
