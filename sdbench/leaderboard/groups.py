@@ -36,7 +36,6 @@ def _cells(record: Record, scores: Scores, groups: Mapping[str, int], metric: st
 def _cell(means: F64, n: int, *, is_share: bool) -> str:
     if not len(means):
         return "no prompt used"  # by a run that stopped when sure
-    is_win = is_share and np.isin(means, (0, 0.5, 1)).all()  # a share of several samples is not
-    found = intervals.wins_interval(means, np.full(len(means), 0.5)).estimate if is_win else intervals.mean_interval(means)
+    found = (intervals.share_interval if is_share else intervals.mean_interval)(means)
     text = tables.format_estimate(found.value, found.low, found.high)
     return text if len(means) == n else f"{text} [n={len(means)}]"

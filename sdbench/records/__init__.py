@@ -21,6 +21,7 @@ from sdbench.records.content import (
     Value,
     column_of,
     influenced_metric,
+    is_one,
 )
 from sdbench.records.files import (
     MAX_THUMBNAILS,
@@ -64,6 +65,7 @@ __all__ = [
     "find",
     "folders",
     "influenced_metric",
+    "is_one",
     "mean_per_prompt",
     "newest_per_model",
     "now",

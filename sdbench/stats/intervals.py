@@ -68,6 +68,22 @@ def proportion_interval(successes: float, n: int) -> Estimate:
     return _wilson_interval(share, share * (1 - share), n)
 
 
+def share_interval(shares: npt.ArrayLike) -> Estimate:
+    """The mean of n numbers in 0..1 that are not all 0 or 1, such as the share of right images of each prompt, (n,).
+
+    Wilson's interval, with share (1 - share) replaced by the variance of the numbers, which is smaller; equal to Wilson's where all are 0 or 1.
+
+    Raises:
+        ValueError: not one-dimensional, empty, not finite, or outside 0..1.
+    """
+    shares = as_column(shares, "shares")
+    if shares.min() < 0 or shares.max() > 1:
+        raise ValueError(f"shares must lie in 0..1, found {shares.min()} to {shares.max()}")
+    share = float(shares.mean())
+    within = float((shares * (1 - shares)).mean())  # what a share of 0 or 1 would vary more
+    return _wilson_interval(share, max(0.0, share * (1 - share) - within), len(shares))
+
+
 def _wilson_interval(share: float, variance: float, n: int) -> Estimate:
     """Wilson's interval for the mean of n numbers in 0..1 with this variance."""
     z = NormalDist().inv_cdf(_UPPER)
@@ -79,8 +95,7 @@ def _wilson_interval(share: float, variance: float, n: int) -> Estimate:
 def wins_interval(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> WinRate:
     """How often the candidate's score is the higher one on the same prompt, for scores (n,) of both; a tie counts half.
 
-    Wilson's interval, with share (1 - share) replaced by the variance of wins, halves and losses, since ties vary less than a coin.
-    Without ties the two are equal.
+    The interval is `share_interval`'s, since ties vary less than a coin.
 
     Raises:
         ValueError: lengths that differ, empty, or not finite.
@@ -89,10 +104,8 @@ def wins_interval(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> WinRate:
     if len(candidate) != len(baseline):
         raise ValueError(f"paired scores must have one length, found {len(candidate)} and {len(baseline)}")
     wins, losses = int((candidate > baseline).sum()), int((candidate < baseline).sum())
-    n, ties = len(candidate), len(candidate) - wins - losses
-    share = (wins + ties / 2) / n
-    variance = (wins + ties / 4) / n - share**2
-    return WinRate(_wilson_interval(share, max(0.0, variance), n), wins, ties, losses)
+    shares = (1 + np.sign(candidate - baseline)) / 2
+    return WinRate(share_interval(shares), wins, len(candidate) - wins - losses, losses)
 
 
 def standard_error_interval(value: float, influence: npt.ArrayLike, systematic: float = 0.0) -> Estimate:
