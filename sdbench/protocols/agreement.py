@@ -60,7 +60,9 @@ def _frechet(encoder: str, student: Subject, teacher: Subject, protocol: Protoco
     if n < 2:
         return protocol.without_value("not_applicable", f"a distance between distributions needs images of at least 2 prompts, found {n}")
     value, influence = frechet.paired(student_features, teacher_features)
-    return protocol.distance(intervals.standard_error_interval(value, student.per_prompt(influence)), influence, small_sample_note(n, width))
+    return protocol.distance(
+        intervals.standard_error_interval(value, student.per_prompt(influence)), influence, small_sample_note(n, width)
+    )
 
 
 PROTOCOLS = (

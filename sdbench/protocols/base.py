@@ -159,7 +159,7 @@ class Protocol:
 
     def share(self, subject: Subject, scores: F64, note: str = "") -> Result:
         """The mean of one number in 0..1 for each image, (n,), and the numbers."""
-        return self.value(intervals.share_interval(subject.per_prompt(scores)), note), {self.column: scores}
+        return self.value(intervals.share_interval(subject.per_prompt(scores), len(scores)), note), {self.column: scores}
 
     def distance(self, estimate: intervals.Estimate, influence: F64, note: str = "", reference: str | None = None) -> Result:
         """A number of the whole set, and the influence of each image on it, (n,)."""

@@ -8,6 +8,7 @@ from sdbench.encoders.catalogue import TOWERS
 from sdbench.encoders.clip import BACKBONES
 from sdbench.metrics.cosine import caption_score
 from sdbench.protocols.base import Protocol, Result, Subject
+from sdbench.stats import intervals
 
 
 def _cosine(encoder: str, subject: Subject, protocol: Protocol) -> Result:
@@ -28,10 +29,14 @@ def _win_rate(subject: Subject, protocol: Protocol) -> Result:
         )
     baseline = teacher.column_for(list(zip(subject.prompt_ids, subject.samples, strict=True)), judge)
     candidate = subject.columns[judge]
-    column = (1 + np.sign(candidate - baseline)) / 2  # a tie counts half
-    wins, ties, losses = (int((column == share).sum()) for share in (1, 0.5, 0))
-    note = "; ".join(filter(None, [f"{wins} wins, {ties} ties, {losses} losses", subject.teacher_note]))
-    return protocol.share(subject, column, note)
+    rate = intervals.wins_interval(candidate, baseline)
+    column = np.where(candidate > baseline, 1.0, np.where(candidate < baseline, 0.0, 0.5))  # a tie counts half
+    note = "; ".join(filter(None, [f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses", subject.teacher_note]))
+    return (
+        protocol.share(subject, column, note)
+        if subject.has_several_samples
+        else (protocol.value(rate.estimate, note), {protocol.name: column})
+    )
 
 
 _CLIP = (

@@ -76,6 +76,11 @@ def _kernel_distance(encoder: str, distance: Callable[[F32, F32], tuple[float, F
     return protocol.distance(intervals.standard_error_interval(value, subject.per_prompt(influence)), influence, reference=digest)
 
 
+def _kid(subject: Subject, protocol: Protocol) -> Result:
+    distance = partial(kid.kid, prompts=subject.prompt_ids if subject.has_several_samples else None)
+    return _kernel_distance("inception.clean", distance, subject, protocol)
+
+
 def _prdc(subject: Subject, protocol: Protocol) -> Result:
     features, real, digest = _features_of_both("inception.clean", subject)
     if too_few := _too_few(protocol, prdc.K + 2, subject):
@@ -84,7 +89,7 @@ def _prdc(subject: Subject, protocol: Protocol) -> Result:
     value, influence = found[protocol.name.removeprefix("prdc.")]
     if protocol.name == "prdc.precision":  # each image counts by itself: for 0.95 of 64 images, Student's 95 % interval covers 83 %
         shares = subject.per_prompt(np.rint(value + influence))
-        return protocol.distance(intervals.share_interval(shares), influence, reference=digest)
+        return protocol.distance(intervals.share_interval(shares, len(features)), influence, reference=digest)
     is_mean = protocol.name == "prdc.density"  # over images; what else a prompt contributes is not the sum of what each of its images does
     if np.allclose(influence, 0) or (subject.has_several_samples and not is_mean):
         note = _NO_INTERVAL_OF_SAMPLES if subject.has_several_samples else _NO_INTERVAL
@@ -103,7 +108,7 @@ PROTOCOLS = (
     Protocol("fid.mlperf",       "set", "lower",  "distance",    partial(_frechet, "inception.mlperf")),
     Protocol("fid.torchmetrics", "set", "lower",  "distance",    partial(_frechet, "inception.torchmetrics")),
     Protocol("fd.dinov2",        "set", "lower",  "distance",    partial(_frechet, "dinov2.vit-l-14")),
-    Protocol("kid",              "set", "lower",  "MMD^2",       partial(_kernel_distance, "inception.clean", kid.kid)),
+    Protocol("kid",              "set", "lower",  "MMD^2",       _kid),
     Protocol("cmmd",             "set", "lower",  "1000 MMD^2",  partial(_kernel_distance, "clip.vit-l-14-336", cmmd.cmmd)),
     Protocol("prdc.precision",   "set", "higher", "share",       _prdc),
     Protocol("prdc.recall",      "set", "higher", "share",       _prdc),

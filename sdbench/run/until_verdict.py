@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from sdbench import suites, tables
+from sdbench.arrays import F64
 from sdbench.errors import UserError
 from sdbench.gate import looks
 from sdbench.gate.compare import Side
@@ -186,14 +187,14 @@ class _Candidate:
     def _new_scores(self, keys: list[tuple[str, int]]) -> Scores:
         """The candidate's scores of these images, those of all looks so far."""
         names = [name for name in self.score_metrics if name not in self.failed]
-        return Scores(*zip(*keys, strict=True), {name: np.concatenate([part.columns[name] for part in self.scores_by_look]) for name in names})
+        return _scores_of(keys, {name: np.concatenate([part.columns[name] for part in self.scores_by_look]) for name in names})
 
     def _old_scores(self, keys: list[tuple[str, int]], names: list[str]) -> Scores:
         """The baseline's columns of these images, as far as its record has them."""
         row_of = {key: row for row, key in enumerate(self.baseline.keys)}
         rows = [row_of[key] for key in keys]
         columns = {name: self.baseline.columns[name][rows] for name in names if name in self.baseline.columns}
-        return Scores(*zip(*keys, strict=True), columns)
+        return _scores_of(keys, columns)
 
     def _new_record(self) -> Record:
         """The candidate's record, so far with its probes alone."""
@@ -227,3 +228,7 @@ class _Candidate:
         columns = {name: column[order] for name, column in scores.columns.items()}
         so_far = record.model_copy(update={"values": (*means, *values, *probe_values(record)), "n_images": n})
         return Side(so_far, sorted(scores.keys), columns)
+
+
+def _scores_of(keys: list[tuple[str, int]], columns: Mapping[str, F64]) -> Scores:
+    return Scores([prompt_id for prompt_id, _ in keys], [sample for _, sample in keys], columns)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -68,10 +68,12 @@ def proportion_interval(successes: float, n: int) -> Estimate:
     return _wilson_interval(share, share * (1 - share), n)
 
 
-def share_interval(shares: npt.ArrayLike) -> Estimate:
-    """The mean of n numbers in 0..1 that are not all 0 or 1, such as the share of right images of each prompt, (n,).
+def share_interval(shares: npt.ArrayLike, n_images: int) -> Estimate:
+    """The mean of the shares of n prompts, such as those of right images among each prompt's, (n,), with as many images of each.
 
-    Wilson's interval, with share (1 - share) replaced by the variance of the numbers, which is smaller; equal to Wilson's where all are 0 or 1.
+    Wilson's interval for the number of independent images with the same variance (Kish 1965; Korn and Graubard 1998): n where the images of a
+    prompt are all alike, `n_images`, the most it can be, where they are independent. The variance in place of share (1 - share), as in
+    `wins_interval`, would do less well: with 4 images of each of 64 prompts and a share of 0.95 it covers 87 to 91 %, this 94 %.
 
     Raises:
         ValueError: not one-dimensional, empty, not finite, or outside 0..1.
@@ -79,23 +81,26 @@ def share_interval(shares: npt.ArrayLike) -> Estimate:
     shares = as_column(shares, "shares")
     if shares.min() < 0 or shares.max() > 1:
         raise ValueError(f"shares must lie in 0..1, found {shares.min()} to {shares.max()}")
-    share = float(shares.mean())
-    within = float((shares * (1 - shares)).mean())  # what a share of 0 or 1 would vary more
-    return _wilson_interval(share, max(0.0, share * (1 - share) - within), len(shares))
+    share, n = float(shares.mean()), len(shares)
+    most = share * (1 - share)
+    variance = most - float((shares * (1 - shares)).mean())
+    design_effect = max(variance / most, n / n_images) if most else 1.0
+    return replace(_wilson_interval(share, most, n / design_effect), n=n)
 
 
-def _wilson_interval(share: float, variance: float, n: int) -> Estimate:
+def _wilson_interval(share: float, variance: float, n: float) -> Estimate:
     """Wilson's interval for the mean of n numbers in 0..1 with this variance."""
     z = NormalDist().inv_cdf(_UPPER)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * math.sqrt(variance / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return Estimate(share, min(share, centre - half), max(share, centre + half), n)
+    return Estimate(share, min(share, centre - half), max(share, centre + half), int(n))
 
 
 def wins_interval(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> WinRate:
     """How often the candidate's score is the higher one on the same prompt, for scores (n,) of both; a tie counts half.
 
-    The interval is `share_interval`'s, since ties vary less than a coin.
+    Wilson's interval, with share (1 - share) replaced by the variance of wins, halves and losses, since ties vary less than a coin.
+    Without ties the two are equal.
 
     Raises:
         ValueError: lengths that differ, empty, or not finite.
@@ -104,8 +109,10 @@ def wins_interval(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> WinRate:
     if len(candidate) != len(baseline):
         raise ValueError(f"paired scores must have one length, found {len(candidate)} and {len(baseline)}")
     wins, losses = int((candidate > baseline).sum()), int((candidate < baseline).sum())
-    shares = (1 + np.sign(candidate - baseline)) / 2
-    return WinRate(share_interval(shares), wins, len(candidate) - wins - losses, losses)
+    n, ties = len(candidate), len(candidate) - wins - losses
+    share = (wins + ties / 2) / n
+    variance = (wins + ties / 4) / n - share**2
+    return WinRate(_wilson_interval(share, max(0.0, variance), n), wins, ties, losses)
 
 
 def standard_error_interval(value: float, influence: npt.ArrayLike, systematic: float = 0.0) -> Estimate:
