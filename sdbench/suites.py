@@ -257,7 +257,7 @@ class Suite(Table):
             raise UserError(f"{intro}, whose images cannot be paired with its own: {', '.join(differences)}")
         if self.samples > other.samples:
             raise UserError(
-                f"{intro}, which draws fewer images of a prompt, {other.samples} against {self.samples}; give both suites as many"
+                f"{intro}, which draws fewer images of a prompt, {other.samples} against {self.samples}; give both as many, in suite files of your own"
             )
         if missing := [text for prompt_id, text in self.prompt_list().items() if prompts.get(prompt_id) != text]:
             raise UserError(f"{intro}, which lacks {len(missing)} of its prompts at their places, such as {missing[0]!r}")

@@ -87,6 +87,7 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
     own.add_argument(
         "--samples-per-prompt",
         type=int,
+        metavar="N",
         help="number of images drawn for each prompt (default: the suite's, usually 1); at the same number of images, more prompts narrow "
         "intervals more than more samples of each, so this is for when there are no more prompts",
     )

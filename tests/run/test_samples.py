@@ -172,7 +172,7 @@ def test_teacher_of_another_suite_needs_as_many_samples(teacher: ModelSpec, tmp_
     (folder,) = runner.run([replace(teacher, name="student")], prepare_in(tmp_path, student))
     assert (value := records.read_record(folder).value("agreement.ssim"))
     assert value.value == 1
-    with pytest.raises(UserError, match="'one', which draws fewer images of a prompt, 1 against 2; give both suites as many"):
+    with pytest.raises(UserError, match="'one', which draws fewer images of a prompt, 1 against 2; give both as many"):
         prepare_in(tmp_path, sampled(2, teacher=Teacher(model="scenes-teacher", suite="one")))
     context = prepare_in(tmp_path, sampled(2))
     assert recording.missing_of_teacher([replace(teacher, name="student")], context), "records of other numbers of samples do not count"
