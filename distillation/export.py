@@ -1,10 +1,12 @@
 """Students on disk: a diffusers folder with a record of how the student was made and a model card."""
 
+import glob
 import json
 import platform
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Self
 
 import torch
 from diffusers import UNet2DConditionModel
+from filelock import FileLock
 from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
 
@@ -19,12 +22,14 @@ from distillation.recipe import Recipe
 from distillation.recipe_tables import Training
 from distillation.teacher import Teacher
 from sdbench import __version__
+from sdbench.disk import locked
 from sdbench.errors import UserError
 from sdbench.machine import checkout_state, this_machine
 from sdbench.models.files import part_files
 from sdbench.models.loading import count_parameters
 
 INDEX = "model_index.json"
+EXPORTING = "exporting.lock"  # held while its folder is filled
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,11 @@ def export_student(
     target = out.resolve()  # "." has no name of its own
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:  # of this run alone
+        _remove_leftovers(target)
+        with (
+            tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary,  # of this run alone
+            locked(Path(temporary) / EXPORTING),
+        ):
             partial = Path(temporary) / "student"  # unlike the temporary folder, readable by others
             _write_folder(student, partial, teacher, provenance, unet_only=unet_only)
             for name, log in (logs or {}).items():
@@ -174,6 +183,13 @@ def export_student(
     except (OSError, SafetensorError) as error:  # safetensors wraps the OSError of a full disk
         raise UserError(f"cannot write the student to {out}: {error}. Make room, or name another folder with --out") from error
     return out
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what exports to this folder that were killed left beside it: temporary folders whose lock nobody holds any more."""
+    for lock in target.parent.glob(f".{glob.escape(target.name)}-*/{EXPORTING}"):
+        with suppress(OSError), FileLock(lock, blocking=False):  # one that is held raises a TimeoutError, which is an OSError
+            shutil.rmtree(lock.parent)
 
 
 def _write_folder(student: UNet2DConditionModel, folder: Path, teacher: Teacher, provenance: Provenance, *, unet_only: bool) -> None:

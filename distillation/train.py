@@ -37,6 +37,8 @@ from distillation.taps import Tap, collect_outputs
 from distillation.teacher import Teacher
 from sdbench.disk import digest, locked, read_json, write_json
 from sdbench.errors import UserError
+from sdbench.models.checks import check_finite
+from sdbench.models.loading import read_part
 from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.scenes.embedded import verified_path
 from sdbench.scenes.networks import SceneNet
@@ -186,8 +188,7 @@ def _run_folder(work: Path, name: str, identity: dict[str, Any]) -> Path:
     run = work / f"{name}-{digest(identity)[:12]}"
     if not (run / IDENTITY).exists():
         for other in sorted(work.glob(f"{name}-{'?' * 12}/{IDENTITY}")):
-            earlier = read_json(other)
-            differences = ", ".join(key for key, value in identity.items() if earlier.get(key) != value)
+            differences = ", ".join(read_json(other, lambda earlier: [key for key, value in identity.items() if earlier.get(key) != value]))
             tqdm.write(f"starting a new run in {run}; the run in {other.parent} differs in: {differences}", file=sys.stderr)
         write_json(run / IDENTITY, identity)
     return run
@@ -241,8 +242,14 @@ def _initial_student(teacher: Teacher, plan: Plan, previous: tuple[Plan, Path] |
     return prune(_load_student(folder), plan.relative_to(previous_plan))
 
 
-def _load_student(folder: Path) -> UNet2DConditionModel:
-    return UNet2DConditionModel.from_pretrained(folder / STUDENT, local_files_only=True)
+def _load_student(folder: Path) -> nn.Module:
+    path = folder / STUDENT
+    try:
+        student = read_part("unet", path, torch.float32)
+        check_finite(student, "unet", path)
+    except UserError as error:
+        raise UserError(f"the student of a finished stage is damaged: {error} Move {path} away to train that stage again") from error
+    return student
 
 
 def _segment_results(recipe: Recipe, plan: RunPlan, folders: Sequence[Path]) -> list[SegmentResult]:
@@ -251,7 +258,7 @@ def _segment_results(recipe: Recipe, plan: RunPlan, folders: Sequence[Path]) -> 
             recipe.stages[segment.stage].name,
             plan.teachers[segment.teacher].digest,
             segment.end - segment.start,
-            read_json(folder / STUDENT / LOSSES),
+            read_json(folder / STUDENT / LOSSES, lambda losses: {name: float(loss) for name, loss in losses.items()}),
             _environments(folder),
         )
         for segment, folder in zip(plan.segments, folders, strict=True)
@@ -266,7 +273,8 @@ def _add_environment(folder: Path, environment: Environment) -> None:
 
 
 def _environments(folder: Path) -> list[Environment]:
-    return [Environment(**each) for each in read_json(folder / ENVIRONMENTS)]
+    found: list[Environment] = read_json(folder / ENVIRONMENTS, lambda rows: [Environment(**row) for row in rows])
+    return found
 
 
 def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: list[Tap], steps: range, folder: Path) -> None:

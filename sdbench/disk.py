@@ -7,14 +7,15 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
+from typing import Any, Literal
 from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
-from sdbench.errors import UserError
+from sdbench.errors import UserError, describe_error
 from sdbench.validation import error_message
 
 
@@ -35,10 +36,11 @@ def size_text(size_bytes: int) -> str:
     return f"{size_bytes / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 
-def read_json(path: Path, *, part: Path | None = None) -> Any:
+def read_json(path: Path, parse: Callable[[Any], Any] = lambda content: content, *, part: Path | None = None) -> Any:
     """The content of a JSON file that an earlier run wrote.
 
     Args:
+        parse: makes the result from the content; an error of its means that the file is damaged.
         part: what to move away to have it made again where the file is damaged; by default its folder.
 
     Raises:
@@ -46,9 +48,11 @@ def read_json(path: Path, *, part: Path | None = None) -> Any:
         OSError: it cannot be read.
     """
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path} is damaged ({error}); restore it, or move {part or path.parent} away to start that part again") from error
+        return parse(json.loads(path.read_bytes()))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # not JSON, not UTF-8, or without what `parse` looks for
+        raise UserError(
+            f"{path} is damaged ({describe_error(error)}); restore it, or move {part or path.parent} away to start that part again"
+        ) from error
 
 
 def read_json_lines(path: Path, parse: Callable[[bytes], Any] = json.loads) -> Iterator[Any]:
@@ -117,6 +121,21 @@ def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
 def json_line(row: Any) -> str:
     """A row of a file of JSON lines, with the end of the line."""
     return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def load_array(path: Path, mmap_mode: Literal["r", "r+"] | None = None) -> Any:
+    """The array in a `.npy` file that an earlier run wrote.
+
+    Raises:
+        UserError: it is damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        if mmap_mode == "r+":
+            np.load(path, mmap_mode="r")  # "r+" would lengthen a file that was cut short
+        return np.load(path, mmap_mode=mmap_mode)
+    except (ValueError, EOFError, TokenError) as error:  # cut short, empty, or with a header that is not Python
+        raise UserError(f"{path} is damaged ({error}); remove it, and run the same command again, which makes it again") from error
 
 
 def create_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> "np.memmap[Any, Any]":

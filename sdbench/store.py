@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sdbench.arrays import F32, U8
-from sdbench.disk import digest, write_bytes
+from sdbench.disk import digest, load_array, write_bytes
 from sdbench.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}  # files that count as images
@@ -90,8 +90,8 @@ def load_or_compute(path: Path, compute: Callable[[], F32]) -> F32:
     Raises:
         UserError: see `write_bytes`.
     """
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        loaded: F32 = np.load(path)
+    with contextlib.suppress(OSError, UserError):
+        loaded: F32 = load_array(path)
         return loaded
     computed = np.asarray(compute(), np.float32)
     buffer = io.BytesIO()

@@ -311,7 +311,7 @@ def test_gate_and_noise_complete_a_unet_with_the_given_base(
     assert "But --base completes only the candidate" in error_message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)
     assert cli.main(["gate", unet, "--baseline", "scenes-vega-pruned", *more]) == 2
     assert re.match(
-        r"no matching record of mine and scenes-vega-pruned under quality@\d+ \(digest \w+\): measuring them now, on this machine\nsdbench: ",
+        r"no matching record of mine and scenes-vega-pruned under quality@\d+ \(digest \w+\): measuring them now, on this machine \(the files of a checkpoint .*\)\nsdbench: ",
         capsys.readouterr().err,
     )
     error_message(["noise", unet, *more], capsys)
@@ -721,6 +721,10 @@ def test_custom_prompts_and_reference_make_a_custom_suite_identified_by_content(
     assert (mine.name, [*mine.prompt_list().values()]) == ("standard-custom", ["a cat", "a dog", "a fox"])
     assert mine.id == copied.id != two.id
     assert len(two.prompt_list()) == 2
+    (tmp_path / "captions.csv").write_text("file,caption\n0.png,a cat\n1.png,a dog\n2.png,a fox\n", encoding="utf-8")
+    table = api.Overrides(prompts="captions.csv").apply(plain)
+    assert table.prompt_list() == mine.prompt_list()
+    capsys.readouterr()  # `datasets` shows its progress
     to_mine = api.Overrides(reference="mine").apply(plain)
     assert (to_mine.name, to_mine.reference, to_mine.prompt_list()) == ("standard-custom", "mine", plain.prompt_list())
     with pytest.raises(UserError, match=r"prompts nowhere\.txt cannot be read"):

@@ -4,13 +4,14 @@ import errno
 import os
 import signal
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from filelock import FileLock, Timeout
 from processes import by_one, is_locked
 
-from sdbench.disk import create_array, locked, read_json, read_json_lines
+from sdbench.disk import create_array, load_array, locked, read_json, read_json_lines, write_json_lines
 from sdbench.errors import UserError
 
 
@@ -79,6 +80,19 @@ def test_array_without_space_is_an_error_and_leaves_nothing(tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("mmap_mode", [None, "r", "r+"])
+def test_damaged_array_is_named(mmap_mode: Literal["r", "r+"] | None, tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.arange(3))
+    assert load_array(path, mmap_mode).tolist() == [0, 1, 2]
+    content = path.read_bytes()
+    for damaged in (b"", content[:-1], content.replace(b"{", b"(", 1)):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"a\.npy is damaged .*; remove it, and run the same command again"):
+            load_array(path, mmap_mode)
+        assert path.read_bytes() == damaged
+
+
 def test_half_a_line_at_the_end_is_left_out_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     assert list(read_json_lines(log)) == []
@@ -89,9 +103,16 @@ def test_half_a_line_at_the_end_is_left_out_and_a_damaged_one_is_named(tmp_path:
         list(read_json_lines(log))
 
 
-@pytest.mark.parametrize("content", [b"", b"[1", b'"\xff"'])
+@pytest.mark.parametrize("content", [b"", b"[1", b'"\xff"', b"{}", b"[1]", b"null"])
 def test_damaged_file_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "losses.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"losses\.json is damaged .*; restore it, or move .* away"):
-        read_json(path)
+    with pytest.raises(UserError, match=rf"losses\.json is damaged .*; restore it, or move {tmp_path} away"):
+        read_json(path, lambda losses: losses["task"])
+    with pytest.raises(UserError, match=rf"or move {path} away to start that part again"):
+        read_json(path, lambda losses: losses["task"], part=path)
+
+
+def test_captions_in_any_language_stay_readable(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "metadata.jsonl", [{"caption": "eine Tür"}])
+    assert (tmp_path / "metadata.jsonl").read_text(encoding="utf-8") == '{"caption": "eine Tür"}\n'

@@ -221,13 +221,13 @@ def test_features_are_computed_once_for_the_same_images_and_encoder(store: Store
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("n_bytes", [0, 40, 140])
-def test_truncated_features_are_computed_again(n_bytes: int, store: Store) -> None:
+@pytest.mark.parametrize("damage", [*(lambda content, n=n: content[:n] for n in (0, 40, 140)), lambda content: content.replace(b"{", b"(")])
+def test_damaged_features_are_computed_again(damage: Callable[[bytes], bytes], store: Store) -> None:
     features = np.arange(6, dtype=np.float32).reshape(2, 3)
     store.features("net-1234", ["a", "b"], lambda: features)
     (file,) = (store.folder / "features").iterdir()
     content = file.read_bytes()
-    file.write_bytes(content[:n_bytes])
+    file.write_bytes(damage(content))
     np.testing.assert_array_equal(store.features("net-1234", ["a", "b"], lambda: features), features)
     assert file.read_bytes() == content
 

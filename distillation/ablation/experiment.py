@@ -150,8 +150,10 @@ def _evaluate(student_folder: Path, arm: str, seed: int, identity: dict[str, Any
 def _read(path: Path) -> Outcome | None:
     if not path.exists():
         return None
-    content = read_json(path, part=path)
-    return Outcome(content["arm"], content["seed"], content["identity"], tuple(content["right"]), content["losses"])
+    outcome: Outcome = read_json(
+        path, lambda found: Outcome(found["arm"], found["seed"], found["identity"], tuple(found["right"]), found["losses"]), part=path
+    )
+    return outcome
 
 
 def with_other_blocks(recipe: Recipe, choose: BlockChooser, source: str) -> Recipe:

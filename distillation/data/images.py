@@ -19,13 +19,13 @@ from datasets import Dataset
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
-from sdbench.assets.sources import Rows, open_image, read_rows, read_texts
+from sdbench.assets.prompts import COLUMNS
+from sdbench.assets.sources import open_image, read_captions, read_rows
 from sdbench.assets.weights import user_cache
 from sdbench.disk import write_bytes
 from sdbench.errors import UndecodableError, UserError
 from sdbench.store import FORMATS
 
-CAPTION_COLUMNS = ("caption", "text", "prompt", "clean_prompts", "txt")  # the last two: Vega's Midjourney set, text files beside images
 SWAPPED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
@@ -103,23 +103,14 @@ def open_images(source: str, *, caption_column: str | None = None) -> Images:
     Args:
         source: folder with images and a `metadata.jsonl` or `metadata.csv`, or a text file beside each image; folder, file or glob of
             parquet files or webdataset tars; or `owner/name` on the Hub, whose split `train` is used, offline from the cache.
-        caption_column: column of captions; default: the one named in `CAPTION_COLUMNS`.
+        caption_column: column of captions; default: the one named in `COLUMNS`.
 
     Raises:
         UserError: there is no such source, it is empty or cannot be read, a column is missing or ambiguous, or a row has no caption.
     """
     rows = read_rows(source)
-    column = rows.column(caption_column, CAPTION_COLUMNS, "--caption-column")
-    return Images(rows.name, rows.version and f"{rows.version}\0{column}", _captions(rows, column), rows.images())
-
-
-def _captions(rows: Rows, column: str) -> list[str]:
-    captions = []
-    for row, caption in enumerate(read_texts(rows, column)):
-        if not (caption and caption.strip()):
-            raise UserError(f"{rows.name}: row {row} has no caption; found {caption!r}. Write one, or remove the row")
-        captions.append(caption)
-    return captions
+    column = rows.column(caption_column, COLUMNS, "--caption-column")
+    return Images(rows.name, rows.version and f"{rows.version}\0{column}", read_captions(rows, column), rows.images())
 
 
 def _cache_key(images: Images) -> str:

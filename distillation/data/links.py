@@ -15,8 +15,9 @@ from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from distillation.data.download import FetchRules, Link, download
-from distillation.data.images import CAPTION_COLUMNS, open_images
+from distillation.data.images import open_images
 from distillation.export import check_new_or_empty
+from sdbench.assets.prompts import COLUMNS
 from sdbench.assets.sources import METADATA, Rows, read_rows, read_texts
 from sdbench.disk import json_line, read_json_lines, write_bytes, write_json_lines
 from sdbench.errors import UserError
@@ -79,7 +80,7 @@ def fetch_images(
         source: CSV, JSON-lines or parquet file, or Hub dataset, with a column of links and one of captions.
         out: new or empty folder, or one from an earlier run.
         url_column: column of links; default: the one named in `URL_COLUMNS`.
-        caption_column: column of captions; default: the one named in `images.CAPTION_COLUMNS`.
+        caption_column: column of captions; default: the one named in `prompts.COLUMNS`.
         where: (column, value): only rows with this value, see `Rows.where`.
         n: only the first n rows, after `where`.
         threads: links to follow at a time.
@@ -139,7 +140,7 @@ def _check_same_list(listed: Rows, column: str, out: Path) -> None:
 
 def _rows(listed: Rows, url_column: str, caption_column: str | None, n: int | None) -> Iterator[tuple[str, str]]:
     """Link and caption of each row; "" if missing."""
-    columns = url_column, listed.column(caption_column, CAPTION_COLUMNS, "--caption-column")
+    columns = url_column, listed.column(caption_column, COLUMNS, "--caption-column")
     for url, caption in zip(*(read_texts(listed, column, n) for column in columns), strict=True):
         yield (url or "").strip(), (caption or "").strip()
 

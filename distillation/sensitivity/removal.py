@@ -6,6 +6,7 @@ attention with all blocks, and its second resnet.
 """
 
 import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -26,7 +27,7 @@ from distillation.plan import MIDDLE_ATTENTION
 from distillation.taps import collect_outputs
 from distillation.teacher import Teacher
 from sdbench.arrays import F64
-from sdbench.disk import write_bytes
+from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths
 from sdbench.training.latents import Batch, CaptionedImages, LatentPool, add_noise, predict
@@ -100,7 +101,7 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Measure a teacher, or read the result of an earlier run with the same weights, images, settings, device and versions.
 
-    An older result, which does not say on what it was measured, is taken as it is.
+    An older result, which does not say on what it was measured, is taken as it is. One that differs is kept under another name.
 
     Args:
         teacher: of either family.
@@ -113,7 +114,9 @@ def measure_sensitivity(
     path = results / "sensitivity" / f"{name}.json"
     weights_and_data = {"digest": teacher.digest, "data_digest": images.digest, "settings": settings}
     identity: dict[str, Any] = weights_and_data | {"device": device, "versions": package_versions()}
-    if (earlier := _read(path)) and all(getattr(earlier, key) in (value, None) for key, value in identity.items()):
+    earlier = _read(path)
+    differences = [key for key, value in identity.items() if earlier and getattr(earlier, key) not in (value, None)]
+    if earlier and not differences:
         return earlier
     batches, scheduler = sensitivity_batches(teacher, settings, images, work, device)
     losses = _part_losses(teacher.unet(measurement_dtype(teacher), device), batches, scheduler)
@@ -126,6 +129,10 @@ def measure_sensitivity(
         n_images=settings.n,
         losses={part: rows.reshape(len(rows), settings.bins, settings.batches).tolist() for part, rows in losses.items()},
     )
+    if earlier:  # at full size it took hours
+        kept = path.with_name(f"{name}-{digest(earlier.model_dump(mode='json'))[:8]}.json")
+        path.rename(kept)
+        tqdm.write(f"the earlier result of {name} differs in: {', '.join(differences)}; it is now in {kept}", file=sys.stderr)
     write_bytes(path, sensitivity.model_dump_json().encode() + b"\n")
     return sensitivity
 
@@ -163,7 +170,7 @@ def _read(path: Path) -> Sensitivity | None:
         return None
     try:
         return Sensitivity.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
+    except ValueError as error:  # not UTF-8, or not such a result
         raise UserError(
             f"{path} is not a measurement that this version can read ({error_message(error)}); remove it to measure again"
         ) from None

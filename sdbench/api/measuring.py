@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from sdbench import machine, suites
 from sdbench.api.overrides import Overrides
 from sdbench.api.places import Places
-from sdbench.assets.prompts import read_lines
 from sdbench.records import Scores, Value
 
 if TYPE_CHECKING:
@@ -74,13 +73,14 @@ def draw(
 
 
 def score(
-    images: str | Path, prompts: str | Path, places: Places = Places(), suite: str = "standard", *, device: str | None = None
+    images: str | Path, prompts: str | Path | None = None, places: Places = Places(), suite: str = "standard", *, device: str | None = None
 ) -> tuple[list[Value], Scores]:
     """Score images made elsewhere by a suite's metrics, except those that compare with the teacher.
 
     Args:
         images: folder of PNG, JPEG or WebP images of one size.
-        prompts: text file with one prompt per line, in the order of the sorted file names.
+        prompts: text file with one prompt per line, in the order of the sorted file names; by default the captions in the folder, in its
+            `metadata.jsonl` or `metadata.csv`, or in a text file beside each image.
         suite: name or path of a suite. Its family decides what is accepted: `scenes` takes 64 x 64 px and the grammar's captions.
 
     Raises:
@@ -93,18 +93,25 @@ def score(
     from sdbench.score import score as score_subject
 
     chosen = suites.load(suite)
-    subject = external.load_images(Path(images), Path(prompts), chosen, places.work)
+    found = external.find_images(Path(images), Path(prompts) if prompts else None, chosen)
+    subject = external.load_images(found, chosen, places.work)
     with evaluators_on(machine.choose_device(device)):
         return score_subject(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
 
 
 def record_images(
-    images: str | Path, prompts: str | Path, name: str, places: Places = Places(), suite: str = "standard", *, device: str | None = None
+    images: str | Path,
+    prompts: str | Path | None,
+    name: str,
+    places: Places = Places(),
+    suite: str = "standard",
+    *,
+    device: str | None = None,
 ) -> Path:
     """Score images made elsewhere, write a record, which leaderboard and gate read, and return its folder.
 
-    The record belongs to the suite itself where the prompts are the suite's, so that its row stands beside the models', and to
-    `<name>-custom` otherwise. It has win rates over the teacher, but no agreement, which needs the teacher's noise.
+    The record belongs to the suite itself where the prompts are the suite's, in any order where captions are the folder's own, so that
+    its row stands beside the models', and to `<name>-custom` otherwise. It has win rates over the teacher, but no agreement, which needs the teacher's noise.
 
     Args:
         name: what tables call the images.
@@ -116,8 +123,11 @@ def record_images(
     from sdbench.run import external
     from sdbench.run.context import prepare
 
-    chosen, lines = suites.load(suite), Path(prompts)
-    if read_lines(lines) != tuple(chosen.prompt_list().values()):
-        chosen = Overrides(prompts=lines).apply(chosen)
+    chosen = suites.load(suite)
+    found, wanted = external.find_images(Path(images), Path(prompts) if prompts else None, chosen), [*chosen.prompt_list().values()]
+    if not prompts:
+        found = found.in_order_of(wanted)
+    if [*found.prompts] != wanted:
+        chosen = Overrides(prompts=prompts or images).apply(chosen)
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")
-    return external.record_images(Path(images), lines, name, context)
+    return external.record_images(found, name, context)

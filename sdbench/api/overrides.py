@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdbench.assets.prompts import read_lines
+from sdbench.assets.prompts import count_prompts
 from sdbench.errors import UserError
 from sdbench.suites import Suite
 from sdbench.validation import validate
@@ -55,11 +55,11 @@ class Overrides:
         sampling = {**suite.sampling.model_dump(), **({"steps": len(self.timesteps)} if self.timesteps else {}), **changed}
         prompts = suite.prompts.model_dump()
         if prompt_file:
-            prompts = {"source": "file", "file": str(prompt_file), "n": len(read_lines(Path(prompt_file))), "samples": suite.samples}
+            source, n_prompts = count_prompts(Path(prompt_file))
+            prompts = {"source": source, {"file": "file", "dataset": "path"}[source]: str(prompt_file), "n": n_prompts}
         if n is not None:
             prompts |= {"n": n, "digest": None, "groups": None}
-        if samples is not None:
-            prompts |= {"samples": samples}
+        prompts |= {"samples": suite.samples if samples is None else samples}
         changes = {"name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts, "reference": reference or suite.reference}
         content = {**suite.model_dump(), **changes}
         if timing:

@@ -5,12 +5,13 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from sdbench.errors import UserError
 
-COLUMNS = ("prompt", "caption", "text")
+COLUMNS = ("prompt", "caption", "text", "clean_prompts", "txt")  # the last two: Vega's Midjourney set, text files beside images
 ASSET = "asset:"
-_TABLES = (".csv", ".json", ".jsonl", ".tsv")
+_TABLES = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
 
 
 def asset_name(what: str) -> str | None:
@@ -46,6 +47,19 @@ def locate(what: str, beside: Path) -> str:
         rest = what.removeprefix(f"{ASSET}{name}").lstrip("/")
         return str(find(name) / rest)
     return next((str(path) for path in (Path(what), beside) if path.exists()), what)
+
+
+def count_prompts(path: Path) -> tuple[Literal["file", "dataset"], int]:
+    """What a suite calls this source of prompts, and how many it holds: lines of a text file, or rows of a table or folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not path.is_dir() and path.suffix.lower() not in _TABLES:
+        return "file", len(read_lines(path))
+    from sdbench.assets.sources import read_rows
+
+    return "dataset", read_rows(str(path)).dataset.num_rows
 
 
 def read_lines(path: Path) -> tuple[str, ...]:

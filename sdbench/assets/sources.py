@@ -127,6 +127,20 @@ def read_texts(rows: Rows, column: str, n: int | None = None) -> list[str | None
         raise UserError(f"{rows.name}: column {column!r} is not UTF-8 ({error}); convert the file") from error
 
 
+def read_captions(rows: Rows, column: str) -> list[str]:
+    """Read a text column of all rows, each of which must have a caption.
+
+    Raises:
+        UserError: see `read_texts`; or a row has no caption.
+    """
+    captions = []
+    for row, caption in enumerate(read_texts(rows, column)):
+        if not (caption and caption.strip()):
+            raise UserError(f"{rows.name}: row {row} has no caption; found {caption!r}. Write one, or remove the row")
+        captions.append(caption)
+    return captions
+
+
 def _holds_bytes(kind: Any) -> bool:
     """Whether a column holds files: as bytes, as img2dataset writes them, or as bytes with a path, as `datasets` stores its own images."""
     bytes_ = kind.get("bytes") if isinstance(kind, dict) and kind.keys() == {"bytes", "path"} else kind

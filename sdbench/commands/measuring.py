@@ -32,7 +32,10 @@ def add_commands(add: AddCommand) -> None:
     scoring = add("score", _score, "score images that another program made against their prompts")
     scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP images")
     scoring.add_argument(
-        "--prompts", type=Path, required=True, help="text file with one prompt per line, in the order of the images' file names"
+        "--prompts",
+        type=Path,
+        help="text file with one prompt per line, in the order of the images' file names (default: the captions in the folder, in its "
+        "metadata.jsonl or metadata.csv, or in a .txt beside each image)",
     )
     scoring.add_argument(
         "--suite", default="standard", help="suite whose metrics to use (default: standard; name quality for images of scenes)"
@@ -100,7 +103,7 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
         help="number of timed calls of each stage in a round; with more calls, the result is closer to the speed of a warm GPU",
     )
     own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="floating-point type that the pipeline computes in")
-    own.add_argument("--prompts", type=Path, help="text file with one prompt per line")
+    own.add_argument("--prompts", type=Path, help="text file with one prompt per line, or a table or folder of captions")
     own.add_argument("--reference", help="reference statistics for the distances; `sdbench reference list` shows them")
     own.add_argument("--guidance-scale", type=float, help="scale of classifier-free guidance; 1 or less turns it off")
     own.add_argument("--scheduler", help="ddim, dpmpp, euler, euler-ancestral, lcm or tcd, or `model` for the model's own")

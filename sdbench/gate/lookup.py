@@ -104,11 +104,14 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
             raise UserError(f"{what} is not a record. {advice}")
         try:
             return resolve(what, base=base, lora=lora, name=name)
-        except UserError:
-            is_free = (base, lora, name) == (None, None, None) and not Path(what).exists()
-            if is_free and (recorded := _find_name(what, results)).rows:
+        except UserError as error:
+            if (base, lora, name) != (None, None, None) or not (recorded := _find_name(what, results)).rows:
+                raise
+            if not Path(what).exists():
                 return recorded
-            raise
+            raise type(error)(
+                f"{error} If you mean a record of the name {what!r} instead, name its folder: {_join(recorded.folders)}."
+            ) from error
     if (base, lora, name) != (None, None, None):
         raise UserError(
             f"{what} is the record of a model that was already measured; --base, --lora and --name apply only to a model that is yet to run: leave them out"
@@ -119,10 +122,12 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
 def describe_run(specs: Sequence[ModelSpec], suite: Suite, results: Path) -> str:
     """What is about to be run and why, for a note: it takes minutes or hours. Records of both under other suites may be what was meant."""
     names, them = tables.join_words([spec.name for spec in specs]), "it" if len(specs) == 1 else "them"
-    note = f"no matching record of {names} under {suite.id.title_with_digest}: measuring {them} now, on this machine"
+    is_own = any(spec.name not in CATALOGUE for spec in specs)
+    why = " (the files of a checkpoint may have changed since an earlier record; to compare that one, name its folder)" if is_own else ""
     measured = [{record.suite for _, record in records.newest_per_model(results, name=spec.name)} for spec in specs]
     others = sorted(each.title_with_digest for each in set.intersection(*measured) - {suite.id}) if len(specs) > 1 else []
-    return note + (f"; to compare their records under {tables.join_words(others)}, name the folders of these" if others else "")
+    elsewhere = f"; to compare their records under {tables.join_words(others)}, name the folders of these" if others else ""
+    return f"no matching record of {names} under {suite.id.title_with_digest}: measuring {them} now, on this machine{why}{elsewhere}"
 
 
 def find_record(what: str, results: Path) -> Path:

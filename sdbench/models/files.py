@@ -23,7 +23,11 @@ LDM_PREFIXES = {  # of the names of each part's tensors in a checkpoint in the o
     "text_encoder": "conditioner.embedders.0.transformer.",
     "text_encoder_2": "conditioner.embedders.1.model.",
 }
-_ADAPTER = "adapter_config.json"  # transformers applies the adapter beside it to a text encoder
+ADAPTER = "adapter_config.json"  # of peft; transformers applies the adapter beside it to a text encoder
+MERGE_ADAPTER = (
+    "It is an adapter of peft, which is not read: merge it with `PeftModel.from_pretrained(unet, adapter_folder).merge_and_unload().save_pretrained(folder)`, "
+    "and name that folder as the model, with --base."
+)
 _WRAPPERS = ("unet.", "module.", "_orig_mod.")  # added by a pipeline's trainer, by (Distributed)DataParallel, by torch.compile
 COPY_AGAIN = "Copy or download it again"
 MAX_LAYERS, MAX_NUMBER = 1000, 1_000_000  # in configurations; far beyond any pipeline, and still built in seconds and megabytes
@@ -197,9 +201,9 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
         raise UserError(
             f"{folder} has no weights of the {part}: expected {STEMS[part]}.safetensors, found {found}. Save it with `save_pretrained(..., safe_serialization=True)`."
         )
-    if part.startswith("text") and _ADAPTER in names:
+    if part.startswith("text") and ADAPTER in names:
         raise UserError(
-            f"{folder} holds {_ADAPTER}, whose adapter would change the weights of the {part}; merge it into them, or remove it."
+            f"{folder} holds {ADAPTER}, whose adapter would change the weights of the {part}; merge it into them, or remove it."
         )
     single = _single_name(STEMS[part], choice.variant)
     index = next((name for name in names if _is_index(name, STEMS[part], choice.variant)), None)

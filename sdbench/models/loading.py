@@ -140,14 +140,12 @@ def _read_folders(layout: Layout, dtype: torch.dtype) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(pipeline: Path) -> Iterator[None]:
-    """Errors of the libraries that build tokenizers and schedulers, which raise whatever their files lead to, name the pipeline."""
+def _explained(where: Path, advice: str = "copy its tokenizers and scheduler from the base pipeline") -> Iterator[None]:
+    """Errors of the libraries that build tokenizers and schedulers, or convert tensors, which raise whatever their files lead to, name the file."""
     try:
         yield
     except Exception as error:
-        raise UserError(
-            f"{pipeline} cannot be loaded ({describe_error(error)}); copy its tokenizers and scheduler from the base pipeline"
-        ) from error
+        raise UserError(f"{where} cannot be loaded ({describe_error(error)}); {advice}") from error
 
 
 def build_on_meta(part: str, config: Config) -> Any:
@@ -238,7 +236,8 @@ def _build_unet_of_file(layout: Layout) -> nn.Module:
 
 def _read_checkpoint(layout: Layout, dtype: torch.dtype) -> Any:
     _build_parts(layout, sixteen_bit=False)
-    with _explained(layout.pipeline):
+    assert layout.checkpoint is not None
+    with _explained(layout.checkpoint, f"export it again, or name with --base another pipeline than {layout.pipeline}"):
         return PIPELINE.from_single_file(
             str(layout.checkpoint), config=str(layout.pipeline), **_UNUSED_PARTS, dtype=dtype, local_files_only=True, add_watermarker=False
         )

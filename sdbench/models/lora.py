@@ -8,7 +8,7 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_
 from torch import nn
 
 from sdbench.errors import UserError
-from sdbench.models.files import read_header
+from sdbench.models.files import MERGE_ADAPTER, read_header
 from sdbench.models.stock import PIPELINE
 from sdbench.models.text_encoders import PREFIX
 
@@ -37,7 +37,10 @@ def check(parts: Mapping[str, Any], file: Path) -> None:
     Raises:
         UserError: they do not, or the file is damaged.
     """
-    if any("dora_scale" in name for name in read_header(file)):
+    names = read_header(file)
+    if all(name.startswith("base_model.model.") for name in names):
+        raise UserError(f"LoRA {file} cannot be fused. {MERGE_ADAPTER}")
+    if any("dora_scale" in name for name in names):
         raise UserError(f"LoRA {file} is a DoRA, whose magnitudes diffusers ignores; merge it where it was trained, and name the result")
     try:
         state, _, settings = PIPELINE.lora_state_dict(

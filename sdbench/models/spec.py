@@ -10,13 +10,14 @@ from pathlib import Path
 from sdbench.errors import IncompleteError, UserError, unknown_name
 from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE, TEACHERS, Entry, Source
-from sdbench.models.files import Tensor, checkpoint_kind, read_config, read_header, read_model_json, strip_prefixes
+from sdbench.models.files import ADAPTER, MERGE_ADAPTER, Tensor, checkpoint_kind, read_config, read_header, read_model_json, strip_prefixes
 
 UNET_CLASS = "UNet2DConditionModel"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _AT_REVISION = re.compile(rf"(?P<repository>{HUB_NAME.pattern})(?:@(?P<revision>[\w./-]+))?")
 _LORA_FILE = "pytorch_lora_weights.safetensors"
+_ADAPTER_FILE = "adapter_model.safetensors"  # of peft
 # Names that trainers give to the weights of all checkpoints, and to the folders in them.
 _STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", _LORA_FILE.removesuffix(".safetensors"))
 _STOCK_FOLDERS = ("unet", "unet_ema", "student")  # the last by `distillation`
@@ -192,13 +193,18 @@ def _checkpoint_name(path: Path) -> str:
 
 
 def _advise_contents(folder: Path) -> str:
-    """A sentence that names the LoRA or the UNets in a folder; "" if there are none."""
-    if (folder / _LORA_FILE).is_file():
-        return " That is a LoRA: name the model that it belongs to, and this folder with --lora."
+    """Sentences that name the UNets and the LoRA in a folder; "" if there are none."""
     unets = sorted(config.parent for config in folder.glob("*/config.json") if read_model_json(config).get("_class_name") == UNET_CLASS)
-    if candidates := [str(path) for path in (*unets, *sorted(folder.glob("*.safetensors")))]:
-        return f" Name what is in it, with --base: {' or '.join(candidates)}."
-    return ""
+    files = sorted(path for path in folder.glob("*.safetensors") if path.name not in (_LORA_FILE, _ADAPTER_FILE))
+    candidates = [str(path) for path in (*unets, *files)]
+    advice = f" Name what is in it, with --base: {' or '.join(candidates)}." if candidates else ""
+    if (folder / ADAPTER).is_file():
+        return f"{advice} {MERGE_ADAPTER}"
+    return (
+        f"{advice} It holds a LoRA: name the model that it belongs to, and this folder with --lora."
+        if (folder / _LORA_FILE).is_file()
+        else advice
+    )
 
 
 def _from_file(path: Path, base: ModelSpec | None) -> ModelSpec:

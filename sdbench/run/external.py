@@ -5,15 +5,16 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 from PIL import Image
 from tqdm import tqdm
 
 from sdbench.arrays import U8
-from sdbench.assets.prompts import read_lines
+from sdbench.assets.prompts import COLUMNS, read_lines
 from sdbench.disk import digest
 from sdbench.encoders.memory import evaluators_on
 from sdbench.errors import UserError
@@ -31,14 +32,34 @@ from sdbench.suites import Suite
 from sdbench.tables import join_words
 
 
-def load_images(folder: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
-    """The images in a folder, in the order of their names, with the lines of a text file as prompts, to be scored by a suite.
+@dataclass(frozen=True)
+class CaptionedFiles:
+    """Image files of a folder, with the prompt of each, in the same order."""
+
+    folder: Path
+    paths: Sequence[Path]
+    prompts: Sequence[str]
+
+    def in_order_of(self, prompts: Sequence[str]) -> Self:
+        """The images in the order of a list of prompts; as they are, where they have others."""
+        if sorted(self.prompts) != sorted(prompts):
+            return self
+        places = sorted(range(len(prompts)), key=prompts.__getitem__)
+        path_at = dict(zip(places, (path for _, path in sorted(zip(self.prompts, self.paths, strict=True))), strict=True))
+        return replace(self, paths=[path_at[place] for place in range(len(prompts))], prompts=prompts)
+
+
+def find_images(folder: Path, prompts: Path | None, suite: Suite) -> CaptionedFiles:
+    """The images in a folder with their prompts, to be scored by a suite.
+
+    Args:
+        prompts: text file with one prompt per line, in the order of the images' names; None for the captions in the folder.
 
     Raises:
-        UserError: the numbers of images and prompts differ, a file cannot be read, the order of the names is ambiguous, or the suite's
+        UserError: images lack prompts or prompts images, a file cannot be read, the order of the names is ambiguous, or the suite's
             family has no such images.
     """
-    if not folder.is_dir() or not prompts.exists() or prompts.is_dir():
+    if not folder.is_dir() or (prompts and (not prompts.exists() or prompts.is_dir())):
         raise UserError(
             f"--images takes a folder and --prompts a text file; found {folder} and {prompts}, one of which is missing or of the other kind"
         )
@@ -46,21 +67,30 @@ def load_images(folder: Path, prompts: Path, suite: Suite, runs: Path) -> Subjec
         raise UserError(
             f"suite {suite.name!r} is a part and has no family; score with one that includes it, such as 'standard' or 'quality'"
         )
-    paths, texts = _sort_by_name(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES), read_lines(prompts)
-    if not paths or len(paths) != len(texts):
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+    found = CaptionedFiles(folder, _sort_by_name(paths), read_lines(prompts)) if prompts else _read_captioned(folder, paths)
+    if not found.paths or len(found.paths) != len(found.prompts):
         raise UserError(
-            f"{folder} holds {len(paths)} images and {prompts} {len(texts)} prompts; there must be a prompt for each image, in the order of the file names"
+            f"{folder} holds {len(found.paths)} images and {prompts} {len(found.prompts)} prompts; there must be a prompt for each image, in the order of the file names"
         )
     if suite.family == "scenes":
-        _check_scenes(folder, paths[0], prompts, texts)
-    return replace(store_images(_read_images(paths), texts, runs), reference=suite.reference)
+        _check_scenes(found, prompts or folder)
+    return found
 
 
-def record_images(folder: Path, prompts: Path, name: str, context: RunContext) -> Path:
+def load_images(found: CaptionedFiles, suite: Suite, runs: Path) -> Subject:
+    """Store images, to be scored by a suite.
+
+    Raises:
+        UserError: a file cannot be read, or has another size than the first.
+    """
+    return replace(store_images(_read_images(found.paths), found.prompts, runs), reference=suite.reference)
+
+
+def record_images(found: CaptionedFiles, name: str, context: RunContext) -> Path:
     """Score images by the context's suite, whose prompts they have, write the record, and return its folder.
 
     Args:
-        folder, prompts: see `load_images`.
         name: what tables call the images.
 
     Raises:
@@ -75,9 +105,9 @@ def record_images(folder: Path, prompts: Path, name: str, context: RunContext) -
             f"suite {context.suite.name!r} draws {context.suite.samples} images of each prompt, but images made elsewhere have one prompt each; "
             "name a suite that draws one"
         )
-    images, prompt_list = load_images(folder, prompts, context.suite, context.runs), context.suite.prompt_list().items()
+    images, prompt_list = load_images(found, context.suite, context.runs), context.suite.prompt_list().items()
     jobs = [Job(prompt_id, 0, text, image_id) for (prompt_id, text), image_id in zip(prompt_list, images.image_ids, strict=True)]
-    model = Model(name=name, architecture="", source=f"images:{_describe_source(folder, images)}", weights_digest=None)
+    model = Model(name=name, architecture="", source=f"images:{_describe_source(found, images)}", weights_digest=None)
     with evaluators_on(context.device):
         return write_record(model, context, build_subject(model, context, images.store, jobs), ProbeResult({}, ""), {})
 
@@ -100,15 +130,32 @@ def store_images(images: Iterable[U8], prompts: Sequence[str], runs: Path) -> Su
     return plain_subject(store, [Job(f"{row:05d}", 0, *pair) for row, pair in enumerate(zip(prompts, names, strict=True))], runs)
 
 
-def _describe_source(folder: Path, images: Subject) -> str:
+def _describe_source(found: CaptionedFiles, images: Subject) -> str:
     """The folder's name, with the size of the images and the formats of their files, which affect every metric."""
     height, width, _ = images.store.read(images.image_ids[:1])[0].shape
     formats = set()
-    for path in folder.iterdir():
-        if path.suffix.lower() in SUFFIXES:
-            with Image.open(path, formats=FORMATS) as image:
-                formats.add(image.format or "")
-    return f"{folder.resolve().name}, {width} x {height} px, {join_words(sorted(formats))}"
+    for path in found.paths:
+        with Image.open(path, formats=FORMATS) as image:
+            formats.add(image.format or "")
+    return f"{found.folder.resolve().name}, {width} x {height} px, {join_words(sorted(formats))}"
+
+
+def _read_captioned(folder: Path, paths: Sequence[Path]) -> CaptionedFiles:
+    """The images of a folder with the captions in it, as for training."""
+    from sdbench.assets.sources import read_captions, read_rows
+
+    try:
+        rows = read_rows(str(folder))
+    except UserError as error:
+        raise UserError(f"{error} Or name a text file of prompts with --prompts") from error
+    (column,) = (images := rows.images()).column_names
+    files = [image["path"] and Path(image["path"]) for image in images[column]]
+    if without := {folder.resolve() / path.name for path in paths} - {*files}:
+        raise UserError(f"{folder}: {len(without)} images have no caption, such as {min(without).name}; write theirs, or remove them")
+    if missing := [path for path in files if not (path and path.is_file())]:
+        raise UserError(f"{folder}: captions without an image file, such as that of {missing[0]}; remove them, or unpack the images")
+    captions = read_captions(rows, rows.column(None, COLUMNS, "--prompts, which takes a text file"))
+    return CaptionedFiles(folder, files, [caption.strip() for caption in captions])
 
 
 def _sort_by_name(paths: Iterable[Path]) -> list[Path]:
@@ -135,11 +182,11 @@ def _read_images(paths: Sequence[Path]) -> Iterator[U8]:
         yield from read_images([paths[0], *paths[start : start + BLOCK]], "replace or remove it, and its prompt")[1:]
 
 
-def _check_scenes(folder: Path, first: Path, prompts: Path, captions: Sequence[str]) -> None:
+def _check_scenes(found: CaptionedFiles, source: Path) -> None:
     """Check the size and the captions: the embedded family's evaluators fail on other sizes, and give meaningless numbers for other captions."""
-    height, width, _ = next(_read_images([first])).shape
+    height, width, _ = next(_read_images(found.paths[:1])).shape
     if (height, width) != (SIZE_PX, SIZE_PX):
         raise UserError(
-            f"{folder} holds images of {width} x {height} px; scenes are of {SIZE_PX} x {SIZE_PX}. Full-size ones are scored by --suite standard"
+            f"{found.folder} holds images of {width} x {height} px; scenes are of {SIZE_PX} x {SIZE_PX}. Full-size ones are scored by --suite standard"
         )
-    check_captions(captions, str(prompts))
+    check_captions(found.prompts, str(source))

@@ -72,11 +72,10 @@ def write_record(
     if subject is not None:
         values, scores, thumbnails = _score_quality(subject, context)
     else:
-        values, scores, thumbnails = _earlier_quality(None if context.with_quality else earlier)
+        values, scores, thumbnails = _earlier_quality(earlier)
     new, (old, old_run_id) = probed.values.get(model.name, []), _earlier_probes(earlier, context)
-    measured = (*values, *new, *old)
     if subject is not None:
-        _check_any_measured(model, measured)
+        _check_any_measured(model, (*values, *new))
     run_ids = {run_id for run_id, found in ((probed.run_id, new), (old_run_id, old)) if found}
     record = Record(
         family=context.suite.family or "",
@@ -169,8 +168,8 @@ def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[
     if not (missing := [kind for kind in dict.fromkeys(needed) if not available[kind]]):
         return []
     what, advice = "images" if found else "record", f"add --model {name}"
-    if of_teacher is not context.suite:
-        advice = f"first sdbench run --model {name} --suite {of_teacher.name}"
+    if context.suite.teacher and context.suite.teacher.suite:
+        advice = f"first sdbench run --model {name} --suite {context.suite.teacher.suite}"
     return [
         f"{what} of the teacher, {name} under {of_teacher.name}@{of_teacher.version}, so {tables.join_words(missing)} with it will be missing: {advice}"
     ]

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError  # what torch's weights-only reader raises
 
 import torch
 from safetensors import SafetensorError
@@ -88,7 +87,7 @@ class Checkpoints:
                 tqdm.write(f"{damaged}. Continuing from the one before: {folder}", file=sys.stderr)
             return folder
         if damaged:
-            raise UserError(f"{damaged}. Remove it to start again")
+            raise UserError(f"{damaged}. To start again, remove it and any other step-* beside it")
         return None
 
     def _load(self, folder: Path) -> None:
@@ -97,10 +96,11 @@ class Checkpoints:
             for name, network in self._networks.items():
                 load_model(network, folder / f"{name}.safetensors", device=str(device))
             self._optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True, map_location=device))
-        except torch.OutOfMemoryError:  # something else may fill the device; the checkpoint is not damaged
+        except (torch.OutOfMemoryError, MemoryError):  # something else may fill the device; the checkpoint is not damaged
             raise
-        except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
-            raise UserError(f"cannot continue from checkpoint {folder}: {error}") from error
+        except Exception as error:  # damaged bytes make torch's reader raise anything, even a KeyError
+            reason = str(error).partition(". ")[0]  # the next sentence of torch advises to load it unsafely
+            raise UserError(f"cannot continue from checkpoint {folder}: {type(error).__name__}: {reason}") from error
 
 
 def describe_last_checkpoint(folder: Path) -> str:

@@ -1,5 +1,6 @@
 """The log of a training run: losses, evaluations, and sample images."""
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,14 @@ from sdbench.disk import json_line, read_json_lines, write_json_lines
 from sdbench.training.checkpoints import STEP, explain_write_errors
 
 Evaluate = Callable[[nn.Module], tuple[npt.NDArray[np.uint8], dict[str, float]]]
+
+
+def _parse_entry(line: bytes) -> dict[str, float]:
+    """The values that a line of the log holds, `step` among them."""
+    entry: dict[str, float] = json.loads(line)
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+        raise ValueError("expected an object with a step")  # noqa: TRY004  # `read_json_lines` expects it
+    return entry
 
 
 class Journal:
@@ -38,7 +47,7 @@ class Journal:
         if quiet:
             return
         with explain_write_errors("the log", folder):
-            write_json_lines(self._log, (values for values in read_json_lines(self._log) if values["step"] < start))
+            write_json_lines(self._log, (values for values in read_json_lines(self._log, _parse_entry) if values["step"] < start))
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def __enter__(self) -> Self:
@@ -63,16 +72,15 @@ class Journal:
             self._board.add_scalar(name, value, step)
 
     def evaluate_if_due(self, taken: int, network: nn.Module) -> None:
-        """Evaluate a network after `taken` steps if an evaluation is due, and save the image and values.
+        """Evaluate a network after `taken` steps if an evaluation is due, save the image and values, and leave it in training mode.
 
         Raises:
             UserError: the image or the log cannot be written.
         """
         if self._quiet or self._evaluate is None or not taken or (taken < self._steps and taken % self._evaluate_every):
             return
-        training = network.training
         image, values = self._evaluate(network.eval())
-        network.train(training)
+        network.train()
         self.write(taken, values)
         with explain_write_errors("an image", self._folder):
             (self._folder / "samples").mkdir(exist_ok=True)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sdbench.disk import create_array, locked, size_text
+from sdbench.disk import create_array, load_array, locked, size_text
 from sdbench.errors import UndecodableError, UserError
 from sdbench.training.processes import broadcast_from_main, rank_and_local_size
 
@@ -72,7 +72,7 @@ class RowFile:
 
     def undecodable_rows(self) -> Rows:
         """The row numbers of undecodable images in a complete file."""
-        rows: Rows = np.load(self.undecodable_path) if self.undecodable_path.exists() else np.zeros(0, np.int64)
+        rows: Rows = load_array(self.undecodable_path) if self.undecodable_path.exists() else np.zeros(0, np.int64)
         return rows
 
 
@@ -83,7 +83,7 @@ def fill_and_load(*files: RowFile) -> list[npt.NDArray[np.void]]:
     One run at a time: another that needs the same rows waits for them.
 
     Raises:
-        UserError: the disk has too little space, a file has no rows, or too many images cannot be decoded.
+        UserError: the disk has too little space, a file is damaged or has no rows, or too many images cannot be decoded.
     """
     with ExitStack() as alone:
         broadcast_from_main(lambda: alone.enter_context(locked(files[0].path.parent / ".lock")))
@@ -91,7 +91,7 @@ def fill_and_load(*files: RowFile) -> list[npt.NDArray[np.void]]:
             if not is_complete:
                 _fill(file)
                 broadcast_from_main(partial(_finish, file))
-    return [np.load(file.path, mmap_mode="r") for file in files]
+    return [load_array(file.path, "r") for file in files]
 
 
 def _create_missing(files: Sequence[RowFile]) -> list[bool]:
@@ -133,7 +133,7 @@ def _fill(file: RowFile) -> None:
 
     Rows are marked after they are flushed to disk, regularly and when the process ends. Undecodable rows are never marked.
     """
-    array, marks = np.load(file.part_path, mmap_mode="r+"), np.memmap(file.marks_path, np.uint8, "r+")
+    array, marks = load_array(file.part_path, "r+"), np.memmap(file.marks_path, np.uint8, "r+")
     process, processes = rank_and_local_size()
     chunks = _missing_chunks(file, marks, process, processes)
     is_computed, flushed_at, undecodable = np.zeros(file.n, bool), -FLUSH_EVERY_S, 0
@@ -169,15 +169,13 @@ def _missing_chunks(file: RowFile, marks: npt.NDArray[np.uint8], process: int, p
 
 def _read_ahead(read: Callable[[Rows], Any], chunks: Sequence[Rows]) -> Generator[tuple[Rows, Callable[[], Any]], None, None]:
     """Yield each chunk with a function that waits for its input, while threads read the next chunks."""
-    pool, pending = ThreadPoolExecutor(READERS), deque[tuple[Rows, Callable[[], Any]]]()
-    try:
+    pending = deque[tuple[Rows, Callable[[], Any]]]()
+    with ThreadPoolExecutor(READERS) as pool:
         for chunk in chunks:
             pending.append((chunk, pool.submit(read, chunk).result))
             if len(pending) > READERS:
                 yield pending.popleft()
         yield from pending
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _compute_chunk(

@@ -4,7 +4,10 @@ import errno
 import gc
 import itertools
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,9 +20,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
-from processes import by_two, is_locked
+from processes import by_one, by_two, is_locked
 from safetensors.torch import load_file, save_file
 from tiny import tiny_unet, with_unet
 from torch import nn
@@ -173,6 +177,16 @@ def test_processes_that_cannot_share_a_step_evenly_are_refused_first(
     with pytest.raises(UserError, match="1 batches per step cannot be shared evenly by 2 processes; start 1, or change"):
         distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_trains_on_one_device_in_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train.make_accelerator("cpu", "float32")
+    with pytest.raises(UserError, match="already trained with other settings; start a new one to train in bfloat16 on cpu"):
+        train.make_accelerator("cpu", "bfloat16")
+    monkeypatch.setattr(Accelerator, "device", torch.device("cuda"))
+    with pytest.raises(UserError, match="already trained on cuda; start a new one to train on cpu"):
+        train.make_accelerator("cpu", "float32")
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -438,13 +452,16 @@ def test_a_text_encoder_as_another_version_of_transformers_stores_it_is_the_same
 def test_a_new_run_tells_how_earlier_ones_differ(vega: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = tmp_path / "work"
     decides = {"recipe": vega.training_digest("scenes"), "steps": 4}
+    train._run_folder(work, "vega-mine", decides)  # another recipe's
     before = train._run_folder(work, "vega", decides)
-    assert capsys.readouterr().err == ""
     reworded = vega.model_copy(update={"middle": vega.middle.model_copy(update={"source": "a better one"})})
     assert train._run_folder(work, "vega", decides | {"recipe": reworded.training_digest("scenes")}) == before
+    assert capsys.readouterr().err == ""
     lower = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"lr": 1e-5})})
     after = train._run_folder(work, "vega", decides | {"recipe": lower.training_digest("scenes")})
-    assert f"starting a new run in {after}; the run in {before} differs in: recipe" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"starting a new run in {after}; the run in {before} differs in: recipe\n"
+    newer = train._run_folder(work, "vega", decides | {"device": "cpu"})
+    assert f"starting a new run in {newer}; the run in {before} differs in: device\n" in capsys.readouterr().err
 
 
 def test_whatever_decides_the_weights_decides_the_run(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
@@ -459,11 +476,13 @@ def test_whatever_decides_the_weights_decides_the_run(vega: Recipe, teacher_fold
         (vega, [teacher_folder, teacher_folder, teacher_folder], STEPS, "data"),
         (vega, [teacher_folder, teacher_folder, tuned], STEPS, "data"),
     ]
-    found = {
-        digest(run_identity(recipe, "scenes", plan_run(recipe, "scenes", folders, steps), data, "cpu"))
-        for recipe, folders, steps, data in runs
-    }
-    assert len(found) == len(runs)
+
+    def identity(recipe: Recipe, folders: list[Path], steps: int, data: str) -> str:
+        return digest(run_identity(recipe, "scenes", plan_run(recipe, "scenes", folders, steps), data, "cpu"))
+
+    assert len({identity(*run) for run in runs}) == len(runs)
+    reworded = vega.model_copy(update={"middle": vega.middle.model_copy(update={"source": "a better one"})})
+    assert identity(reworded, [teacher_folder], STEPS, "data") == identity(*runs[0])
 
 
 def test_repeatable_bytes_are_not_taken_from_a_run_that_did_not_ask_for_them(
@@ -611,6 +630,34 @@ def test_of_two_exports_to_one_folder_at_once_the_second_is_refused_and_the_firs
         write()
     assert StableDiffusionXLPipeline.from_pretrained(out).unet.config.mid_block_type == "UNetMidBlock2D"
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_one(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = open_teacher_for(teacher_folder, vega)
+    cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
+    write = partial(export_student, cut, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], cut), unet_only=True)
+    (tmp_path / ".out-mine").mkdir()  # of the user
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_write_folder", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        assert by_one(write) == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    write()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out-mine", "out"]
+
+
+@pytest.mark.parametrize(("file", "content"), [(WEIGHTS, b""), ("config.json", b"{"), ("config.json", b"{}"), ("losses.json", b"[]")])
+def test_damaged_student_of_a_finished_stage_is_named_with_the_way_out(
+    file: str, content: bytes, vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path
+) -> None:
+    run = partial(distil, vega, "scenes", [teacher_folder], work_after_first_stage(student, tmp_path), tmp_path / "out", steps=STEPS)
+    (first,) = (tmp_path / "work").glob("vega-*/1-half/student")
+    (first / file).write_bytes(content)
+    with pytest.raises(UserError, match=rf"damaged.*[Mm]ove {re.escape(str(first))} away"):
+        run()
+    shutil.rmtree(first)
+    assert (run() / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
 
 
 def test_a_student_can_be_written_to_the_current_folder(

@@ -1,5 +1,6 @@
 """Which two records a gate compares: existing ones are reused, and nothing is run that could not be compared."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,7 +11,7 @@ from factories import GPU, LAPTOP, make_measurement, make_record, make_scores, s
 
 from sdbench import api, suites
 from sdbench.api import gating
-from sdbench.errors import UserError
+from sdbench.errors import IncompleteError, UserError
 from sdbench.gate import baselines, lookup
 from sdbench.gate.policy import Policy
 from sdbench.models.spec import ModelSpec, resolve
@@ -236,15 +237,26 @@ def test_records_do_not_hide_a_checkpoint_nor_an_unknown_name(
     results: Results, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    results.record("my-unet")
+    record = re.escape(str(results.record("my-unet")))
     for name in ("my-unit", "*", "../my-unet", "my-un?t"):
         with pytest.raises(UserError, match=r"unknown model|no folder or file"):
             lookup.find_candidate(name, results.folder)
     with pytest.raises(UserError, match="unknown model 'my-unet'"):
         lookup.find_candidate("my-unet", results.folder, lora="x.safetensors")
     (tmp_path / "my-unet").symlink_to(tiny_pipeline / "unet")
-    with pytest.raises(UserError, match="name the pipeline that completes it with --base"):
+    with pytest.raises(
+        IncompleteError, match=rf"completes it with --base.* record of the name 'my-unet' instead, name its folder: {record}"
+    ):
         lookup.find_candidate("my-unet", results.folder)
+    (tmp_path / "my-unet").unlink()
+    (tmp_path / "my-unet").mkdir()  # say, of the images that were measured
+    with pytest.raises(UserError, match=rf"is not a checkpoint.* name its folder: {record}"):
+        lookup.find_candidate("my-unet", results.folder)
+
+
+def test_note_says_that_a_checkpoint_is_measured_again_although_it_has_a_record(tiny_pipeline: Path, tmp_path: Path) -> None:
+    assert "name its folder" in lookup.describe_run([resolve("scenes-teacher"), resolve(str(tiny_pipeline))], SUITE, tmp_path)
+    assert lookup.describe_run([resolve("scenes-teacher")], SUITE, tmp_path).endswith("measuring it now, on this machine")
 
 
 def test_record_of_a_model_is_found_by_suite_digest_and_machine_class(results: Results) -> None:

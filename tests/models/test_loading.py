@@ -128,6 +128,16 @@ def test_original_checkpoint_loads_unless_a_tensor_is_missing(teacher_folder: Pa
         open_pipeline(tmp_path / "lacking.safetensors", base=str(teacher_folder))
 
 
+@pytest.mark.parametrize("name", ["renamed", "conv_in.weight"])
+def test_original_checkpoint_that_cannot_be_converted_is_named(
+    name: str, teacher_folder: Path, original_checkpoint: Path, tmp_path: Path
+) -> None:
+    tensors, part = load_file(original_checkpoint), "first_stage_model.decoder"
+    save_file(tensors | {f"{part}.{name}": tensors.pop(f"{part}.conv_in.weight").flatten()}, tmp_path / "damaged.safetensors")
+    with pytest.raises(UserError, match=r"damaged\.safetensors cannot be loaded \(.*\); export it again, or name with --base another"):
+        open_pipeline(tmp_path / "damaged.safetensors", base=str(teacher_folder))
+
+
 def test_lora_is_fused(tiny_pipeline: Path, loaded_pipeline: Any, tmp_path: Path) -> None:
     lora = save_lora(tiny_unet(), tmp_path / "lora", ["to_q", "to_v"])
     plain, fused = loaded_pipeline, open_pipeline(tiny_pipeline, lora=str(lora))
@@ -203,6 +213,7 @@ def test_loras_that_diffusers_would_fuse_only_partly_are_rejected(tiny_pipeline:
         ({f"{layer}.hada_lora.weight": torch.zeros(1)}, "has a format that diffusers does not read"),
         ({name: tensor / 0 for name, tensor in peft_lora(pipeline).items()}, r"lora\.safetensors: tensor '.*' holds NaN or infinity"),
         (kohya_lora(pipeline, str) | {f"{layer}.dora_scale": torch.zeros(1)}, "is a DoRA"),
+        ({f"base_model.model.{layer}.lora_A.weight": torch.zeros(1)}, "is an adapter of peft, which is not read: merge it with"),
         (
             kohya_lora(pipeline, str) | {f"{layer}.lora_mid.weight": torch.zeros(2, 2)},
             rf"lora\.safetensors has a format .*{layer}\.lora_mid",

@@ -183,8 +183,18 @@ def test_folders_that_are_not_checkpoints_are_rejected(tiny_pipeline: Path, tmp_
         resolve(str(tmp_path / "half"))
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "pytorch_lora_weights.safetensors").touch()
-    with pytest.raises(UserError, match=r"is not a checkpoint: .* That is a LoRA: name the model that it belongs to, and this folder with"):
+    (tmp_path / "half" / "pytorch_lora_weights.safetensors").touch()
+    with pytest.raises(UserError, match=r"with --base: \S*half/unet or .* It holds a LoRA: name the model"):
+        resolve(str(tmp_path / "half"))
+    with pytest.raises(
+        UserError, match=r"is not a checkpoint: .*safetensors\. It holds a LoRA: name the model that it belongs to, and this folder"
+    ):
         resolve(str(tmp_path / "lora"))
+    (tmp_path / "peft").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "peft" / name).touch()
+    with pytest.raises(UserError, match=r"is not a checkpoint: .*adapter_model\.safetensors\. It is an adapter of peft.*: merge it"):
+        resolve(str(tmp_path / "peft"))
     with pytest.raises(UserError, match="describes a 'AutoencoderKL', expected 'UNet2DConditionModel'"):
         resolve(str(tiny_pipeline / "vae"))
     with pytest.raises(UserError, match=r"holds only a UNet; .*for example --base scenes-teacher"):

@@ -46,7 +46,7 @@ from sdbench.scenes.render import render
 from sdbench.score import score
 from sdbench.settings import Probes, Setting
 from sdbench.store import Store
-from sdbench.suites import Suite, Teacher
+from sdbench.suites import Accept, Suite, Teacher
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")
 
@@ -146,12 +146,22 @@ def test_nothing_is_recorded_where_no_metric_can_be_measured(
     def absent() -> None:
         raise error
 
+    latency = Value(name="latency.pipeline.p50", kind="probe", direction="lower", unit="s", value=0.5)
+    monkeypatch.setattr(driver, "measure", lambda specs, *_, **__: ProbeResult({spec.name: [latency] for spec in specs}, "turns"))
     monkeypatch.setitem(TOWERS, "clip.scenes", absent)
-    suite = SUITE.model_copy(update={"metrics": {"scenes": ("clip_score.scenes",)}})
+    suite = SUITE.model_copy(update={"metrics": {"scenes": ("clip_score.scenes",)}, "probes": Probes(rounds=1, calls=2, warmup=0)})
+    (earlier,) = runner.run([teacher], prepare_in(tmp_path, suite, "probes"))
     with pytest.raises(UserError, match=rf"none of the 1 metrics of 'scenes-teacher' .*clip_score\.scenes, is {said}\. `sdbench doctor`"):
         runner.run([teacher], prepare_in(tmp_path, suite))
-    assert not list((tmp_path / "results").rglob("record.json"))
+    assert records.folders(tmp_path / "results") == [earlier], "what an earlier run measured makes no record of this one"
     assert len(list((tmp_path / "runs").rglob("images/*.png"))) == 4, "the images are kept"
+
+
+def test_record_says_whether_the_range_that_its_suite_accepts_was_reproduced(teacher: ModelSpec, tmp_path: Path) -> None:
+    accept = Accept(name="Ours", source="", prompts="p", noise="n", statistics="s", ranges={"clip_score.scenes": (-100, 100)})
+    (folder,) = runner.run([teacher], prepare_in(tmp_path, SUITE.model_copy(update={"accept": accept})))
+    assert (score := records.read_record(folder).value("clip_score.scenes"))
+    assert score.note == "Ours-like: other prompts, latent, statistics; within -100.0..100.0"
 
 
 def test_teacher_is_recorded_where_a_suite_only_compares_with_it(teacher: ModelSpec, tmp_path: Path) -> None:
@@ -382,7 +392,7 @@ def test_weights_measured_before_keep_their_earlier_values(teacher: ModelSpec, t
 
 def test_student_has_no_win_rate_until_the_teacher_is_run(teacher: ModelSpec, tmp_path: Path) -> None:
     student = replace(teacher, name="student")
-    context = prepare_in(tmp_path, SUITE.model_copy(update={"metrics": {"scenes": (*METRICS, "agreement.ssim")}}))
+    context = prepare_in(tmp_path, SUITE.model_copy(update={"metrics": {"scenes": (*METRICS, "agreement.ssim", "agreement.clip.scenes")}}))
 
     def rate() -> Value | None:
         return records.read(runner.run([student], context)[0])[0].value("win_rate.preference.scenes")
@@ -522,6 +532,9 @@ def test_few_step_student_is_compared_with_the_teacher_at_the_teachers_own_sampl
         assert record.teacher == NamedTeacher(model="scenes-teacher", suite=SUITE.id)
         return [record.value(name) for name in names]
 
+    advice = f"first sdbench run --model scenes-teacher --suite {tmp_path / 'own.toml'}"
+    missing = f"record of the teacher, scenes-teacher under own@1, so win rates and agreement with it will be missing: {advice}"
+    assert recording.missing_of_teacher([teacher], prepare_in(tmp_path, few_step_suite)) == [missing], "this run makes others"
     for value in found(replace(teacher, name="student")):
         assert value
         assert (value.state, "scenes-teacher under own@1" in value.reason) == ("missing", True)
@@ -582,6 +595,14 @@ def test_win_rate_over_images_drawn_with_other_software_says_so(
     assert (found.value, found.note) == (0.5, "0 wins, 4 ties, 0 losses"), "the teacher that was drawn as the student is"
 
 
+def test_devices_of_a_kind_draw_alike_and_images_without_a_model_anywhere(teacher: ModelSpec, tmp_path: Path) -> None:
+    drawn, rendered = map(records.read_record, runner.run([teacher, resolve("scenes-rendered")], prepare_in(tmp_path)))
+    on_a_card = drawn.model_copy(update={"machine": drawn.machine.model_copy(update={"cuda": "12.8"})})
+    here = replace(prepare_in(tmp_path), device="cuda:1")
+    assert recording._drawing_differences(on_a_card, here) == recording._drawing_differences(rendered, here) == []
+    assert recording._drawing_differences(drawn, here) == ["device cpu, here cuda"]
+
+
 def test_win_rate_is_against_the_newest_weights_of_the_teacher_that_have_images(teacher: ModelSpec, tmp_path: Path) -> None:
     (first,) = runner.run([teacher], prepare_in(tmp_path))
     record, scores = records.read(first)
@@ -623,6 +644,8 @@ def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec
     before, columns = records.read(images)
     assert record.values == (*before.values, probe)
     assert record.n_images == before.n_images > 0
+    thumbnails, kept = records.thumbnail_files(images), records.thumbnail_files(both)
+    assert {name: file.read_bytes() for name, file in kept.items()} == {name: file.read_bytes() for name, file in thumbnails.items()} != {}
     assert (before.run, record.run) == ("", "turns")
     assert {name: column.tolist() for name, column in scores.columns.items()} == {
         name: column.tolist() for name, column in columns.columns.items()
@@ -633,7 +656,13 @@ def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec
     assert records.read_record(again).values == (*before.values, probe), "the new value in place of the old one"
 
 
-@pytest.mark.parametrize("change", [{"packages": {"diffusers": "0.1"}}, {"variables": {"CUDA_LAUNCH_BLOCKING": "1"}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"packages": {name: "0.1"}} for name in ("diffusers", "open-clip-torch", "sdbench")),
+        {"variables": {"CUDA_LAUNCH_BLOCKING": "1"}},
+    ],
+)
 def test_values_measured_with_other_software_are_not_passed_off_as_those_of_this(
     change: dict[str, dict[str, str]],
     teacher: ModelSpec,
@@ -654,6 +683,22 @@ def test_values_measured_with_other_software_are_not_passed_off_as_those_of_this
     assert {value.name for value in both.values} == {*METRICS, latency.name}
     monkeypatch.setattr(recording, "environment", lambda: there)
     assert latency not in records.read_record(runner.run([teacher], prepare_in(tmp_path, suite))[0]).values
+
+
+def test_a_run_says_which_values_only_other_software_measured(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size, share = (Value(name=name, kind="count", direction="lower", unit="", value=7) for name in ("parameters.unet", "flops.unet"))
+    here, suite = machine.environment(), SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
+    there = here.model_copy(update={"packages": {**here.packages, "diffusers": "0.1"}})
+    said = []
+    for software, measured in ((there, [size]), (there, [size, share]), (here, [size]), (here, [size, share]), (here, [size])):
+        monkeypatch.setattr(recording, "environment", lambda software=software: software)
+        monkeypatch.setattr(driver, "measure", lambda *_, measured=measured, **__: ProbeResult({teacher.name: measured}, "turns"))
+        runner.run([teacher], prepare_in(tmp_path, suite, "probes"))
+        said.append(capsys.readouterr().err)
+    lacking = "scenes-teacher: its new record lacks flops.unet, which other versions or environment variables measured; run the whole suite again\n"
+    assert said == ["", "", lacking, "", ""]
 
 
 def test_settings_measured_in_separate_runs_are_merged_into_one_record(
@@ -696,7 +741,7 @@ def test_probes_alone_generate_no_images_and_skip_rendered_models(
 
     def fake_measure(specs: list[ModelSpec], *_: Any, **__: Any) -> ProbeResult:
         measured_models.append([spec.name for spec in specs])
-        return ProbeResult({spec.name: [latency] for spec in specs}, "turns")
+        return ProbeResult({spec.name: [latency] for spec in specs}, f"turns {len(measured_models)}")
 
     monkeypatch.setattr(driver, "measure", fake_measure)
     monkeypatch.setattr(runner, "load", fail_if_called)
@@ -707,6 +752,7 @@ def test_probes_alone_generate_no_images_and_skip_rendered_models(
     assert [record.values for record in found] == [(), (latency,)]
     assert [record.n_images for record in found] == [0, 0]
     assert not (tmp_path / "runs" / "probes").exists()
+    assert runner.run([resolve("scenes-rendered"), teacher], prepare_in(tmp_path, suite, "probes")) == folders, "the same values again"
 
 
 def test_model_of_another_family_or_with_a_duplicate_name_is_rejected_before_any_work(
@@ -833,6 +879,40 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
         api.record_images(*save_images(tmp_path / "named", images, prompts), "sdxl", places, str(own))
 
 
+@pytest.mark.parametrize("layout", ["metadata.jsonl", "text files"])
+def test_captions_in_the_folder_pair_images_with_the_prompts_of_the_suite_in_any_order(tmp_path: Path, layout: str) -> None:
+    own, folder, places = tmp_path / "own.toml", tmp_path / "images", api.Places(tmp_path, tmp_path / "runs")
+    own.write_text(OWN, encoding="utf-8")
+    suite = suites.load(str(own))
+    prompts = [*suite.prompt_list().values()]
+    folder.mkdir()
+    for index, prompt in enumerate(prompts):
+        name = f"image {9 - index}"  # the reverse of the prompts' order
+        Image.fromarray(render([parse(prompt)], [index])[0]).save(folder / f"{name}.png")
+        if layout == "text files":
+            (folder / f"{name}.txt").write_text(prompt, encoding="utf-8")
+        else:
+            with (folder / layout).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"file_name": f"{name}.png", "text": prompt}) + "\n")
+    record, scores = records.read(api.record_images(folder, None, "dall-e", places, str(own)))
+    assert (record.suite, list(scores.prompts or ())) == (suite.id, prompts)
+    assert scores.columns["scene_accuracy"].tolist() == [1] * 6, "each image shows its own caption"
+    few = "prompts = { n = 5 }"
+    own.write_text(OWN.replace("prompts = { n = 6 }", few), encoding="utf-8")
+    other, scores = records.read(api.record_images(folder, None, "dall-e", places, str(own)))
+    assert (other.suite.name, other.n_images, scores.columns["scene_accuracy"].tolist()) == ("own-custom", 6, [1] * 6)
+    assert other.prompts.startswith(f"6 of {folder}, ")
+    Image.fromarray(IMAGES[0]).save(folder / "more.png")
+    with pytest.raises(UserError, match=r"more\.(png have no caption|txt .*needs its caption)|1 images have no caption, such as more\.png"):
+        api.score(folder, None, places, str(own))
+
+
+def test_images_without_captions_need_a_file_of_prompts(tmp_path: Path) -> None:
+    images, _ = save_images(tmp_path, IMAGES, PROMPTS)
+    with pytest.raises(UserError, match=r"a \.txt beside each image.* Or name a text file of prompts with --prompts"):
+        api.score(images, None, api.Places(tmp_path, tmp_path / "runs"))
+
+
 def test_python_functions_take_paths_as_strings(tmp_path: Path) -> None:
     images, prompts, own, policy = (
         *map(str, save_images(tmp_path, IMAGES, PROMPTS)),
@@ -858,10 +938,11 @@ def test_image_and_prompt_counts_must_match(tmp_path: Path) -> None:
 def test_images_with_ambiguous_file_order_are_rejected(tmp_path: Path) -> None:
     images, prompts = save_images(tmp_path, IMAGES, PROMPTS)
     (images / "005.png").rename(images / "10.png")
-    assert len(external.load_images(images, prompts, suites.load("quality"), tmp_path / "runs").image_ids) == len(IMAGES)
+    suite = suites.load("quality")
+    assert len(external.load_images(external.find_images(images, prompts, suite), suite, tmp_path / "runs").image_ids) == len(IMAGES)
     (images / "004.png").rename(images / "2.png")
     with pytest.raises(UserError, match=r"003\.png comes before 2\.png as text and after it by number.*as in 00002\.png"):
-        external.load_images(images, prompts, suites.load("quality"), tmp_path / "runs")
+        external.find_images(images, prompts, suite)
 
 
 def test_full_size_images_are_scored_with_the_available_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,7 +184,7 @@ def test_images_made_elsewhere_have_one_prompt_each(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "0.png")
     prompts.write_text(PROMPTS[0] + "\n", encoding="utf-8")
     with pytest.raises(UserError, match="suite 'own' draws 2 images of each prompt, but images made elsewhere have one prompt each"):
-        external.record_images(folder, prompts, "dall-e", prepare_in(tmp_path, sampled(2, n=1)))
+        external.record_images(external.find_images(folder, prompts, SUITE), "dall-e", prepare_in(tmp_path, sampled(2, n=1)))
 
 
 def test_noise_floor_of_several_samples_is_over_prompts(teacher: ModelSpec, tmp_path: Path) -> None:

@@ -11,11 +11,17 @@ from sdbench import records, suites
 from sdbench.errors import UserError
 from sdbench.gate.policy import Policy, Rule
 from sdbench.models.spec import ModelSpec
+from sdbench.probes import driver
+from sdbench.probes.driver import ProbeResult
+from sdbench.records import Value
 from sdbench.run import runner, until_verdict
+from sdbench.settings import Probes
+from sdbench.stats.decisions import BetweenRuns
 from sdbench.store import Store
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")
 
+LATENCY = "latency.pipeline.p50"
 RULES = Policy(
     alpha=0.05,
     suites={
@@ -140,6 +146,42 @@ def test_failing_metric_stops_the_run_without_a_pass(teacher: ModelSpec, tmp_pat
     _, report = run_sequentially(replace(teacher, name="student"), baseline, tmp_path)
     assert (report.verdict, report.exit_code) == ("incomparable", 2)
     assert "ZeroDivisionError: no light" in report.why
+
+
+@pytest.mark.parametrize(
+    ("seconds", "between_runs", "verdict", "stopped"),
+    [
+        (0.5, {}, "pass", "stopped after 4 of 6 prompts, at the 2nd look"),
+        (1.0, {}, "regressed", "stopped after 2 of 6 prompts, at the 1st look"),
+        (1.0, {LATENCY: BetweenRuns(1.0, 9)}, "inconclusive", "stopped after 2 of 6 prompts, at the 1st look"),  # more prompts cannot help
+    ],
+)
+def test_latency_is_weighed_too_against_how_far_runs_lie_apart(
+    seconds: float,
+    between_runs: dict[str, BetweenRuns],
+    verdict: str,
+    stopped: str,
+    teacher: ModelSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    took = iter((0.5, seconds))
+
+    def fake_measure(specs: list[ModelSpec], *_: Any, **__: Any) -> ProbeResult:
+        time = next(took)
+        value = Value(name=LATENCY, kind="probe", direction="lower", unit="s", value=time, n=6, samples=((time - 0.01, time + 0.01),) * 3)
+        return ProbeResult({spec.name: [value] for spec in specs}, "turns")
+
+    monkeypatch.setattr(driver, "measure", fake_measure)
+    suite = SIX_PROMPTS.model_copy(update={"probes": Probes(rounds=3, calls=2, warmup=0)})
+    (baseline,) = runner.run([teacher], prepare_in(tmp_path, suite, None))
+    clip, latency = RULES.suites["own"]["clip_score.scenes"], Rule(direction="lower", margin=0.05, required=True)
+    rules = RULES.model_copy(update={"suites": {"own": {"clip_score.scenes": clip, LATENCY: latency}}})
+    student = replace(teacher, name="student")
+    path, report = until_verdict.run_until_verdict(student, prepare_in(tmp_path, suite, None), baseline, rules, between_runs)
+    assert (report.verdict, report.notes[0]) == (verdict, stopped)
+    record = records.read_record(path)
+    assert (record.run, value.value if (value := record.value(LATENCY)) else None) == ("turns", seconds)
 
 
 def test_baseline_of_another_suite_is_rejected_before_any_work(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

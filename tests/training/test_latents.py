@@ -18,11 +18,12 @@ from processes import by_two, is_locked
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
+from sdbench.disk import size_text
 from sdbench.errors import UndecodableError, UserError
 from sdbench.scenes.training.pool import Pool
 from sdbench.training import latents as latents_module
 from sdbench.training import row_files
-from sdbench.training.latents import LatentPool, add_noise, encode, load_components, target
+from sdbench.training.latents import Batch, LatentPool, add_noise, encode, load_components, predict, target
 from sdbench.training.loop import draw_rows
 from sdbench.training.row_files import RowFile
 
@@ -112,6 +113,13 @@ def test_dropped_captions_are_the_empty_prompt_if_the_pipeline_says_so(
     assert torch.equal(some.pooled, torch.stack(expected))
 
 
+def test_the_unconditional_embedding_is_zeros_unless_the_index_says_otherwise(tmp_path: Path) -> None:
+    assert latents_module._has_zero_unconditional(tmp_path)
+    for content, zeros in (({}, True), ({"force_zeros_for_empty_prompt": False}, False)):
+        (tmp_path / "model_index.json").write_text(json.dumps(content), encoding="utf-8")
+        assert latents_module._has_zero_unconditional(tmp_path) is zeros
+
+
 def test_noise_and_targets_match_their_closed_forms(latents: LatentPool) -> None:
     batch, scheduler = latents.batch(2, 4, seed=0), latents.scheduler
     alpha = scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
@@ -123,6 +131,18 @@ def test_noise_and_targets_match_their_closed_forms(latents: LatentPool) -> None
     assert torch.equal(target(epsilon, batch), batch.noise)
     with pytest.raises(UserError, match="prediction type of a scheduler 'sample'"):
         target(type(scheduler).from_config(scheduler.config, prediction_type="sample"), batch)
+
+
+def test_a_prediction_is_that_of_the_stock_pipeline_under_the_same_conditions(teacher_folder: Path) -> None:
+    pipeline, called = StableDiffusionXLPipeline.from_pretrained(teacher_folder), list[Any]()
+    pipeline.unet.register_forward_hook(lambda *call: called.append(call[1:]), with_kwargs=True)
+    sizes = {"original_size": (48, 32), "crops_coords_top_left": (8, 4), "target_size": (64, 56)}
+    pipeline("a circle", num_inference_steps=1, guidance_scale=1, output_type="latent", **sizes)
+    ((noised, timestep), given, (expected,)) = called.pop()
+    pooled, time_ids = given["added_cond_kwargs"]["text_embeds"], torch.tensor([[48.0, 32, 8, 4, 64, 56]])
+    batch = Batch(noised, given["encoder_hidden_states"], pooled, time_ids, noised, timestep[None])
+    with torch.no_grad():
+        assert torch.equal(predict(pipeline.unet, noised, batch), expected)
 
 
 def test_latents_and_embeddings_are_computed_once_for_the_same_networks_and_images(
@@ -229,7 +249,7 @@ class InterruptingPool:
 def test_images_are_read_while_others_are_encoded(
     teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, read = latents_module.encode, threading.Event()
+    encode, read, encoded = latents_module.encode, threading.Event(), list[int]()
 
     class SignallingPool(InterruptingPool):
         def read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -238,12 +258,15 @@ def test_images_are_read_while_others_are_encoded(
             return super().read(rows)
 
     def encode_after_the_last_is_read(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
-        if len(pixels) > 1:  # a single one is encoded first, to find the file's size
-            assert read.wait(60)
+        encoded.append(len(pixels))
+        assert len(encoded) == 1 or read.wait(60)  # the first is encoded before, to find the file's size
         return encode(vae, pixels)
 
     monkeypatch.setattr(latents_module, "encode", encode_after_the_last_is_read)
-    assert len(LatentPool(teacher_folder, SignallingPool(pool, None), tmp_path)) == 8
+    images = SignallingPool(pool, None)
+    images.size_px = 512  # so large that each is encoded alone
+    assert len(LatentPool(teacher_folder, images, tmp_path)) == 8
+    assert encoded == [1] * 9
 
 
 def test_rows_are_filled_by_one_run_at_a_time(tmp_path: Path) -> None:
@@ -299,12 +322,42 @@ def test_marks_of_a_deleted_file_do_not_survive_a_crash_while_the_next_is_create
     assert kept["squares"].tolist() == [0, 1, 4, 9]
 
 
+def test_a_run_killed_just_before_its_file_is_complete_computes_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = list[int]()
+
+    def squares(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        computed.extend(rows.tolist())
+        return {"squares": torch.from_numpy(rows**2)}
+
+    def kill(*_: Path) -> None:
+        raise KeyboardInterrupt
+
+    file = RowFile(tmp_path / "kept.npy", 4, 2, squares)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", kill)
+        with pytest.raises(KeyboardInterrupt):
+            row_files.fill_and_load(file)
+    computed.clear()
+    (kept,) = row_files.fill_and_load(file)
+    assert (computed, kept["squares"].tolist()) == ([], [0, 1, 4, 9])
+
+
+def test_marks_that_a_crash_left_incomplete_are_ignored(tmp_path: Path) -> None:
+    file = RowFile(tmp_path / "kept.npy", 4, 2, lambda rows: {"squares": torch.from_numpy(rows**2)})
+    np.save(tmp_path / "kept", np.zeros(4, [("squares", np.int64)]))
+    file.path.rename(file.part_path)
+    file.marks_path.write_bytes(b"\1\1")
+    (kept,) = row_files.fill_and_load(file)
+    assert kept["squares"].tolist() == [0, 1, 4, 9]
+
+
 def test_insufficient_disk_space_is_reported_before_encoding(
-    teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    latents: LatentPool, teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    needed = size_text(latents._images.nbytes + latents._captions.nbytes)
     with pytest.raises(
-        UserError, match=r"100 bytes free; [\d.]+ kB are needed for latents, time_ids, prompt_embeds, pooled of 8 images. Make room"
+        UserError, match=rf"100 bytes free; {needed} are needed for latents, time_ids, prompt_embeds, pooled of 8 images. Make room"
     ):
         LatentPool(teacher_folder, pool, tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == [".lock"]
@@ -331,6 +384,35 @@ def test_two_processes_share_the_encoding(tmp_path: Path) -> None:
     assert computed == [[0, 0, 1, 2, 6, 7, 8], [3, 4, 5, 9]]  # the main process computes row 0 alone, to find the file's size
     assert np.load(tmp_path / "kept.npy")["squares"].ravel().tolist() == [row**2 for row in range(10)]
     assert sorted(path.name for path in tmp_path.glob("kept*")) == ["kept.npy"]
+
+
+def fill_file_by_two_machines(folder: Path) -> None:
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
+    fill_shared_file(folder)
+
+
+def test_processes_of_another_machine_leave_the_encoding_to_the_first(tmp_path: Path) -> None:
+    """They may not see what it maps into memory."""
+    assert by_two(fill_file_by_two_machines, tmp_path) == [0, 0]
+    assert [path.name for path in tmp_path.glob("computed.*")] == ["computed.0"]
+    assert np.load(tmp_path / "kept.npy")["squares"].ravel().tolist() == [row**2 for row in range(10)]
+
+
+def fill_file_of_damaged_images(folder: Path, damaged: set[int]) -> None:
+    distributed.init_process_group("gloo")
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        if damaged & set(rows.tolist()):
+            raise UndecodableError(f"{rows} is damaged")
+        return rows
+
+    row_files.fill_and_load(RowFile(folder / "kept.npy", 200, 1, lambda rows: {"rows": torch.from_numpy(rows)}, read))
+
+
+def test_two_processes_together_leave_out_one_image_in_a_hundred(tmp_path: Path) -> None:
+    assert by_two(fill_file_of_damaged_images, tmp_path, {10, 11}) == [0, 0]
+    (tmp_path / "more").mkdir()
+    assert all(by_two(fill_file_of_damaged_images, tmp_path / "more", {10, 11, 12, 13}))
 
 
 def test_one_process_resumes_where_two_were_stopped(tmp_path: Path) -> None:
@@ -382,3 +464,8 @@ def test_many_undecodable_images_are_an_error_that_keeps_progress(teacher_folder
             LatentPool(teacher_folder, DamagedPool(pool, 200, {5, 7, 9}), tmp_path)
     (marks,) = tmp_path.glob("latents-*.done")
     assert np.flatnonzero(np.fromfile(marks, np.uint8) == 1).tolist() == [0, 1, 2, 3, 4, 6, 8]
+
+
+def test_if_all_images_are_damaged_only_the_first_few_are_read(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    with pytest.raises(UndecodableError, match="row 2 is damaged"):
+        LatentPool(teacher_folder, DamagedPool(pool, 200, set(range(200))), tmp_path)

@@ -23,12 +23,15 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from processes import by_one, by_two
 from safetensors.torch import load_file, save_model
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from sdbench.errors import UserError
 from sdbench.training import checkpoints
 from sdbench.training.checkpoints import Checkpoints
+from sdbench.training.journal import Journal
 from sdbench.training.loop import Schedule, draw_rows, fit, max_even_processes
 
 SCHEDULE = Schedule(steps=12, lr=1e-2, batch=8, warmup=3, ema=0.9, seed=4)
@@ -100,6 +103,13 @@ def test_resumed_run_evaluates_every_checkpoint_once(killed_at: int, tmp_path: P
     assert train_and_read_log(tmp_path / "killed") == uninterrupted
     assert train_and_read_log(tmp_path / "killed") == uninterrupted  # once more, with no step left
     assert uninterrupted.count(b"norm") == 3 + 1  # one is the gradient_norm of step 0
+
+
+@pytest.mark.parametrize("entry", ["{}", "[1]", '{"step": "1"}'])
+def test_damaged_entry_of_the_log_is_named(entry: str, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(f'{{"step": 0}}\n{entry}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"line 2 of .*log\.jsonl is damaged \(expected an object with a step\); remove that line"):
+        Journal(tmp_path, 5, 10, None, 5, quiet=False)
 
 
 def train_until_killed(folder: Path) -> None:
@@ -218,7 +228,7 @@ def test_non_finite_gradient_is_an_error_even_if_the_loss_is_finite(tmp_path: Pa
 def test_training_on_windows_opens_no_folder_and_flushes_only_what_is_open_for_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writable, flushed = set[int](), list[int]()
+    writable, flushed, closed = set[int](), list[int](), list[int]()
 
     def open_file(path: Path, flags: int) -> int:
         if path.is_dir():
@@ -233,11 +243,29 @@ def test_training_on_windows_opens_no_folder_and_flushes_only_what_is_open_for_w
             raise OSError(errno.EBADF, "Bad file descriptor")
         flushed.append(descriptor)
 
-    windows = SimpleNamespace(name="nt", open=open_file, fsync=flush, close=os.close, O_RDONLY=os.O_RDONLY, O_RDWR=os.O_RDWR)
+    def close(descriptor: int) -> None:
+        closed.append(descriptor)
+        os.close(descriptor)
+
+    windows = SimpleNamespace(name="nt", open=open_file, fsync=flush, close=close, O_RDONLY=os.O_RDONLY, O_RDWR=os.O_RDWR)
     monkeypatch.setattr("sdbench.training.checkpoints.os", windows)
     net = tiny_net()
     fit(net, noisy_loss(net), SCHEDULE, tmp_path)
     assert len(flushed) == len(list((tmp_path / "step-00000012").iterdir())) == 3
+    assert closed == flushed
+
+
+def test_a_checkpoint_is_flushed_before_it_gets_its_name_and_its_folder_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed, flush = list[tuple[str, bool]](), checkpoints._fsync
+
+    def noted(path: Path) -> None:
+        flush(path)
+        flushed.append((path.name, (tmp_path / "step").exists()))
+
+    monkeypatch.setattr(checkpoints, "_fsync", noted)
+    with checkpoints.atomic_folder("step", tmp_path) as temporary:
+        (temporary / "model").touch()
+    assert flushed == [("model", False), (temporary.name, False), (tmp_path.name, True)]
 
 
 def test_unwritable_checkpoint_is_an_error_and_keeps_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,6 +278,7 @@ def test_unwritable_checkpoint_is_an_error_and_keeps_the_previous_one(tmp_path: 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("sdbench.training.checkpoints.save_model", full)
+    monkeypatch.setattr(SummaryWriter, "close", full)
     with pytest.raises(UserError, match=r"No space left on device; the last good checkpoint is .*step-00000005\. Make room and run again"):
         fit(net, noisy_loss(net), SCHEDULE, tmp_path, save_every_s=ALWAYS)
     assert {path.name: path.read_bytes() for path in (tmp_path / "step-00000005").iterdir()} == before
@@ -293,6 +322,22 @@ def test_run_resumes_from_the_previous_checkpoint_if_the_last_is_unreadable(tmp_
     assert {path.name for path in folder.glob("step-*")} == {"step-00000011", "step-00000012"}
 
 
+def test_a_damaged_checkpoint_goes_with_the_next_one_that_is_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = nn.Linear(2, 1)
+    saved = Checkpoints(tmp_path, net, torch.optim.SGD(net.parameters()), None, every_s=0)
+    for step in (5, 9):
+        saved.save_if_due(step, last=True)
+    (tmp_path / "step-00000009" / "optimiser.pt").write_bytes(b"")
+    assert saved.resume() == 5
+    assert "Continuing from the one before" in capsys.readouterr().err
+    saved.save_if_due(6, last=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "step-00000006"]
+    for step in (5, 6):
+        (tmp_path / f"step-{step:08d}" / "optimiser.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"step-00000006: .*\. To start again, remove it and any other step-\* beside it"):
+        saved.resume()
+
+
 @pytest.mark.parametrize(("seconds", "starts"), [(1, [11, 23]), (3, [11, 40])])
 def test_slow_checkpoints_are_saved_less_often(seconds: int, starts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Due more than 10 s after the one before, or 25 s if saving takes 3 s; asked each second."""
@@ -311,15 +356,18 @@ def test_slow_checkpoints_are_saved_less_often(seconds: int, starts: list[int], 
     assert began == starts
 
 
-@pytest.mark.parametrize(("free", "left"), [(10**9, 2), (0, 1)])
-def test_the_older_checkpoint_makes_room_on_a_full_disk(free: int, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("lacking", "left"), [(0, 2), (1, 1)])
+def test_the_older_checkpoint_makes_room_on_a_full_disk(lacking: int, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net, found = nn.Linear(2, 1), list[int]()
 
     def noted(*arguments: Any) -> None:
         found.append(len(list(tmp_path.glob("step-*"))))
         save_model(*arguments)
 
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    def usage(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=sum(path.stat().st_size for path in (folder / "step-00000002").iterdir()) - lacking)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
     monkeypatch.setattr(checkpoints, "save_model", noted)
     saved = Checkpoints(tmp_path, net, torch.optim.SGD(net.parameters()), None, every_s=0)
     for step in (1, 2, 3):
@@ -339,14 +387,15 @@ def test_out_of_memory_is_not_reported_as_a_damaged_checkpoint(tmp_path: Path, m
         fit(net, noisy_loss(net), SCHEDULE, tmp_path)
 
 
+@pytest.mark.parametrize("damage", [lambda content: content[:40], lambda _: 50 * b"no tensors", lambda _: 50 * b"hello world"])
 @pytest.mark.parametrize("file", ["model.safetensors", "average.safetensors", "optimiser.pt"])
-def test_damaged_checkpoint_is_named(file: str, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_named(file: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     net = tiny_net()
     fit(net, noisy_loss(net), SCHEDULE, tmp_path)
     assert len(list(tmp_path.glob("step-*"))) == 1
     damaged = tmp_path / "step-00000012" / file
-    damaged.write_bytes(damaged.read_bytes()[:40])
-    with pytest.raises(UserError, match=r"cannot continue from checkpoint .*step-00000012.*Remove it to start again"):
+    damaged.write_bytes(damage(damaged.read_bytes()))
+    with pytest.raises(UserError, match=r"cannot continue from checkpoint .*step-00000012: \w+Error: .*To start again, remove it"):
         fit(net, noisy_loss(net), SCHEDULE, tmp_path)
 
 
@@ -366,6 +415,39 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
 
     for one, other in zip(train(4, 1), train(1, 4), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_evaluating_the_network_that_is_trained_changes_no_step(tmp_path: Path) -> None:
+    found = []
+    for name, evaluate in (("plain", None), ("evaluated", lambda _: (np.zeros((2, 2, 3), np.uint8), {}))):
+        net = tiny_net()
+        fit(net, noisy_loss(net), replace(SCHEDULE, ema=None), tmp_path / name, evaluate=evaluate, evaluate_every=2)
+        found.append(tensors(net))
+    assert all(map(torch.equal, *found)), "with batch normalisation, steps of a network in evaluation mode are others"
+
+
+def test_tensorboard_has_each_value_and_image_and_drops_the_steps_that_a_resumed_run_repeats(tmp_path: Path) -> None:
+    def evaluate(_: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
+        return np.zeros((2, 2, 3), np.uint8), {"accuracy": 0.5}
+
+    def read_board() -> list[tuple[int, str]]:
+        (file,) = (tmp_path / "tensorboard").iterdir()
+        content, found = file.read_bytes(), []
+        while content:  # for each event its size, a checksum of that, the event, a checksum of that
+            end = 12 + int.from_bytes(content[:8], "little")
+            event, content = Event.FromString(content[12:end]), content[end + 4 :]
+            found += [(event.step, "repeated from here")] if event.HasField("session_log") else []
+            found += [(event.step, value.tag) for value in event.summary.value]
+        file.unlink()
+        return found
+
+    net = tiny_net()
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, noisy_loss(net, 7, KeyboardInterrupt()), SCHEDULE, tmp_path, evaluate=evaluate, evaluate_every=5, save_every_s=ALWAYS)
+    of_step = [(0, name) for name in ("repeated from here", "square", "small", "lr", "gradient_norm")]
+    assert read_board() == [*of_step, (5, "accuracy"), (5, "samples")]
+    fit(net, noisy_loss(net), SCHEDULE, tmp_path, evaluate=evaluate, evaluate_every=5)
+    assert read_board() == [(7, "repeated from here"), *((step, name) for step in (10, 12) for name in ("accuracy", "samples"))]
 
 
 def test_kept_weights_are_evaluated_during_training_and_at_the_end(tmp_path: Path) -> None:
@@ -415,8 +497,8 @@ def test_seed_decides_what_a_loss_draws(tmp_path: Path) -> None:
             seen.append(torch.rand(()).item())
             return {"output": net(torch.ones(1)).sum()}
 
-        fit(net, loss, replace(SCHEDULE, seed=seed), tmp_path / f"{seed}")
-    assert len({*drawn[0], *drawn[1]}) == 2 * SCHEDULE.steps
+        fit(net, loss, replace(SCHEDULE, seed=seed, accumulation=3), tmp_path / f"{seed}")
+    assert len({*drawn[0], *drawn[1]}) == 2 * 3 * SCHEDULE.steps, "also in the batches of one step"
 
 
 def test_loss_is_computed_in_the_accelerators_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,4 +614,4 @@ def test_batches_that_cannot_be_shared_evenly_are_an_error(tmp_path: Path, monke
 
 def test_fit_without_a_running_average_returns_the_model(tmp_path: Path) -> None:
     net = tiny_net()
-    assert fit(net, noisy_loss(net), replace(SCHEDULE, ema=None), tmp_path) is net
+    assert fit(net, noisy_loss(net), replace(SCHEDULE, ema=None), tmp_path / "new" / "run") is net

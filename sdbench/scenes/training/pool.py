@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdbench.arrays import U8
-from sdbench.disk import create_array, locked
+from sdbench.disk import create_array, load_array, locked
 from sdbench.scenes.grammar import Scene, Split, scene_at
 from sdbench.scenes.networks import to_pixels
 from sdbench.scenes.render import SIZE_PX, render
@@ -29,7 +29,7 @@ class Pool:
         with locked(self.path.with_suffix(".lock")):  # several processes may share a folder
             if not self.path.exists():
                 self._render()
-        self.images: U8 = np.load(self.path, mmap_mode="r")
+        self.images: U8 = load_array(self.path, "r")
 
     @cached_property
     def scenes(self) -> list[Scene]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from sdbench.arrays import U8
+from sdbench.disk import load_array
 from sdbench.scenes.attributes import AttributeHeads, attribute_loss, labels
 from sdbench.scenes.grammar import Scene
 from sdbench.scenes.networks import to_pixels
@@ -121,7 +122,7 @@ def _smeared_images(path: Path, pipeline: Path, pool: Pool, work: Path) -> U8:
         temporary = path.with_suffix(".part.npy")
         np.save(temporary, np.concatenate([_predict_clean(latents, unet, vae, np.arange(start, start + 64)) for start in starts]))
         temporary.rename(path)
-    images: U8 = np.load(path)
+    images: U8 = load_array(path)
     return images
 
 

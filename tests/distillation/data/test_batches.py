@@ -23,6 +23,7 @@ from distillation.recipe import Recipe
 from distillation.taps import Tap
 from distillation.train import distil
 from sdbench.errors import UserError
+from sdbench.training.latents import predict
 from sdbench.training.loop import fit
 
 N, SIDE = 6, 16
@@ -61,6 +62,13 @@ def test_a_square_is_central_with_its_micro_conditioning() -> None:
     assert conditioning == (32, 48, 0, 4, 16, 16)
     tall, conditioning = crop_square(Image.fromarray(pixels.transpose(1, 0, 2)), 64)
     assert (tall.shape, conditioning) == ((64, 64, 3), (48, 32, 16, 0, 64, 64))
+
+
+@pytest.mark.parametrize("side", [49, 98, 103, 107])  # 16 / side * side is less than 16
+def test_a_square_is_whole_however_the_scale_is_rounded(side: int) -> None:
+    cut, conditioning = crop_square(Image.new("RGB", (side + 9, side), "white"), 16)
+    assert cut.min() == 255
+    assert conditioning[2:] == (0, round((side + 9) * 16 / side - 16) // 2, 16, 16)
 
 
 def test_squares_are_read_in_order(folder: Path) -> None:
@@ -120,7 +128,9 @@ def test_a_run_of_the_full_size_family(
     assert at_once == [1] * 4  # images after the stage: at 1024 px a decoder takes gigabytes for each
 
 
-def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_teachers_teach_in_succession(
+    recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     others = [with_unet(teacher, tmp_path / f"teacher-{seed}", tiny_unet("sdxl", seed, "sdxl")) for seed in (1, 2)]
     folders, of_step = [teacher, *others], train.batch_loss_terms
     starts = [load_file(each / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.bias"] for each in folders]
@@ -132,15 +142,18 @@ def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Pat
         return of_step(context, student, taps, number)
 
     monkeypatch.setattr(train, "batch_loss_terms", noted)
+    monkeypatch.setattr(train, "FINAL_BATCHES", 2)
     squares = SquareImages([open_images(str(folder))], SIDE)
     out = distil(recipe, "sdxl", folders, tmp_path / "work", tmp_path / "out", images=squares, steps=6)
     stages = json.loads((out / "provenance.json").read_text(encoding="utf-8"))["stages"]
-    # stages of 2 and 4 steps, teachers of 3, 1 and 2; after each piece a batch more, for its final losses
+    # stages of 2 and 4 steps, teachers of 3, 1 and 2; after each piece two batches more, for its final losses
     assert [(stage["name"], stage["steps"]) for stage in stages] == [("half", 2), ("depth", 1), ("depth", 1), ("depth", 2)]
-    assert taught == [(0, 0), (1, 0), (2, 0), (2, 0), (3, 0), (3, 1), (4, 1), (4, 2), (5, 2), (6, 2)]
+    pieces = {(0, 2): 0, (2, 3): 0, (3, 4): 1, (4, 6): 2}
+    assert taught == [(number, by) for (start, end), by in pieces.items() for number in range(start, end + 2)]
     digests = [stage["teacher_digest"] for stage in stages]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
+    assert f"training on {N} images, each seen {6 * 2 / N:.1f} times on average\n" in capsys.readouterr().err, "in all stages"
 
 
 def test_with_bfloat16_only_the_teacher_is_stored_in_it(
@@ -148,16 +161,23 @@ def test_with_bfloat16_only_the_teacher_is_stored_in_it(
 ) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # one process has one precision
     lower = one_shot_recipe(recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"dtype": "bfloat16", "checkpointing": True})}))
-    starts = []
+    starts, modes = [], set[tuple[torch.dtype, bool]]()
 
     def fit_and_note(model: UNet2DConditionModel, *arguments: Any, **chosen: Any) -> nn.Module:
         starts.append(model.conv_in.weight.detach().clone())
         return fit(model, *arguments, **chosen)
 
+    def predict_and_note(unet: UNet2DConditionModel, *arguments: Any) -> torch.Tensor:
+        modes.add((unet.dtype, torch.is_autocast_enabled("cpu")))
+        return predict(unet, *arguments)
+
     monkeypatch.setattr(train, "fit", fit_and_note)
+    monkeypatch.setattr(train, "predict", predict_and_note)
     squares = SquareImages([open_images(str(folder))], SIDE)
     out = distil(lower, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", images=squares, steps=1)
     AcceleratorState._reset_state(reset_partial_state=True)
+    assert (torch.float32, True) in modes, "the student computes in it"
+    assert {mode for mode in modes if mode[0] == torch.bfloat16} == {(torch.bfloat16, False)}, "the teacher's weights are in it already"
     assert torch.equal(starts[0], UNet2DConditionModel.from_pretrained(teacher / "unet").conv_in.weight)  # not rounded on the way
     (checkpoint,) = (tmp_path / "work").glob("vega-*/1-all/student")
     assert UNet2DConditionModel.from_pretrained(checkpoint).dtype == torch.float32

@@ -16,7 +16,9 @@ from distillation.cli import main
 from distillation.data import draw
 from distillation.data.draw import draw_images, read_captions
 from distillation.data.images import open_images
+from distillation.export import check_new_or_empty
 from sdbench.assets.prompts import read_lines
+from sdbench.disk import write_json
 from sdbench.errors import UserError
 from sdbench.generate import initial_noise
 from sdbench.models.digest import weights_digest
@@ -195,6 +197,17 @@ def test_a_folder_has_one_set_of_settings(whole: Path, prompts: Path, teacher_fo
     with pytest.raises(UserError, match=f"whole holds images drawn with other settings: {said}"):
         draw_images(prompts, teacher_folder, whole, n=1, **{**SETTINGS, name: value})
     assert files(whole) == before
+
+
+def test_another_part_may_begin_while_the_folder_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin_another(out: Path) -> None:
+        write_json(out / "made.json", {"seed": 5})
+        check_new_or_empty(out)
+
+    monkeypatch.setattr(draw, "check_new_or_empty", begin_another)
+    draw._check_same_settings(tmp_path / "same", {"seed": 5})
+    with pytest.raises(UserError, match=r"holds images drawn with other settings: seed 5 \(now 6\)"):
+        draw._check_same_settings(tmp_path / "other", {"seed": 6})
 
 
 def test_invalid_arguments_are_refused_before_anything_is_written(prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ def test_a_missing_hub_dataset_is_an_error_with_a_way_out() -> None:
         ([{"file_name": "in/0.png", "text": "a"}, {"file_name": "in/1.png"}], "row 1 has no caption; found None"),
         ([{"file_name": "in/0.png", "text": " "}], "row 0 has no caption; found ' '"),
         ([{"file_name": "in/0.png", "text": 3}], r"column 'text' holds .*int64.*; expected text"),
-        ([{"file_name": "in/0.png", "title": "a"}], r"none of its columns \(image, title\) is called caption or text or prompt or clean_prompts or txt; .*Name it with"),
+        ([{"file_name": "in/0.png", "title": "a"}], r"none of its columns \(image, title\) is called prompt or caption or text or clean_prompts or txt; .*Name it with"),
         ([{"file_name": "in/0.png", "text": "a", "prompt": "b"}], "text and prompt of its columns"),
         ([{"file_name": "../0.png", "text": "a"}], r"\.\./0\.png"),
         ([{"text": "a"}], "`file_name`"),

@@ -114,8 +114,18 @@ def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp
         kept.write_text(changed, encoding="utf-8")
         assert main(words) == 0
         assert (kept.read_text(encoding="utf-8") != changed) == is_measured_again, change
+        said = capsys.readouterr().err
+        if is_measured_again:
+            (earlier,) = {path for path in kept.parent.glob(f"{kept.stem}-*.json") if str(path) in said}
+            assert f"differs in: {', '.join(change)}; it is now in" in said
+            assert Sensitivity.model_validate_json(earlier.read_text(encoding="utf-8")) == Sensitivity.model_validate_json(changed)
     assert main([*words[:-2], "--parameters", "0.01"]) == 2
     assert "no plan comes down to" in capsys.readouterr().err
+    for damage in (b"", b"\xff{}", b"{}"):
+        kept.write_bytes(damage)
+        assert main(words) == 2
+        assert f"{kept} is not a measurement that this version can read" in capsys.readouterr().err
+        assert kept.read_bytes() == damage
 
 
 def test_the_result_of_an_older_version_is_taken_without_its_software() -> None:
