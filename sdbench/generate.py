@@ -1,8 +1,9 @@
 """Generate a model's images for a suite into the store.
 
 The noise of an image comes from its own generator on the CPU, keyed by (suite seed, prompt id, sample), so it does not depend
-on order, batch or number of machines. Batch number k always holds the same prompts at the same positions. A resumed batch is filled up with
-prompts that are already finished, which costs as much as padding would, so its bytes cannot differ from those of an unbroken run.
+on order, batch or number of machines. Batch number k always holds the same prompts at the same positions, and one sample of each, so more
+samples leave the first ones' batches as they were. A resumed batch is filled up with prompts that are already finished, which costs as
+much as padding would, so its bytes cannot differ from those of an unbroken run.
 """
 
 import hashlib
@@ -43,15 +44,18 @@ class Job:
 
 
 def list_jobs(suite: Suite, sampling: Sampling, weights_digest: str | None) -> list[Job]:
-    """The images that a suite asks of a model, in order.
+    """The images that a suite asks of a model, in order: the first sample of every prompt, then the second of every prompt, and so on.
+
+    The identity of a first sample does not name it, so that images stay valid that were made before there were others.
 
     Raises:
         MissingError, UserError: see `Suite.prompt_list` and `Noise.path`.
     """
-    settings, noise = sampling.model_dump(exclude={"batch"}), suite.noise.identity()
+    settings, noise, prompts = sampling.model_dump(exclude={"batch"}), suite.noise.identity(), suite.prompt_list()
     return [
-        Job(prompt_id, 0, prompt, digest([weights_digest, prompt_id, prompt, settings, noise]))
-        for prompt_id, prompt in suite.prompt_list().items()
+        Job(prompt_id, sample, prompt, digest([weights_digest, prompt_id, prompt, settings, noise, *([sample] if sample else [])]))
+        for sample in range(suite.samples)
+        for prompt_id, prompt in prompts.items()
     ]
 
 
@@ -63,8 +67,15 @@ def select_part(jobs: list[Job], batch: int, part: tuple[int, int]) -> list[Job]
     Args:
         part: (k, n), k from 1 to n.
     """
-    batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
-    return list(chain.from_iterable(batches[part[0] - 1 :: part[1]]))
+    return list(chain.from_iterable(_batches(jobs, batch)[part[0] - 1 :: part[1]]))
+
+
+def _batches(jobs: list[Job], batch: int) -> list[list[Job]]:
+    """The jobs in batches of one sample each, in order; the last batch of each sample may be short."""
+    by_sample: dict[int, list[Job]] = {}
+    for job in jobs:
+        by_sample.setdefault(job.sample, []).append(job)
+    return [group[start : start + batch] for group in by_sample.values() for start in range(0, len(group), batch)]
 
 
 def generate(jobs: list[Job], store: Store, batch: int, make: Callable[[list[Job]], U8], title: str) -> None:
@@ -91,8 +102,7 @@ def generate(jobs: list[Job], store: Store, batch: int, make: Callable[[list[Job
 
     with bar, ThreadPoolExecutor(os.cpu_count()) as writers:
         try:
-            for start in range(0, len(jobs), batch):
-                group = jobs[start : start + batch]
+            for group in _batches(jobs, batch):
                 if missing.isdisjoint(job.image_id for job in group):
                     continue
                 images = make(group + [group[-1]] * (batch - len(group)))
@@ -104,12 +114,12 @@ def generate(jobs: list[Job], store: Store, batch: int, make: Callable[[list[Job
 
 
 def render_scenes(group: list[Job]) -> U8:
-    """The renderer's own images of the captions, N x 64 x 64 x 3 uint8 RGB: the best that any model can do.
+    """The renderer's own images of the captions, N x 64 x 64 x 3 uint8 RGB: the best that any model can do. All are of one sample.
 
     Raises:
         ValueError: a caption does not follow the grammar.
     """
-    return render([parse(job.prompt) for job in group], [int(job.prompt_id.split("-")[0]) for job in group], seed=1)
+    return render([parse(job.prompt) for job in group], [int(job.prompt_id.split("-")[0]) for job in group], seed=1 + group[0].sample)
 
 
 def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Noise) -> Callable[[list[Job]], U8]:

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from sdbench.assets.prompts import check_digest, is_verified, locate, prompts_digest, read_dataset, read_lines
 from sdbench.disk import file_digest
 from sdbench.errors import UserError, unknown_name
-from sdbench.records import Name, SuiteId
+from sdbench.records import Name, SuiteId, is_one
 from sdbench.scenes.grammar import scene_at
 from sdbench.settings import Probes, Sampling, is_unset
 from sdbench.validation import Table, read_toml
@@ -28,6 +28,7 @@ POLICY = "gate.toml"
 _LOCAL = Path("suites")
 _INSTALLED, _CHECKED_OUT = Path(__file__).parent / "_suites", Path(__file__).parents[1] / "suites"
 _SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _CHECKED_OUT
+MAX_IMAGES = 1_000_000  # all are listed before anything is measured
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
@@ -44,6 +45,7 @@ class Prompts(Table):
         digest: digest of a dataset's prompts, as `--dry-run` prints it. A different list is refused; without a digest, the record says
             "unverified".
         groups: the parts of an ordered list, such as HPDv2's four styles, each with its number of prompts; tables show the scores of each.
+        samples: images drawn for each prompt, each from noise of its own; the first are those that fewer samples would give.
         looked: in the record of a run that stopped when sure: how many of the `n` prompts it used, the first by `look_order`.
     """
 
@@ -52,10 +54,11 @@ class Prompts(Table):
     path: str | None = Field(default=None, exclude_if=is_unset)
     split: str | None = Field(default=None, exclude_if=is_unset)
     column: str | None = Field(default=None, exclude_if=is_unset)
-    n: Annotated[int, Field(gt=0, le=1_000_000)]  # all are listed before anything is measured
+    n: Annotated[int, Field(gt=0, le=MAX_IMAGES)]
     seed: int = 0
     digest: str | None = Field(default=None, exclude_if=is_unset)
     groups: Annotated[dict[str, Annotated[int, Field(gt=0)]], Field(min_length=1)] | None = Field(default=None, exclude_if=is_unset)
+    samples: Annotated[int, Field(gt=0)] = Field(default=1, exclude_if=is_one)
     looked: Annotated[int, Field(gt=0)] | None = Field(default=None, exclude_if=is_unset)
 
     @model_validator(mode="after")
@@ -64,6 +67,12 @@ class Prompts(Table):
             raise ValueError(f"the 'groups' have {sum(self.groups.values())} prompts in total, but 'n' is {self.n}")
         if self.groups and self.source == "dataset" and self.seed:
             raise ValueError("'groups' are parts of a list in its own order; a seed other than 0 draws from it")
+        return self
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> Self:
+        if (images := self.n * self.samples) > MAX_IMAGES:
+            raise ValueError(f"'n' times 'samples' is {images:,} images; at most {MAX_IMAGES:,}")
         return self
 
     @model_validator(mode="after")
@@ -185,6 +194,20 @@ class Suite(Table):
     accept: Accept | None = Field(default=None, exclude_if=is_unset)
     teacher: Teacher | None = Field(default=None, exclude_if=is_unset)
 
+    @model_validator(mode="after")
+    def _check_samples(self) -> Self:
+        if self.samples > 1 and self.noise.kind == "fixed":
+            raise ValueError(
+                f'{self.samples} samples of a prompt would be equal images, because noise of kind "fixed" is one latent for all; '
+                'draw 1, or take noise of kind "per_image"'
+            )
+        return self
+
+    @property
+    def samples(self) -> int:
+        """Number of images for each prompt."""
+        return self.prompts.samples if self.prompts else 1
+
     @property
     def own_metrics(self) -> tuple[str, ...]:
         """The metrics of its own family; a part has none."""
@@ -232,6 +255,10 @@ class Suite(Table):
         }
         if differences := [f"{name} {own} against {its}" for name, (own, its) in pairs.items() if own != its]:
             raise UserError(f"{intro}, whose images cannot be paired with its own: {', '.join(differences)}")
+        if self.samples > other.samples:
+            raise UserError(
+                f"{intro}, which draws fewer images of a prompt, {other.samples} against {self.samples}; give both as many, in suite files of your own"
+            )
         if missing := [text for prompt_id, text in self.prompt_list().items() if prompts.get(prompt_id) != text]:
             raise UserError(f"{intro}, which lacks {len(missing)} of its prompts at their places, such as {missing[0]!r}")
         return other

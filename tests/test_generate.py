@@ -22,7 +22,7 @@ from sdbench import store as module
 from sdbench.arrays import U8
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
-from sdbench.generate import Job, call_arguments, generate, initial_noise, list_jobs, make_sampler, render_scenes
+from sdbench.generate import Job, call_arguments, generate, initial_noise, list_jobs, make_sampler, render_scenes, select_part
 from sdbench.models.architectures import PARTS
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.scenes.grammar import parse
@@ -470,3 +470,31 @@ def test_negative_prompt_is_passed_for_every_image_or_not_at_all() -> None:
     }
     empty = call_arguments(SAMPLING.model_copy(update={"negative_prompt": ""}), ["a", "b"])
     assert empty == {**plain, "negative_prompt": ["", ""]}
+
+
+def sampled(samples: int, n: int = 7) -> Suite:
+    return suite(n).model_copy(update={"prompts": Prompts(n=n, samples=samples)})
+
+
+def test_samples_come_after_the_images_of_a_run_without_them() -> None:
+    jobs = list_jobs(sampled(3), SAMPLING, "weights")
+    assert jobs[:7] == make_jobs()
+    assert [(job.prompt_id, job.sample) for job in jobs[7:]] == [(job.prompt_id, sample) for sample in (1, 2) for job in make_jobs()]
+    assert len({job.image_id for job in jobs}) == 21
+    noise = [initial_noise(Noise(), job.prompt_id, job.sample, SHAPE).numpy().tobytes() for job in jobs]
+    assert len(set(noise)) == 21
+
+
+def test_batches_hold_one_sample_so_that_more_samples_change_no_image(tmp_path: Path) -> None:
+    few, many = Store(tmp_path / "few", {}), Store(tmp_path / "many", {})
+    generate(make_jobs(), few, 3, batch_dependent_images, "one sample")
+    jobs = list_jobs(sampled(2), SAMPLING, "weights")
+    groups: list[list[Job]] = []
+    prompt_by_prompt = sorted(jobs, key=lambda job: job.prompt_id)  # as a run that stops when sure keeps them
+    generate(prompt_by_prompt, many, 3, recording(batch_dependent_images, groups), "two samples")
+    assert [{job.sample for job in group} for group in groups] == [{0}] * 3 + [{1}] * 3
+    names = [job.image_id for job in make_jobs()]
+    assert few.read(names).tobytes() == many.read(names).tobytes()
+    parts = [select_part(jobs, 3, (part, 2)) for part in (1, 2)]
+    assert [len(part) for part in parts] == [3 + 1 + 3, 3 + 3 + 1]
+    assert sorted([*parts[0], *parts[1]], key=jobs.index) == jobs

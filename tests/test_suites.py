@@ -83,9 +83,7 @@ def test_misspelt_key_is_reported_with_the_right_one(right: str, wrong: str, whe
         suites.load(name)
     expected = f"suite suites/own.toml: unknown key {where}{wrong.strip('[]')!r}; did you mean {right.strip('[]')!r}?"
     if right == "n":  # too short for a suggestion
-        expected = (
-            f"suite suites/own.toml: unknown key {where}'m'; known: column, digest, file, groups, looked, n, path, seed, source, split"
-        )
+        expected = f"suite suites/own.toml: unknown key {where}'m'; known: column, digest, file, groups, looked, n, path, samples, seed, source, split"
     assert str(caught.value) == expected
 
 
@@ -404,3 +402,50 @@ def test_file_with_a_byte_order_mark_and_other_ends_of_lines_is_the_same_suite(f
     plain = suites.load(write(folder)).id
     (folder / "own.toml").write_bytes(f"\ufeff{OWN}".replace("\n", "\r\n").encode())
     assert suites.load("own").id == plain
+
+
+# Settings that a suite does not use are not in its digest, so these change with the suite's version alone.
+DIGESTS = {
+    "quality": (4, "39ce964345b3e9c7"),
+    "efficiency-scenes": (1, "09e9c32843e0dd51"),
+    "efficiency": (1, "a18de73947890156"),
+    "standard": (3, "0c63a5029cc42277"),
+    "few-step": (1, "4f12f666f631abc9"),
+}
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_digest_of_a_shipped_suite_is_that_of_its_records(name: str) -> None:
+    found = suites.load(name).id
+    assert (found.version, found.digest) == DIGESTS[name]
+
+
+def test_samples_are_in_the_digest_unless_there_is_one(folder: Path) -> None:
+    plain, one, two = (suites.load(write(folder, "n = 3", f"n = 3{line}")) for line in ("", "\nsamples = 1", "\nsamples = 2"))
+    assert plain.id == one.id != two.id
+    assert (plain.samples, two.samples) == (1, 2)
+    assert plain.prompt_list() == two.prompt_list()
+
+
+def test_samples_from_one_latent_are_refused(folder: Path) -> None:
+    write(folder, "seed = 7", 'kind = "fixed"', text=OWN.replace("n = 3", "n = 3\nsamples = 2"))
+    expected = 'suite suites/own.toml: 2 samples of a prompt would be equal images, because noise of kind "fixed" is one latent for all'
+    with pytest.raises(UserError, match=re.escape(expected)):
+        suites.load("own")
+    with pytest.raises(UserError, match=r"suite 'mlperf-sdxl' with your settings.* 4 samples of a prompt would be equal .*per_image"):
+        api.Overrides(samples_per_prompt=4).apply(suites.load("mlperf-sdxl"))
+
+
+def test_more_images_than_can_be_listed_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"'n' times 'samples' is 3,000,000 images; at most 1,000,000"):
+        suites.load(write(folder, "n = 3", "n = 3\nsamples = 1_000_000"))
+
+
+def test_samples_per_prompt_make_a_custom_suite_and_other_prompts_keep_them(folder: Path) -> None:
+    plain = suites.load("quality")
+    two = api.Overrides(samples_per_prompt=2).apply(plain)
+    assert (two.name, two.samples, two.prompt_list()) == ("quality-custom", 2, plain.prompt_list())
+    (folder / "mine.txt").write_text(f"{scene_at(0, 'heldout').caption}\n", encoding="utf-8")
+    assert api.Overrides(prompts=folder / "mine.txt").apply(two).samples == 2
+    with pytest.raises(UserError, match=r"prompts\.samples: Input should be greater than 0"):
+        api.Overrides(samples_per_prompt=0).apply(plain)

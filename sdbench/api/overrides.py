@@ -18,6 +18,7 @@ class Overrides:
     Attributes:
         timesteps: one for each step; sets `steps` to their number where that is not given.
         n: number of prompts.
+        samples_per_prompt: number of images for each prompt; at the same number of images, more prompts tell more.
         prompts: text file with one prompt per line; all of them are taken unless `n` says otherwise.
         reference: name of the reference that distances are measured to.
         rounds: processes for each model and setting.
@@ -34,6 +35,7 @@ class Overrides:
     batch: int | None = None
     dtype: str | None = None
     n: int | None = None
+    samples_per_prompt: int | None = None
     prompts: str | Path | None = None
     reference: str | None = None
     rounds: int | None = None
@@ -48,7 +50,7 @@ class Overrides:
         changed = {name: value for name, value in vars(self).items() if value is not None}
         if not changed or suite.sampling is None or suite.prompts is None:
             return suite
-        n, prompt_file, reference = (changed.pop(name, None) for name in ("n", "prompts", "reference"))
+        n, samples, prompt_file, reference = (changed.pop(name, None) for name in ("n", "samples_per_prompt", "prompts", "reference"))
         timing: dict[str, int] = {name: changed.pop(name) for name in ("rounds", "calls") if name in changed}
         sampling = {**suite.sampling.model_dump(), **({"steps": len(self.timesteps)} if self.timesteps else {}), **changed}
         prompts = suite.prompts.model_dump()
@@ -57,6 +59,7 @@ class Overrides:
             prompts = {"source": source, {"file": "file", "dataset": "path"}[source]: str(prompt_file), "n": n_prompts}
         if n is not None:
             prompts |= {"n": n, "digest": None, "groups": None}
+        prompts |= {"samples": suite.samples if samples is None else samples}
         changes = {"name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts, "reference": reference or suite.reference}
         content = {**suite.model_dump(), **changes}
         if timing:

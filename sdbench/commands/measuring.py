@@ -86,7 +86,14 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
     own.add_argument("--steps", type=int, help="number of denoising steps")
     own.add_argument("--size-px", type=int, help="width and height of the images, in pixels")
     own.add_argument("--batch", type=int, help="batch size: number of images generated at a time")
-    own.add_argument("--n", type=int, help="number of prompts, and so of images")
+    own.add_argument("--n", type=int, help="number of prompts")
+    own.add_argument(
+        "--samples-per-prompt",
+        type=int,
+        metavar="N",
+        help="number of images drawn for each prompt (default: the suite's, usually 1); at the same number of images, more prompts narrow "
+        "intervals more than more samples of each, so this is for when there are no more prompts",
+    )
     own.add_argument(
         "--rounds", type=int, help="number of rounds of latency and memory for each model and setting, each in its own process"
     )

@@ -29,14 +29,19 @@ def _cells(record: Record, scores: Scores, groups: Mapping[str, int], metric: st
     prompts, means = mean_per_prompt(scores.prompt_ids, scores.columns[metric])
     places = [int(prompt.partition("-")[0]) for prompt in prompts.tolist()]  # see `Suite.prompt_list`
     group_of = np.searchsorted(np.cumsum([*groups.values()]), places, side="right")
-    is_share = value.unit == "share"
-    return tuple(_cell(means[group_of == number], n, is_share=is_share) for number, n in enumerate(groups.values()))
+    samples = len(scores.prompt_ids) // len(prompts) if value.unit == "share" else None
+    return tuple(_cell(means[group_of == number], n, samples) for number, n in enumerate(groups.values()))
 
 
-def _cell(means: F64, n: int, *, is_share: bool) -> str:
+def _cell(means: F64, n: int, samples: int | None) -> str:
+    """The mean of a group of n prompts; `samples` is the number of images behind each prompt's share, None where the means are no shares."""
     if not len(means):
         return "no prompt used"  # by a run that stopped when sure
-    is_win = is_share and np.isin(means, (0, 0.5, 1)).all()  # a share of several samples is not
-    found = intervals.wins_interval(means, np.full(len(means), 0.5)).estimate if is_win else intervals.mean_interval(means)
+    if samples is None:
+        found = intervals.mean_interval(means)
+    elif samples == 1:
+        found = intervals.wins_interval(means, np.full(len(means), 0.5)).estimate
+    else:
+        found = intervals.share_interval(means, samples * len(means))
     text = tables.format_estimate(found.value, found.low, found.high)
     return text if len(means) == n else f"{text} [n={len(means)}]"

@@ -1,4 +1,4 @@
-"""Sheets of sample images: the thumbnails of a section's records, a row for each model, a column for each prompt."""
+"""Sheets of sample images: the thumbnails of a section's records, a row for each model, a column for each prompt and noise."""
 
 import io
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
     newest: dict[Path, tuple[Row, ...]] = {}
     for section in sorted(sections(board), key=lambda section: max(record.created for record in section.records)):
         rows = tuple(row for row in section.rows if row.thumbnails)
-        if rows and _shared_prompts(rows):
+        if rows and _shared_names(rows):
             newest[results / f"samples-{section.family}-{rows[0].record.suite.name}.png"] = rows
     paths = []
     for path, rows in newest.items():
@@ -41,7 +41,7 @@ def draw_sheet(rows: Sequence[Row]) -> Image.Image:
     Raises:
         UserError: an image cannot be read.
     """
-    images = [_read_enlarged([row.thumbnails[prompt_id] for prompt_id in _shared_prompts(rows)[:COLUMNS]]) for row in rows]
+    images = [_read_enlarged([row.thumbnails[name] for name in _shared_names(rows)[:COLUMNS]]) for row in rows]
     height, width = (max(line.shape[axis] for line in images) + GAP_PX for axis in (1, 2))
     page = Image.new("RGB", (len(images[0]) * width - GAP_PX, len(rows) * height - GAP_PX), "white")
     for y, line in enumerate(images):
@@ -50,7 +50,7 @@ def draw_sheet(rows: Sequence[Row]) -> Image.Image:
     return page
 
 
-def _shared_prompts(rows: Sequence[Row]) -> list[str]:
+def _shared_names(rows: Sequence[Row]) -> list[str]:
     return sorted(set.intersection(*(set(row.thumbnails) for row in rows)))
 
 

@@ -52,7 +52,7 @@ class Row:
 
     @cached_property
     def thumbnails(self) -> dict[str, Path]:
-        """The files of the images that the record holds, by prompt id."""
+        """The files of the images that the record holds, by their names, see `Scores.image_names`."""
         return records.thumbnail_files(self.folder)
 
     @property

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from sdbench import tables
 from sdbench.arrays import F64
-from sdbench.records import Record, Scores
+from sdbench.records import Record, Scores, mean_per_prompt
 from sdbench.stats import intervals
 from sdbench.tables import Grid
 
@@ -23,8 +23,8 @@ def grid(models: Sequence[tuple[Record, Scores]]) -> Grid | None:
     metrics. None with fewer than 4 models, or where one has no scene accuracy, or where no metric is left.
     """
     if len(models) < MIN_MODELS or not all((value := record.value(TRUTH)) and value.state == "ok" for record, _ in models):
-        return None  # before the draws, which take 16 kB for each image
-    n = len(models[0][1].keys)
+        return None  # before the draws, which take 16 kB for each prompt
+    n = len(set(models[0][1].prompt_ids))
     drawn = np.random.default_rng(_SEED).integers(n, size=(_DRAWS, n))
     names = [value.name for value in models[0][0].values if value.is_image_metric and value.name != TRUTH]
     truth = _resampled_values(models, TRUTH, drawn)
@@ -49,9 +49,12 @@ def _resampled_values(models: Sequence[tuple[Record, Scores]], name: str, drawn:
     for record, scores in models:
         value = record.value(name)
         column = scores.columns.get(value.column) if value else None
-        if value is None or value.value is None or column is None or len(column) != drawn.shape[1]:
+        if value is None or value.value is None or column is None:
+            return None
+        _, by_prompt = mean_per_prompt(scores.prompt_ids, column)
+        if len(by_prompt) != drawn.shape[1]:
             return None
         sign = -1 if value.direction == "lower" else 1
         values.append(sign * value.value)
-        draws.append(sign * (value.value + (column - column.mean())[drawn].mean(1)))
+        draws.append(sign * (value.value + (by_prompt - by_prompt.mean())[drawn].mean(1)))
     return np.array(values), np.stack(draws, 1)

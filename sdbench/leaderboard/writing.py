@@ -113,10 +113,16 @@ def quality_grid(section: Section) -> Grid:
 
 
 def _quality_row(row: Row, columns: Sequence[Value], teacher: Record | None) -> tuple[str, ...]:
-    n = row.record.n_images
-    cells = (tables.format_value(row.record.value(column.name), n) for column in columns)
+    n, samples = row.record.n_images, row.record.samples
+    cells = (tables.format_value(row.record.value(column.name), row.record.n_prompts) for column in columns)
     times = speed_up(row, teacher)
-    return row.name, str(n), *cells, probe_cell(row, P50), times if isinstance(times, str) else str(times)
+    return (
+        row.name,
+        f"{n} ({samples} per prompt)" if samples > 1 else str(n),
+        *cells,
+        probe_cell(row, P50),
+        times if isinstance(times, str) else str(times),
+    )
 
 
 def rank_grid(section: Section) -> Grid:

@@ -47,20 +47,22 @@ def _features(encoder: str, subject: Subject) -> F32:
 
 
 def _cosine(encoder: str, student: Subject, teacher: Subject, protocol: Protocol) -> Result:
-    return protocol.mean(cosine(_features(encoder, student), _features(encoder, teacher)))
+    return protocol.mean(student, cosine(_features(encoder, student), _features(encoder, teacher)))
 
 
 def _pixels(compare: Callable[[U8, U8], F32], student: Subject, teacher: Subject, protocol: Protocol) -> Result:
-    return protocol.mean(np.concatenate(student.map_blocks(compare, protocol.name, teacher)).astype(np.float64))
+    return protocol.mean(student, np.concatenate(student.map_blocks(compare, protocol.name, teacher)).astype(np.float64))
 
 
 def _frechet(encoder: str, student: Subject, teacher: Subject, protocol: Protocol) -> Result:
     student_features, teacher_features = _features(encoder, student), _features(encoder, teacher)
-    n, width = student_features.shape
+    n, width = student.n_prompts, student_features.shape[1]
     if n < 2:
-        return protocol.without_value("not_applicable", f"a distance between distributions needs at least 2 images, found {n}")
+        return protocol.without_value("not_applicable", f"a distance between distributions needs images of at least 2 prompts, found {n}")
     value, influence = frechet.paired(student_features, teacher_features)
-    return protocol.distance(intervals.standard_error_interval(value, influence), influence, small_sample_note(n, width))
+    return protocol.distance(
+        intervals.standard_error_interval(value, student.per_prompt(influence)), influence, small_sample_note(n, width)
+    )
 
 
 PROTOCOLS = (

@@ -14,7 +14,7 @@ from sdbench.arrays import F32, F64, U8
 from sdbench.disk import digest
 from sdbench.encoders.pixels import device
 from sdbench.machine import version
-from sdbench.records import ENCODING_PACKAGES, Direction, Scores, State, Value, column_of
+from sdbench.records import ENCODING_PACKAGES, Direction, Scores, State, Value, column_of, mean_per_prompt
 from sdbench.stats import intervals
 from sdbench.store import Store
 
@@ -29,6 +29,7 @@ class Subject:
 
     Attributes:
         image_ids: identities of the images in the store, one for each row.
+        samples: index of each image among those of its prompt.
         is_teacher: the images are the teacher's own.
         is_made_elsewhere: another program made the images, from noise of its own.
         reference: name of the reference that set metrics compare with, as the suite gives it; None where it names none.
@@ -98,6 +99,20 @@ class Subject:
         computed_by = digest([__version__, device().type, *map(version, ENCODING_PACKAGES)])[:8]
         return self.store.features(f"{encoder}-{computed_by}", self.image_ids, lambda: np.concatenate(self.map_blocks(compute, encoder)))
 
+    def per_prompt(self, column: F64) -> F64:
+        """The mean over each prompt's images, (prompts,). Intervals rest on these: two images of a prompt are not independent."""
+        return mean_per_prompt(self.prompt_ids, column)[1]
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of prompts, each with one image or several."""
+        return len(set(self.prompt_ids))
+
+    @property
+    def has_several_samples(self) -> bool:
+        """Whether a prompt has several images."""
+        return self.n_prompts < len(self.prompt_ids)
+
     def compute_once(self, name: str, compute: Callable[[], T]) -> T:
         """The result of `compute`, which several protocols need; computed for the first of them."""
         if name not in self.cache:
@@ -138,9 +153,13 @@ class Protocol:
         """The result where there is no number, with the reason."""
         return Value(name=self.name, kind=self.kind, direction=self.direction, unit=self.unit, state=state, reason=reason), {}
 
-    def mean(self, scores: F64) -> Result:
+    def mean(self, subject: Subject, scores: F64) -> Result:
         """The mean of one score for each image, (n,), and the scores."""
-        return self.value(intervals.mean_interval(scores)), {self.column: scores}
+        return self.value(intervals.mean_interval(subject.per_prompt(scores))), {self.column: scores}
+
+    def share(self, subject: Subject, scores: F64, note: str = "") -> Result:
+        """The mean of one number in 0..1 for each image, (n,), and the numbers."""
+        return self.value(intervals.share_interval(subject.per_prompt(scores), len(scores)), note), {self.column: scores}
 
     def distance(self, estimate: intervals.Estimate, influence: F64, note: str = "", reference: str | None = None) -> Result:
         """A number of the whole set, and the influence of each image on it, (n,)."""

@@ -13,7 +13,7 @@ from sdbench.stats import intervals
 
 def _cosine(encoder: str, subject: Subject, protocol: Protocol) -> Result:
     towers = TOWERS[encoder]()
-    return protocol.mean(caption_score(subject.features(towers.name, towers.images), towers.texts(subject.prompts), towers.scale))
+    return protocol.mean(subject, caption_score(subject.features(towers.name, towers.images), towers.texts(subject.prompts), towers.scale))
 
 
 def _win_rate(subject: Subject, protocol: Protocol) -> Result:
@@ -32,7 +32,11 @@ def _win_rate(subject: Subject, protocol: Protocol) -> Result:
     rate = intervals.wins_interval(candidate, baseline)
     column = np.where(candidate > baseline, 1.0, np.where(candidate < baseline, 0.0, 0.5))  # a tie counts half
     note = "; ".join(filter(None, [f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses", subject.teacher_note]))
-    return protocol.value(rate.estimate, note), {protocol.name: column}
+    return (
+        protocol.share(subject, column, note)
+        if subject.has_several_samples
+        else (protocol.value(rate.estimate, note), {protocol.name: column})
+    )
 
 
 _CLIP = (

@@ -17,6 +17,7 @@ from sdbench.reference.cards import Reference
 from sdbench.stats import intervals
 
 _NO_INTERVAL = "no interval, because leaving out any single image does not change the value"
+_NO_INTERVAL_OF_SAMPLES = "no interval, because leaving out single images does not show what their prompts contribute"
 
 
 def _features_and_reference(encoder: str, subject: Subject) -> tuple[F32, Reference]:
@@ -36,25 +37,32 @@ def _features_of_both(encoder: str, subject: Subject) -> tuple[F32, F32, str]:
     return features, reference.features, reference.digest
 
 
-def _too_few(protocol: Protocol, least: int, n: int) -> Result:
-    return protocol.without_value("not_applicable", f"comparing sets needs at least {least} images, found {n}")
+def _too_few(protocol: Protocol, least: int, subject: Subject) -> Result | None:
+    """The answer where there are fewer than this many images, or fewer than 2 prompts, which have no spread."""
+    n, prompts = len(subject.image_ids), subject.n_prompts
+    if n < least:
+        return protocol.without_value("not_applicable", f"comparing sets needs at least {least} images, found {n}")
+    if prompts < 2:
+        return protocol.without_value("not_applicable", f"comparing sets needs images of at least 2 prompts, found {n} of one prompt")
+    return None
 
 
 def _frechet(encoder: str, subject: Subject, protocol: Protocol) -> Result:
     features, reference = _features_and_reference(encoder, subject)
-    n, width = features.shape
-    if n < 2:
-        return _too_few(protocol, 2, n)
+    if too_few := _too_few(protocol, 2, subject):
+        return too_few
     value, influence = frechet.frechet(features, reference.statistics)
-    estimate = intervals.standard_error_interval(value, influence)
-    return protocol.distance(estimate, influence, small_sample_note(n, width), reference.digest)
+    estimate = intervals.standard_error_interval(value, subject.per_prompt(influence))
+    return protocol.distance(estimate, influence, small_sample_note(estimate.n, features.shape[1]), reference.digest)
 
 
 def _frechet_infinity(encoder: str, subject: Subject, protocol: Protocol) -> Result:
     features, reference = _features_and_reference(encoder, subject)
-    least = math.ceil(frechet_infinity.LEAST_PER_DIMENSION * features.shape[1])
-    if len(features) < least:
-        return _too_few(protocol, least, len(features))
+    if subject.has_several_samples:
+        reason = "its extrapolation takes images as independent, and several images of a prompt are not; draw one for each prompt"
+        return protocol.without_value("not_applicable", reason)
+    if too_few := _too_few(protocol, math.ceil(frechet_infinity.LEAST_PER_DIMENSION * features.shape[1]), subject):
+        return too_few
     found = frechet_infinity.frechet_infinity(features, reference.statistics)
     estimate = intervals.standard_error_interval(found.value, found.influence, systematic=abs(found.curvature))
     return protocol.distance(estimate, found.influence, "extrapolated to unlimited images", reference.digest)
@@ -62,24 +70,31 @@ def _frechet_infinity(encoder: str, subject: Subject, protocol: Protocol) -> Res
 
 def _kernel_distance(encoder: str, distance: Callable[[F32, F32], tuple[float, F64]], subject: Subject, protocol: Protocol) -> Result:
     features, real, digest = _features_of_both(encoder, subject)
-    if len(features) < 2:
-        return _too_few(protocol, 2, len(features))
+    if too_few := _too_few(protocol, 2, subject):
+        return too_few
     value, influence = distance(features, real)
-    return protocol.distance(intervals.standard_error_interval(value, influence), influence, reference=digest)
+    return protocol.distance(intervals.standard_error_interval(value, subject.per_prompt(influence)), influence, reference=digest)
+
+
+def _kid(subject: Subject, protocol: Protocol) -> Result:
+    distance = partial(kid.kid, prompts=subject.prompt_ids if subject.has_several_samples else None)
+    return _kernel_distance("inception.clean", distance, subject, protocol)
 
 
 def _prdc(subject: Subject, protocol: Protocol) -> Result:
     features, real, digest = _features_of_both("inception.clean", subject)
-    if len(features) < prdc.K + 2:
-        return _too_few(protocol, prdc.K + 2, len(features))
+    if too_few := _too_few(protocol, prdc.K + 2, subject):
+        return too_few
     found = subject.compute_once(f"prdc {digest}", lambda: prdc.prdc(features, real))
     value, influence = found[protocol.name.removeprefix("prdc.")]
     if protocol.name == "prdc.precision":  # each image counts by itself: for 0.95 of 64 images, Student's 95 % interval covers 83 %
-        n = len(features)
-        return protocol.distance(intervals.proportion_interval(value * n, n), influence, reference=digest)
-    if np.allclose(influence, 0):
-        return protocol.value(intervals.Estimate(value, value, value, len(features), has_interval=False), _NO_INTERVAL, digest), {}
-    estimate = intervals.standard_error_interval(value, influence)
+        shares = subject.per_prompt(np.rint(value + influence))
+        return protocol.distance(intervals.share_interval(shares, len(features)), influence, reference=digest)
+    is_mean = protocol.name == "prdc.density"  # over images; what else a prompt contributes is not the sum of what each of its images does
+    if np.allclose(influence, 0) or (subject.has_several_samples and not is_mean):
+        note = _NO_INTERVAL_OF_SAMPLES if subject.has_several_samples else _NO_INTERVAL
+        return protocol.value(intervals.Estimate(value, value, value, subject.n_prompts, has_interval=False), note, digest), {}
+    estimate = intervals.standard_error_interval(value, subject.per_prompt(influence))
     highest = 1.0 if protocol.unit == "share" else math.inf
     estimate = replace(estimate, low=max(0.0, estimate.low), high=min(highest, estimate.high))
     return protocol.distance(estimate, influence, reference=digest)
@@ -93,7 +108,7 @@ PROTOCOLS = (
     Protocol("fid.mlperf",       "set", "lower",  "distance",    partial(_frechet, "inception.mlperf")),
     Protocol("fid.torchmetrics", "set", "lower",  "distance",    partial(_frechet, "inception.torchmetrics")),
     Protocol("fd.dinov2",        "set", "lower",  "distance",    partial(_frechet, "dinov2.vit-l-14")),
-    Protocol("kid",              "set", "lower",  "MMD^2",       partial(_kernel_distance, "inception.clean", kid.kid)),
+    Protocol("kid",              "set", "lower",  "MMD^2",       _kid),
     Protocol("cmmd",             "set", "lower",  "1000 MMD^2",  partial(_kernel_distance, "clip.vit-l-14-336", cmmd.cmmd)),
     Protocol("prdc.precision",   "set", "higher", "share",       _prdc),
     Protocol("prdc.recall",      "set", "higher", "share",       _prdc),

@@ -10,13 +10,12 @@ import numpy as np
 from sdbench.encoders import scenes
 from sdbench.protocols.base import Protocol, Result, Subject
 from sdbench.scenes.grammar import parse
-from sdbench.stats import intervals
 
 
 def _scene_accuracy(subject: Subject, protocol: Protocol) -> Result:
     layouts = chain.from_iterable(subject.map_blocks(scenes.layouts, protocol.name))
     correct = [layout == parse(prompt).layout for layout, prompt in zip(layouts, subject.prompts, strict=True)]
-    return protocol.value(intervals.proportion_interval(sum(correct), len(correct))), {protocol.name: np.asarray(correct, np.float64)}
+    return protocol.share(subject, np.asarray(correct, np.float64))
 
 
 PROTOCOLS = (Protocol("scene_accuracy", "score", "higher", "share", _scene_accuracy),)

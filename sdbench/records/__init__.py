@@ -22,6 +22,7 @@ from sdbench.records.content import (
     Value,
     column_of,
     influenced_metric,
+    is_one,
 )
 from sdbench.records.files import (
     MAX_THUMBNAILS,
@@ -66,6 +67,7 @@ __all__ = [
     "find",
     "folders",
     "influenced_metric",
+    "is_one",
     "mean_per_prompt",
     "newest_per_model",
     "now",

@@ -26,6 +26,11 @@ def influenced_metric(column: str) -> str | None:
     return column.removesuffix(_INFLUENCE) if column.endswith(_INFLUENCE) else None
 
 
+def is_one(value: int) -> bool:
+    """Whether to leave a number of images per prompt out, so that records and digests made before it existed stay valid."""
+    return value == 1
+
+
 class Value(Table):
     """One number, or the reason why there is none.
 
@@ -35,7 +40,7 @@ class Value(Table):
             (a distance of the whole set, paired through the column `<name>:influence`), `probe` (raw rounds in
             `samples`, compared on the log scale), `count` (exact: parameters, MACs).
         low, high: ends of the 95 % interval; None where there is none (counts).
-        n: number of images, prompts or calls behind the value.
+        n: number of independent observations behind the value: prompts, whatever the number of images of each, or calls.
         reference: digest of what the value was measured against: the reference of a set metric, or the teacher's weights where the metric
             compares with the teacher. Only values with the same reference are comparable. Older records do not name the teacher's weights;
             they are comparable among themselves.
@@ -207,6 +212,7 @@ class Record(Table):
         teacher: the teacher behind win rates and agreement, where the suite names one.
         prompts: for prompts that do not come with the suite: their source, their digest, whether it is verified.
         groups: the suite's groups of prompts, in their order, each with its number of prompts.
+        samples: images of each prompt.
         run: identifies the run of the probes; models with the same run were measured in turns.
         looks: the interim looks of a run that stops when it is sure.
     """
@@ -226,12 +232,18 @@ class Record(Table):
     teacher: NamedTeacher | None = Field(default=None, exclude_if=operator.not_)
     prompts: str = ""
     groups: dict[str, int] = Field(default={}, exclude_if=operator.not_)
+    samples: int = Field(default=1, exclude_if=is_one)
     run: str = ""
     looks: Looks | None = None
 
     def value(self, name: str) -> Value | None:
         """The value with this name, or None."""
         return next((value for value in self.values if value.name == name), None)
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of prompts behind the images."""
+        return self.n_images // self.samples
 
     def is_same_run(self, other: "Record") -> bool:
         """Whether the probes of both were measured in turns, so that changes in the machine's speed affected both alike."""

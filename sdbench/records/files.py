@@ -12,14 +12,14 @@ from sdbench.records.scores import Scores
 from sdbench.validation import error_message
 
 MAX_THUMBNAILS = 64
-OWN_ENDING, TEACHER_ENDING = ".png", ".teacher.png"  # of thumbnails, after the prompt's id
+OWN_ENDING, TEACHER_ENDING = ".png", ".teacher.png"  # of thumbnails, after the image's name
 
 
 def write(record: Record, scores: Scores, thumbnails: Mapping[str, bytes], results: Path) -> Path:
     """Write a record folder beside its final place, rename it, and return its path.
 
     Args:
-        thumbnails: PNG bytes by file name, `<prompt id>.png`, or for the teacher's image `<prompt id>.teacher.png`; the first 64 are kept.
+        thumbnails: PNG bytes by file name, `<name>.png` (see `Scores.image_names`), or for the teacher's image `<name>.teacher.png`; the first 64 are kept.
 
     Raises:
         UserError: the folder cannot be written.
@@ -60,7 +60,7 @@ def teacher_digest(folder: Path, record: Record) -> str:
 
 
 def thumbnail_files(folder: Path, *, of_teacher: bool = False) -> dict[str, Path]:
-    """The thumbnails in a record's folder by prompt id: the model's, or those of the teacher that are beside some of the model's."""
+    """The thumbnails in a record's folder by the image's name: the model's, or those of the teacher that are beside some of the model's."""
     ending = TEACHER_ENDING if of_teacher else OWN_ENDING
     paths = sorted((folder / "images").glob(f"*{OWN_ENDING}"))
     return {path.name.removesuffix(ending): path for path in paths if path.name.endswith(TEACHER_ENDING) == of_teacher}

@@ -26,9 +26,15 @@ class Scores:
         return list(zip(self.prompt_ids, self.samples, strict=True))
 
     @property
+    def image_names(self) -> list[str]:
+        """What each row's image is called in the record: its prompt's id, with the sample index behind it from the second sample on."""
+        return [f"{prompt_id}.{sample}" if sample else prompt_id for prompt_id, sample in self.keys]
+
+    @property
     def prompt_texts(self) -> list[str]:
-        """The prompt of each row, or its id where the record does not hold the text."""
-        return list(self.prompts or self.prompt_ids)
+        """The prompt of each row, or its id where the record does not hold the text; from the second sample on, with the sample's number."""
+        texts = zip(self.prompts or self.prompt_ids, self.samples, strict=True)
+        return [f"{text} (sample {sample + 1})" if sample else text for text, sample in texts]
 
     def column_for(self, keys: Sequence[tuple[str, int]], name: str) -> F64:
         """A column in the order of these keys, (keys,), to be paired with another record's."""

@@ -56,7 +56,7 @@ def _entries(section: Section, row: Row) -> list[EvalResult]:
         EvalResult(
             task_type="text-to-image",
             dataset_type=f"{_DATASET_PREFIX}/{record.suite.name}",
-            dataset_name=f"{record.suite.title}, {record.n_images} prompts",
+            dataset_name=f"{record.suite.title}, {record.n_prompts} prompts",
             dataset_revision=record.suite.digest,
             metric_type=value.name,
             metric_name=writing.metric_title(value),

@@ -45,14 +45,15 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Shot:
-    """A prompt, and each model's image for it; None where the model's record does not hold one.
+    """A prompt, and each model's image for it from the same noise; None where the model's record does not hold one.
 
     Attributes:
+        name: of the images, see `Scores.image_names`.
         worst: whether it is shown because some model did badly on it, and not drawn at random.
         loss: the largest loss of a model on it against the teacher, below 0; 0 where there is none.
     """
 
-    prompt_id: str
+    name: str
     prompt: str
     worst: bool
     loss: float
@@ -66,7 +67,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Wall:
-    """The prompts that a section shows, in the suite's order, and the ids of those that are left over."""
+    """The prompts that a section shows, in the suite's order, and the names of the images that are left over."""
 
     models: tuple[str, ...]
     shots: tuple[Shot, ...]
@@ -77,8 +78,8 @@ class Album:
     """The thumbnails of a section's first models.
 
     Args:
-        worst: prompt ids of the worst images, the worst first.
-        losses: the largest loss of a model against the teacher, by prompt id.
+        worst: names of the worst images, the worst first.
+        losses: the largest loss of a model against the teacher, by the image's name.
     """
 
     def __init__(self, section: Section, worst: Sequence[str], losses: Mapping[str, float]) -> None:
@@ -88,25 +89,25 @@ class Album:
         self._files = [
             {**_copies_in_students(section, row), **row.thumbnails} if row is section.teacher else row.thumbnails for row in self.rows
         ]
-        self._places = [_first_places(row) for row in self.rows]
+        self._places = [{name: at for at, name in enumerate(row.scores.image_names)} for row in self.rows]
         self._texts: dict[str, str] = {}
         for row in self.rows:
-            self._texts |= dict(zip(row.scores.prompt_ids, row.scores.prompt_texts, strict=True))
-        self.prompt_ids = sorted(set().union(*self._files))
+            self._texts |= dict(zip(row.scores.image_names, row.scores.prompt_texts, strict=True))
+        self.names = sorted(set().union(*self._files))
 
-    def shot(self, prompt_id: str, beside: Path | None = None) -> Shot:
-        """The images of a prompt, embedded in the page, or copied to a folder `beside` it.
+    def shot(self, name: str, beside: Path | None = None) -> Shot:
+        """The images of this name, embedded in the page, or copied to a folder `beside` it.
 
         Raises:
             UserError: an image cannot be read.
             OSError: the folder cannot be written.
         """
-        images = (self._image(place, prompt_id, beside) for place in range(len(self.rows)))
-        text = self._texts.get(prompt_id, prompt_id)
-        return Shot(prompt_id, text, prompt_id in self.worst, self.losses.get(prompt_id, 0.0), tuple(images))
+        images = (self._image(place, name, beside) for place in range(len(self.rows)))
+        text = self._texts.get(name, name)
+        return Shot(name, text, name in self.worst, self.losses.get(name, 0.0), tuple(images))
 
-    def _image(self, place: int, prompt_id: str, beside: Path | None) -> Thumbnail | None:
-        path, row = self._files[place].get(prompt_id), self.rows[place]
+    def _image(self, place: int, name: str, beside: Path | None) -> Thumbnail | None:
+        path, row = self._files[place].get(name), self.rows[place]
         if path is None:
             return None
         content, kind, (width, height) = _encode(path)
@@ -118,30 +119,25 @@ class Album:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
             src = file.relative_to(beside.parent).as_posix()
-        return Thumbnail(f"{row.name}/{prompt_id}", row.name, src, width, height, self._scores(place, prompt_id))
+        return Thumbnail(f"{row.name}/{name}", row.name, src, width, height, self._scores(place, name))
 
-    def _scores(self, place: int, prompt_id: str) -> str:
-        at, columns = self._places[place].get(prompt_id), self.rows[place].scores.columns
+    def _scores(self, place: int, name: str) -> str:
+        at, columns = self._places[place].get(name), self.rows[place].scores.columns
         if at is None:
             return ""
-        shown = (name for name in columns if not influenced_metric(name))
-        return ", ".join(f"{name} {tables.format_number(float(columns[name][at]))}" for name in shown)
+        shown = (metric for metric in columns if not influenced_metric(metric))
+        return ", ".join(f"{metric} {tables.format_number(float(columns[metric][at]))}" for metric in shown)
 
 
 def _copies_in_students(section: Section, teacher: Row) -> dict[str, Path]:
     """The teacher's images that the records of students hold, of students that were compared with this very teacher."""
     digest = records.teacher_digest(teacher.folder, teacher.record)
     return {
-        prompt_id: path
+        name: path
         for row in section.models
         if any(value.name.startswith("agreement.") and value.reference == digest for value in row.record.values)
-        for prompt_id, path in records.thumbnail_files(row.folder, of_teacher=True).items()
+        for name, path in records.thumbnail_files(row.folder, of_teacher=True).items()
     }
-
-
-def _first_places(row: Row) -> dict[str, int]:
-    """The row of each prompt's first sample in the scores, by prompt id."""
-    return {prompt_id: at for at, prompt_id in reversed(list(enumerate(row.scores.prompt_ids)))}
 
 
 def build_wall(album: Album, n_bytes: int) -> Wall:
@@ -150,19 +146,19 @@ def build_wall(album: Album, n_bytes: int) -> Wall:
     Raises:
         UserError: an image cannot be read.
     """
-    others = [prompt_id for prompt_id in album.prompt_ids if prompt_id not in album.worst]
+    others = [name for name in album.names if name not in album.worst]
     random.Random(_SEED).shuffle(others)  # noqa: S311  # no secret
-    worst = [prompt_id for prompt_id in album.worst if prompt_id in album.prompt_ids]
+    worst = [name for name in album.worst if name in album.names]
     shots: list[Shot] = []
-    for prompt_id in filter(None, itertools.chain.from_iterable(itertools.zip_longest(worst, others))):
-        shot = album.shot(prompt_id)
+    for name in filter(None, itertools.chain.from_iterable(itertools.zip_longest(worst, others))):
+        shot = album.shot(name)
         n_bytes -= shot.n_bytes
         if n_bytes < 0 or len(shots) == MAX_PROMPTS:
             break
         shots.append(shot)
-    shown = {shot.prompt_id for shot in shots}
-    left = tuple(prompt_id for prompt_id in album.prompt_ids if prompt_id not in shown)
-    return Wall(album.models, tuple(sorted(shots, key=lambda shot: shot.prompt_id)), left)
+    shown = {shot.name for shot in shots}
+    left = tuple(name for name in album.names if name not in shown)
+    return Wall(album.models, tuple(sorted(shots, key=lambda shot: shot.name)), left)
 
 
 def build_rest_wall(album: Album, left: Sequence[str], beside: Path) -> Wall:
@@ -172,7 +168,7 @@ def build_rest_wall(album: Album, left: Sequence[str], beside: Path) -> Wall:
         UserError: an image cannot be read, or the folder cannot be written.
     """
     try:
-        return Wall(album.models, tuple(album.shot(prompt_id, beside) for prompt_id in left), ())
+        return Wall(album.models, tuple(album.shot(name, beside) for name in left), ())
     except OSError as error:
         raise UserError(f"cannot write the images beside the page: {error}; name a writable place with --out.") from error
 

@@ -29,7 +29,7 @@ def write(results: Path, out: Path, policy: Policy) -> list[Path]:
     board = standings.read_rows(results)
     found = standings.sections(board)
     albums = [sections.build_album(section) for section in found]
-    room = image_wall.PAGE_BYTES // max(1, sum(bool(album.prompt_ids) for album in albums))
+    room = image_wall.PAGE_BYTES // max(1, sum(bool(album.names) for album in albums))
     made, shown = [out], []
     for number, (section, album) in enumerate(zip(found, albums, strict=True), 1):
         wall = image_wall.build_wall(album, room)

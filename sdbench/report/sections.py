@@ -75,8 +75,8 @@ def build_album(section: Section) -> Album:
     judges = wins.judges(section)
     lists = [found.cases for found in chain(worst.regressions(section, judges), worst.costliest(section))]
     cases = filter(None, chain.from_iterable(zip_longest(*lists)))  # the first of each list, then the second of each
-    ids = dict.fromkeys(case.prompt_id for case in cases)
-    return Album(section, list(ids), worst.losses(section, judges[0]) if judges else {})
+    names = dict.fromkeys(case.name for case in cases)
+    return Album(section, list(names), worst.losses(section, judges[0]) if judges else {})
 
 
 def build_view(section: Section, number: int, wall: Wall, held: Album, policy: Policy, results: Path) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def build_view(section: Section, number: int, wall: Wall, held: Album, policy: P
         UserError: a record or a noise floor cannot be read.
     """
     judges = wins.judges(section)
-    keys = {(image.model, shot.prompt_id): image.key for shot in wall.shots for image in shot.images if image}
+    keys = {(image.model, shot.name): image.key for shot in wall.shots for image in shot.images if image}
     verdicts = list(_verdicts(section, policy, results))
     columns, notes = _with_notes_below(_columns(section))
     view = {
@@ -179,7 +179,7 @@ def _cell(row: Row, name: str, rank: int | None) -> Cell:
     if value.kind == "count":
         return Cell(tables.format_count(value.value), value.value)
     number, interval = tables.estimate_parts(value.value, value.low, value.high)
-    few = f"n = {value.n}" if value.is_image_metric and value.n != row.record.n_images else ""
+    few = f"n = {value.n}" if value.is_image_metric and value.n != row.record.n_prompts else ""
     note = "" if name.startswith("win_rate.") else value.note  # a win rate's note, wins and losses, is in the matrix
     return Cell(number, value.value, ", ".join(filter(None, [_interval(interval), few])), note, rank)
 
@@ -228,8 +228,8 @@ def _worst_view(found: Worst, keys: Mapping[tuple[str, str], str], teacher: Row 
 
     def one(case: Case) -> dict[str, Any]:
         names = [name for name in (teacher.name if teacher else None, found.model) if name]
-        has_own = (found.model, case.prompt_id) in keys  # the teacher's alone would show no loss
-        images = [(name, keys[name, case.prompt_id]) for name in names if has_own and (name, case.prompt_id) in keys]
+        has_own = (found.model, case.name) in keys  # the teacher's alone would show no loss
+        images = [(name, keys[name, case.name]) for name in names if has_own and (name, case.name) in keys]
         return {"prompt": case.prompt, "numbers": _format_case(case), "images": images}
 
     return {"model": found.model, "metric": found.metric, "cases": [one(case) for case in found.cases]}
@@ -250,11 +250,11 @@ def _worst_note(section: Section) -> str:
 
 
 def _wall_note(wall: Wall, held: Album) -> str:
-    total = max((len(set(row.scores.prompt_ids)) for row in held.rows), default=0)
+    total = max((len(row.scores.keys) for row in held.rows), default=0)
     bad = sum(shot.worst for shot in wall.shots)
     return (
         "Each row has one prompt and one initial noise for all models. "
-        f"The records hold images for {len(held.prompt_ids)} of {total} prompts; {len(wall.shots)} are shown here: "
+        f"The records hold {len(held.names)} of {total} such rows; {len(wall.shots)} are shown here: "
         f"{bad} because some model did badly on them, {len(wall.shots) - bad} drawn at random."
     )
 

@@ -1,4 +1,7 @@
-"""Win rates between all pairs of models, on the same prompts and noise, by the suite's preference models."""
+"""Win rates between all pairs of models, on the same prompts and noise, by the suite's preference models.
+
+They are counted over prompts: with several images of a prompt, the model with the higher mean score wins it.
+"""
 
 import itertools
 from dataclasses import dataclass

@@ -17,11 +17,12 @@ class Case:
     """One image of a model.
 
     Attributes:
+        name: of the image, see `Scores.image_names`.
         amount: the loss against the teacher, below 0, or what the image adds to the distance of its set.
         own, teacher: the scores behind a loss; None for a distance.
     """
 
-    prompt_id: str
+    name: str
     prompt: str
     amount: float
     own: float | None = None
@@ -44,26 +45,26 @@ def regressions(section: Section, judges: Sequence[str]) -> Iterator[Worst]:
         for model, case in _iterate_losses(section, judge):
             by_model.setdefault(model, []).append(case)
         for model, cases in by_model.items():
-            yield Worst(model, judge, tuple(sorted(cases, key=lambda case: (case.amount, case.prompt_id))[:MAX_CASES]))
+            yield Worst(model, judge, tuple(sorted(cases, key=lambda case: (case.amount, case.name))[:MAX_CASES]))
 
 
 def _iterate_losses(section: Section, judge: str) -> Iterator[tuple[str, Case]]:
     """Model and image, for each image that is worse than the teacher's."""
     if section.teacher is None:
         return
-    of_teacher = _scores_by_key(section.teacher, judge)
+    of_teacher = _scores_by_name(section.teacher, judge)
     for row in [row for row in section.models if row is not section.teacher][:MAX_MODELS]:
         sign = -1 if _direction(row, judge) == "lower" else 1
-        texts = dict(zip(row.scores.keys, row.scores.prompt_texts, strict=True))
-        for key, own in _scores_by_key(row, judge).items():
-            if key in of_teacher and sign * (own - of_teacher[key]) < 0:
-                yield row.name, Case(key[0], texts[key], sign * (own - of_teacher[key]), own, of_teacher[key])
+        texts = dict(zip(row.scores.image_names, row.scores.prompt_texts, strict=True))
+        for name, own in _scores_by_name(row, judge).items():
+            if name in of_teacher and sign * (own - of_teacher[name]) < 0:
+                yield row.name, Case(name, texts[name], sign * (own - of_teacher[name]), own, of_teacher[name])
 
 
-def _scores_by_key(row: Row, name: str) -> Mapping[tuple[str, int], float]:
-    """The scores that are finite, by (prompt id, sample)."""
-    column = row.scores.columns.get(name, np.array([]))
-    return {key: score for key, score in zip(row.scores.keys, column.tolist(), strict=False) if np.isfinite(score)}
+def _scores_by_name(row: Row, metric: str) -> Mapping[str, float]:
+    """The scores that are finite, by the image's name."""
+    column = row.scores.columns.get(metric, np.array([]))
+    return {name: score for name, score in zip(row.scores.image_names, column.tolist(), strict=False) if np.isfinite(score)}
 
 
 def _direction(row: Row, name: str) -> str | None:
@@ -72,20 +73,20 @@ def _direction(row: Row, name: str) -> str | None:
 
 
 def losses(section: Section, judge: str) -> dict[str, float]:
-    """The largest loss of any model against the teacher, below 0, by prompt id."""
+    """The largest loss of any model against the teacher, below 0, by the image's name."""
     largest: dict[str, float] = {}
     for _, case in _iterate_losses(section, judge):
-        largest[case.prompt_id] = min(largest.get(case.prompt_id, 0.0), case.amount)
+        largest[case.name] = min(largest.get(case.name, 0.0), case.amount)
     return largest
 
 
 def costliest(section: Section) -> Iterator[Worst]:
     """For each model, the images that add most to a distance of its set: influence / n, to first order."""
     for row in section.models[:MAX_MODELS]:
-        texts = row.scores.prompt_texts
+        names, texts = row.scores.image_names, row.scores.prompt_texts
         for name, column in row.scores.columns.items():
             metric = influenced_metric(name)
             if metric and _direction(row, metric) == "lower" and np.isfinite(column).all():
                 order = np.argsort(-column, kind="stable")[:MAX_CASES]
-                cases = tuple(Case(row.scores.prompt_ids[i], texts[i], float(column[i]) / len(column)) for i in order)
+                cases = tuple(Case(names[i], texts[i], float(column[i]) / len(column)) for i in order)
                 yield Worst(row.name, metric, cases)

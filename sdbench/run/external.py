@@ -100,6 +100,11 @@ def record_images(found: CaptionedFiles, name: str, context: RunContext) -> Path
         raise UserError(
             f"{name!r} cannot name images: use only letters, digits and .+-_, a letter or digit first, and not the name of a model in the catalogue; choose another with --name"
         )
+    if context.suite.samples > 1:
+        raise UserError(
+            f"suite {context.suite.name!r} draws {context.suite.samples} images of each prompt, but images made elsewhere have one prompt each; "
+            "name a suite that draws one"
+        )
     images, prompt_list = load_images(found, context.suite, context.runs), context.suite.prompt_list().items()
     jobs = [Job(prompt_id, 0, text, image_id) for (prompt_id, text), image_id in zip(prompt_list, images.image_ids, strict=True)]
     model = Model(name=name, architecture="", source=f"images:{_describe_source(found, images)}", weights_digest=None)

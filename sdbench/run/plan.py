@@ -59,7 +59,7 @@ def plan(
     copies = itertools.product(specs, dtypes(suite.sampling, timed))
     of_models = itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)
     files = [*dict.fromkeys(of_models), *requirements.files_to_fetch(scored)]  # models of one base share its files
-    n = suite.prompts.n if scored.own_metrics else 0
+    n = suite.prompts.n * suite.samples if scored.own_metrics else 0
     size = suite.sampling.size_px
     has_inputs = requirements.inputs_are_here(suite)
     content = {
@@ -71,7 +71,7 @@ def plan(
         "disk_bytes": int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files),
         "models": _estimate_models(specs, suite.sampling, n + _count_timed_images(suite, timed), rate),
     }
-    lines = [_text(content, n)]
+    lines = [_text(content, n, suite.samples)]
     if suite.probes and timed:
         lines.append(f"probes: {suite.probes.rounds} rounds a model, each a process for every setting: {', '.join(timed)}")
     return {**content, "text": "\n".join(lines)}
@@ -95,9 +95,10 @@ def _estimate_models(specs: Sequence[ModelSpec], sampling: Sampling, images: int
     return estimates
 
 
-def _text(content: dict[str, Any], n: int) -> str:
+def _text(content: dict[str, Any], n: int, samples: int) -> str:
     digest = content["suite"]["digest"] or "not known until its prompts are here"
-    lines = [f"suite {content['suite']['name']}@{content['suite']['version']} (digest {digest}): {n or 'no'} images a model"]
+    each = f", {samples} for each of {n // samples} prompts" if n and samples > 1 else ""
+    lines = [f"suite {content['suite']['name']}@{content['suite']['version']} (digest {digest}): {n or 'no'} images a model{each}"]
     lines += [f"prompts: {content['prompts']}"] if content["prompts"] else []
     lines.append("sampling: " + ", ".join(f"{key} {value}" for key, value in content["settings"]["sampling"].items()))
     lines += [f"fetch: {file['repository']}/{file['name']} ({size_text(file['size_bytes'])})" for file in content["files"]]

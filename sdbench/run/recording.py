@@ -92,6 +92,7 @@ def write_record(
         teacher=NamedTeacher(model=teacher_name(context.suite), suite=context.suite.teacher_suite().id) if context.suite.teacher else None,
         prompts=context.suite.describe_prompts(),
         groups=(context.suite.prompts and context.suite.prompts.groups) or {},
+        samples=context.suite.samples,
         run=run_ids.pop() if len(run_ids) == 1 else "",
         looks=looks,
     )
@@ -237,7 +238,7 @@ def _score_quality(subject: Subject, context: RunContext) -> Quality:
     for row, is_teachers in choose_images(scores, values, subject.teacher_scores, with_teacher=of_teacher is not None):
         source, ending = (of_teacher, TEACHER_ENDING) if of_teacher and is_teachers else (subject, OWN_ENDING)
         (image,) = source.store.read([source.image_ids[row]])
-        thumbnails[f"{subject.prompt_ids[row]}{ending}"] = thumbnail(image)
+        thumbnails[f"{scores.image_names[row]}{ending}"] = thumbnail(image)
     return add_verdicts(values, context.suite, context.runs), scores, thumbnails
 
 

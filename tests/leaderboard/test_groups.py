@@ -7,7 +7,7 @@ from factories import make_record
 from sdbench.arrays import F64
 from sdbench.leaderboard import groups
 from sdbench.records import Scores, Value
-from sdbench.stats.intervals import mean_interval, proportion_interval
+from sdbench.stats.intervals import mean_interval, proportion_interval, share_interval
 
 VALUES = (
     Value(name="clip", kind="score", direction="higher", unit="100 cos", value=2.0),
@@ -56,3 +56,9 @@ def test_absent_scores_say_why(scores: Scores) -> None:
 def test_prompts_that_were_not_used_are_not_counted(scores: Scores) -> None:
     (row,) = groups.grid([(RECORD, scores)], {"photo": 4, "anime": 4, "paintings": 2}, "clip").rows
     assert row[2:] == ("11 ± 13 [n=2]", "no prompt used")
+
+
+def test_share_of_several_samples_has_the_interval_of_shares_over_prompts() -> None:
+    halves = make_scores(right=np.array([1.0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0]))
+    share = share_interval([1, 0.5, 1, 1], 8)
+    assert groups.grid([(RECORD, halves)], GROUPS, "right").rows[0][1] == f"0.88 ({share.low:.2f}..{share.high:.2f})"

@@ -75,3 +75,17 @@ def test_equal_models_have_no_rank_correlation() -> None:
     found = truth.grid([measure(f"m{k}", 0.5, fd=100 * k, clip=k) for k in range(4)])
     assert found is not None
     assert {row[2] for row in found.rows} == {"not applicable: all models are equal"}
+
+
+def test_resamples_draw_prompts_and_not_their_images() -> None:
+    def measure_copies(k: int, samples: int) -> tuple[Record, Scores]:
+        record, scores = measure(f"m{k}", 0.2 + 0.1 * k, fd=500, clip=0)
+        columns = {name: np.repeat(column, samples) for name, column in scores.columns.items()}
+        columns["clip_score.scenes"] = np.repeat(k + 8 * np.random.default_rng(k).normal(size=100), samples)
+        values = tuple(
+            value.model_copy(update={"value": float(columns[value.column].mean())}) for value in record.values if value.kind == "score"
+        )
+        return record.model_copy(update={"values": values}), make_scores(100, samples, **columns)
+
+    one, four = (truth.grid([measure_copies(k, samples) for k in range(6)]) for samples in (1, 4))
+    assert one == four

@@ -98,3 +98,30 @@ def test_standard_error_matches_repeated_draws() -> None:
     spread = np.std([value for value, _ in found], ddof=1)
     from_influence = np.mean([influence.std(ddof=1) / np.sqrt(len(influence)) for _, influence in found])
     assert from_influence == pytest.approx(spread, rel=0.2)
+
+
+def test_kid_of_several_images_of_a_prompt_pairs_different_prompts() -> None:
+    prompts = [*"abcabc"]
+    found, influence = module.kid(X[:6], Y, prompts=prompts)
+    by_loops = [(X[i] @ X[j] / 4 + 1) ** 3 for i in range(6) for j in range(6) if prompts[i] != prompts[j]]
+    within_y = [(a @ b / 4 + 1) ** 3 for i, a in enumerate(Y) for j, b in enumerate(Y) if i != j]
+    across = np.mean([(a @ b / 4 + 1) ** 3 for a in X[:6] for b in Y])
+    assert found == pytest.approx(np.mean(by_loops) + np.mean(within_y) - 2 * across)
+    assert influence.mean() == pytest.approx(0, abs=1e-12)
+    once, thrice = module.kid(X, Y), module.kid(np.tile(X, (3, 1)), Y, prompts=[*"abcdefghi"] * 3)
+    assert thrice[0] == pytest.approx(once[0])
+    np.testing.assert_allclose(thrice[1], np.tile(once[1], 3))
+    with pytest.raises(ValueError, match="all 9 rows of x share one prompt"):
+        module.kid(X, Y, prompts=["a"] * 9)
+
+
+def test_kid_stays_unbiased_where_images_of_a_prompt_are_alike() -> None:
+    random = np.random.default_rng(3)
+
+    def draw() -> F64:
+        return np.asarray(np.repeat(random.normal(size=(4, 3)), 3, axis=0) * 0.9 + np.sqrt(1 - 0.81) * random.normal(size=(12, 3)))
+
+    drawn = [(draw(), random.normal(size=(6, 3))) for _ in range(1500)]
+    apart = [module.kid(x, y, prompts=[*"aaabbbcccddd"])[0] for x, y in drawn]
+    assert abs(np.mean(apart)) < 3 * np.std(apart) / np.sqrt(len(apart))
+    assert np.mean([kid(x, y) for x, y in drawn]) > 0.2, "taken as independent"

@@ -47,7 +47,7 @@ def test_teachers_image_in_a_students_record_is_shown_if_it_is_of_this_teacher(t
         images = {"p0003.png": png((place, 0, 0))} | ({"p0004.png": png((9, 9, 9)), "p0004.teacher.png": png((7, 7, 7))} if place else {})
         records.write(record.model_copy(update={"model": model, "values": values}), scores, images, tmp_path)
     album = sections.build_album(read_section(tmp_path))
-    assert album.prompt_ids == ["p0003", "p0004"]
+    assert album.names == ["p0003", "p0004"]
     of_teacher, own = album.shot("p0004").images
     assert own is not None
     assert base64.b64decode(own.src.partition(",")[2]) == png((9, 9, 9))
@@ -62,7 +62,7 @@ def test_full_page_lists_the_remaining_prompts_and_shows_worst_and_random_ones(t
     wall = image_wall.build_wall(album, 6 * one + 5)
     assert len(wall.shots) in (5, 6, 7)
     assert {shot.worst for shot in wall.shots} == {True, False}
-    assert sorted([*(shot.prompt_id for shot in wall.shots), *wall.left]) == album.prompt_ids
+    assert sorted([*(shot.name for shot in wall.shots), *wall.left]) == album.names
     assert image_wall.build_wall(album, 6 * one + 5) == wall
 
 

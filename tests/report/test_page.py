@@ -102,7 +102,7 @@ def test_page_has_every_part(page: str) -> None:
     assert "Published elsewhere" in page
     assert "23.4805" in page[page.index('id="published"') :]
     assert "23.4805" not in page[: page.index('id="published"')]
-    assert "images for 24 of 24 prompts; 24 are shown here" in page
+    assert "hold 24 of 48 such rows; 24 are shown here" in page
 
 
 def test_verdicts_use_the_noise_between_runs(tmp_path: Path) -> None:

@@ -223,3 +223,31 @@ def test_precision_has_the_interval_of_a_share_also_where_it_is_zero(tmp_path: P
     assert found.value is not None
     expected = proportion_interval(round(60 * found.value), 60)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_intervals_count_prompts_and_not_their_images(tmp_path: Path) -> None:
+    """Four equal images of each prompt tell no more than one does: intervals of the same width, not of half of it."""
+    ids = [f"{prompt:03d}" for _ in range(4) for prompt in range(60)]
+    several = {"prompt_ids": ids, "samples": np.repeat(range(4), 60).tolist()}
+    one, four = values(tmp_path, SAME), values(tmp_path, np.tile(SAME, (4, 1, 1, 1)), **several)
+    for name in ("fid.clean", "fd.dinov2", "kid", "cmmd", "prdc.precision", "prdc.density"):
+        widths = []
+        for found in (one[name], four[name]):
+            assert found.n == 60
+            assert found.low is not None
+            assert found.high is not None
+            widths.append(found.high - found.low)
+        assert widths[1] == pytest.approx(widths[0], rel=0.1), name
+    for name in ("kid", "cmmd", "prdc.precision"):
+        assert four[name].value == pytest.approx(one[name].value), "nor are they nearer to each other than those of two prompts"
+    for name in ("prdc.recall", "prdc.coverage"):
+        assert (four[name].n, four[name].low, four[name].high) == (60, None, None)
+        assert "leaving out single images does not show" in four[name].note
+    assert (one["fid_infinity.clean"].state, four["fid_infinity.clean"].state) == ("ok", "not_applicable")
+    assert "several images of a prompt are not" in four["fid_infinity.clean"].reason
+
+
+def test_images_of_a_single_prompt_have_no_distance(tmp_path: Path) -> None:
+    found = values(tmp_path, SAME[:8], prompt_ids=["000"] * 8, samples=[*range(8)])
+    assert {found[name].state for name in NAMES} == {"not_applicable"}
+    assert found["kid"].reason == "comparing sets needs images of at least 2 prompts, found 8 of one prompt"

@@ -159,3 +159,38 @@ def test_invalid_quantile_or_times_are_rejected() -> None:
         intervals.time_quantile([[1.0, 0.0]], 0.5)
     with pytest.raises(ValueError, match="non-empty column"):
         intervals.time_quantile([], 0.5)
+
+
+def test_share_interval_lies_between_wilsons_of_all_images_and_of_the_prompts() -> None:
+    for successes in range(41):
+        alike = intervals.share_interval(np.arange(40) < successes, 160)
+        assert alike == intervals.proportion_interval(successes, 40), "the images of a prompt are all alike"
+    independent, of_images = intervals.share_interval(np.full(40, 0.75), 160), intervals.proportion_interval(120, 160)
+    assert (independent.value, independent.low, independent.high) == (0.75, of_images.low, of_images.high)
+    assert independent.n == 40
+    between = intervals.share_interval(
+        np.repeat([1, 0.75], 20), 160
+    )  # variance 1/64, of a single image 7/64: as if 280 images, of which 160 are
+    assert (between.low, between.high) == (intervals.proportion_interval(140, 160).low, intervals.proportion_interval(140, 160).high)
+    half = intervals.share_interval(np.repeat([1, 0.5, 0], [10, 20, 10]), 160)  # variance 1/8, of a single image 1/4: as if 80
+    assert (half.low, half.high) == pytest.approx((intervals.proportion_interval(40, 80).low, intervals.proportion_interval(40, 80).high))
+
+
+@pytest.mark.parametrize("shares", [[], [0.5, 1.5], [-0.1], [np.nan]])
+def test_share_interval_of_what_are_no_shares_is_rejected(shares: list[float]) -> None:
+    with pytest.raises(ValueError, match="shares"):
+        intervals.share_interval(shares, 8)
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0, 20.0, 1000.0])
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_share_interval_covers_whether_prompts_or_noise_decide(spread: float, share: float) -> None:
+    """64 prompts of 4 images; a prompt's own share is Beta distributed, near 0 or 1 for a small `spread`, near the mean for a large one."""
+    random = np.random.default_rng(0)
+    of_prompts = random.beta(spread * share, spread * (1 - share), (2000, 64))
+    shares = random.binomial(4, of_prompts) / 4
+    covered = np.mean([found.low <= share <= found.high for found in (intervals.share_interval(row, 256) for row in shares)])
+    assert covered >= 0.91
+    if spread < 1:
+        pooled = [intervals.proportion_interval(4 * row.sum(), 256) for row in shares]
+        assert np.mean([found.low <= share <= found.high for found in pooled]) < 0.75, "images as units claim too much"
