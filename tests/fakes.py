@@ -78,7 +78,9 @@ def prepare_in(folder: Path, suite: Suite = SUITE, only: str | None = "quality")
 
 
 def modification_times(folder: Path) -> dict[str, int]:
-    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    """When each file was written, by its path; without locks, which older versions of filelock write to when they take them."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}
 
 
 def fail_if_called(*_: Any, **__: Any) -> None:
