@@ -1,6 +1,6 @@
 """A recipe in words and numbers: what it cuts, what it compares, how it trains, and an estimate of what training takes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,15 +71,10 @@ def describe_recipe(
         f"teacher: {count_parameters(teacher):,} parameters",
         *_stage_lines(recipe, settings, students, stage_steps),
         *_training_lines(recipe, family, settings, of_run=bool(teachers)),
+        *_run_lines(recipe, settings, teachers, n_images),
+        f"taps: {len(taps)} (student <- teacher, channels x height x width)",
+        *(f"  {tap}" for tap in taps),
     ]
-    if teachers:
-        shares = [1.0] if len(teachers) == 1 else [teacher_share.share for teacher_share in recipe.sdxl.teachers]
-        names = (f"{name} ({share:.0%} of the steps)" for name, share in zip(teachers, shares, strict=True))
-        lines.append(f"this run: teachers {', '.join(names)}")
-    if n_images:
-        lines.append(f"this run: {settings.describe_epochs(n_images, settings.steps)}")
-    lines += [f"taps: {len(taps)} (student <- teacher, channels x height x width)", *(f"  {tap}" for tap in taps)]
-    stages = zip(recipe.stages, recipe.plans, stage_steps, students, estimate.student_macs, estimate.step_flops, strict=True)
     return {
         "recipe": recipe.name,
         "student": recipe.student,
@@ -88,17 +83,7 @@ def describe_recipe(
         "size_px": estimate.size_px,
         "teacher_parameters": count_parameters(teacher),
         "teacher_macs": estimate.teacher_macs,
-        "stages": [
-            {
-                "name": stage.name,
-                "steps": n_steps,
-                "parameters": count_parameters(student),
-                "transformer_blocks": sum(plan.depths.values()),
-                "macs": macs,
-                "flops_per_step": flops,
-            }
-            for stage, plan, n_steps, student, macs, flops in stages
-        ],
+        "stages": _stage_rows(recipe, students, stage_steps, estimate),
         "memory_bytes": vars(estimate.memory) | {"total": estimate.memory.total(settings.batch, checkpointing=settings.checkpointing)},
         "flops": estimate.flops,
         "gpu_hours": hours or None,
@@ -130,6 +115,35 @@ class _Estimate:
     step_flops: list[int]
     flops: int
     cached_bytes: int
+
+
+def _stage_rows(
+    recipe: Recipe, students: Sequence[UNet2DConditionModel], stage_steps: Sequence[int], estimate: _Estimate
+) -> list[dict[str, Any]]:
+    """Each stage's size and work, as JSON."""
+    return [
+        {
+            "name": stage.name,
+            "steps": steps,
+            "parameters": count_parameters(student),
+            "transformer_blocks": sum(plan.depths.values()),
+            "macs": macs,
+            "flops_per_step": flops,
+        }
+        for stage, plan, steps, student, macs, flops in zip(
+            recipe.stages, recipe.plans, stage_steps, students, estimate.student_macs, estimate.step_flops, strict=True
+        )
+    ]
+
+
+def _run_lines(recipe: Recipe, settings: Training, teachers: Sequence[str], n_images: int | None) -> Iterator[str]:
+    """What a particular run has of its own: teachers and images."""
+    if teachers:
+        shares = [1.0] if len(teachers) == 1 else [teacher_share.share for teacher_share in recipe.sdxl.teachers]
+        names = (f"{name} ({share:.0%} of the steps)" for name, share in zip(teachers, shares, strict=True))
+        yield f"this run: teachers {', '.join(names)}"
+    if n_images:
+        yield f"this run: {settings.describe_epochs(n_images, settings.steps)}"
 
 
 def _stage_lines(recipe: Recipe, settings: Training, students: list[UNet2DConditionModel], stage_steps: list[int]) -> list[str]:

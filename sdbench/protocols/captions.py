@@ -32,11 +32,9 @@ def _win_rate(subject: Subject, protocol: Protocol) -> Result:
     rate = intervals.wins_interval(candidate, baseline)
     column = np.where(candidate > baseline, 1.0, np.where(candidate < baseline, 0.0, 0.5))  # a tie counts half
     note = "; ".join(filter(None, [f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses", subject.teacher_note]))
-    return (
-        protocol.share(subject, column, note)
-        if subject.has_several_samples
-        else (protocol.value(rate.estimate, note), {protocol.name: column})
-    )
+    if subject.has_several_samples:
+        return protocol.share(subject, column, note)
+    return protocol.value(rate.estimate, note), {protocol.name: column}
 
 
 _CLIP = (
