@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sdbench import tables
 from sdbench.leaderboard import published
-from sdbench.records import Record
+from sdbench.records import Record, Value
 from sdbench.stats import decisions
 from sdbench.stats.intervals import Estimate
 from sdbench.tables import Grid
@@ -87,20 +87,25 @@ def grids(records: Sequence[Record], teacher: Record | None) -> dict[str, Grid]:
     full = [label for label in labels if label not in tiny]
     by_title = {
         f"Speed-up over {teacher_title(teacher, records)} by stage" if teacher else "": _ratio_grid(records, teacher, full),
-        "By setting": _setting_grid(records, full) if len(full) > 1 else None,
+        "By setting": _setting_grid(records, full) if any(full) else None,
         "With the tiny VAE": _setting_grid(records, tiny),
     }
     return {title: grid for title, grid in by_title.items() if grid and grid.rows}
 
 
 def published_grid(records: Sequence[Record], teacher: Record | None) -> Grid:
-    """Published ratios to the teacher beside the same ratios measured here; no rows where nothing was measured."""
+    """Published ratios to the teacher beside the same ratios measured here, in `base` or, where that was not measured, in the first setting.
+
+    There are no rows where nothing was measured.
+    """
     header = ("published", "source", "model", "measured as", "ratio published", "ratio measured here")
     if teacher is None:
         return Grid(header, ())
-    rows = []
+    labels, rows = _labels(records), []
+    nearest = labels[0] if labels and "" not in labels else ""
     for claim in published.load_claims():
-        for (name, numbers), record in itertools.product(claim.numbers.items(), records):
+        for (probe, numbers), record in itertools.product(claim.numbers.items(), records):
+            name = probe if "@" in probe else _probe_name(probe, nearest)
             if record is not teacher and record.value(name) and record.model.name in claim.values:
                 ratio = _published_ratio(numbers, record.model.name) or claim.values[record.model.name]
                 what = f"{claim.what}: {claim.protocol}"
@@ -114,8 +119,7 @@ def _published_ratio(numbers: dict[published.Name, float], model: str) -> str:
 
 
 def _labels(records: Sequence[Record]) -> list[str]:
-    names = [value.name for record in records for value in record.values if value.name.partition("@")[0] == P50]
-    return list(dict.fromkeys(name.partition("@")[2] for name in names))
+    return list(dict.fromkeys(value.name.partition("@")[2] for record in records for value in _latencies(record)))
 
 
 def _ratio_grid(records: Sequence[Record], teacher: Record | None, labels: Sequence[str]) -> Grid | None:
@@ -143,7 +147,12 @@ def _setting_grid(records: Sequence[Record], labels: Sequence[str]) -> Grid:
 
 
 def _with_latency(records: Sequence[Record]) -> list[Record]:
-    return [record for record in records if (value := record.value(P50)) and value.state != "not_applicable"]
+    return [record for record in records if any(value.state != "not_applicable" for value in _latencies(record))]
+
+
+def _latencies(record: Record) -> list[Value]:
+    """The pipeline's median latency in each setting."""
+    return [value for value in record.values if value.name.partition("@")[0] == P50]
 
 
 def _probe_name(probe: str, label: str) -> str:
