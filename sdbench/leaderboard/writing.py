@@ -192,7 +192,11 @@ def _format_settings(settings: Mapping[str, Any]) -> str:
 
 
 def _references(record: Record) -> str:
-    return ", ".join(f"{value.name} against {value.reference}" for value in record.values if value.reference) or "none"
+    names: dict[str, list[str]] = {}
+    for value in record.values:
+        if value.reference:
+            names.setdefault(value.reference, []).append(value.name)
+    return "; ".join(f"{tables.join_words(of_reference)} against {reference}" for reference, of_reference in names.items()) or "none"
 
 
 def _device(record: Record) -> str:

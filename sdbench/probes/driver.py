@@ -254,14 +254,15 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
 
 
 def _command(target: Path, folders: Folders) -> list[str]:
-    # An empty configuration, so that pytest does not read that of the current folder. The file is found as a module, in a path without the
-    # current folder (-P), since pytest refuses file names with brackets.
+    # An empty configuration, so that pytest does not read that of the current folder, and no conftest.py: it would run those of the current
+    # folder's tests, and what they set, such as the number of threads, would decide the times. The file is found as a module, in a path
+    # without the current folder (-P), since pytest refuses file names with brackets.
     config = write_bytes(folders.work / "pytest.ini", b"[pytest]\n")
     plugins = ("no:cacheprovider", "pytest_benchmark.plugin", plugin.__name__)
     return [
         *(sys.executable, "-P", "-m", "pytest", "--pyargs", Path(BENCHMARK_FILE).stem),
         *(argument for name in plugins for argument in ("-p", name)),
-        *("-c", str(config), f"--rootdir={folders.suites}", "--import-mode=importlib", "--tb=short", "-q"),
+        *("-c", str(config), f"--rootdir={folders.suites}", "--noconftest", "--import-mode=importlib", "--tb=short", "-q"),
         f"--benchmark-json={target}",
     ]
 
