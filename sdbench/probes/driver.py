@@ -176,11 +176,15 @@ def _measure_in_turns(requests: Mapping[Key, Request], stems: Mapping[Key, str],
 
 
 def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:
-    """The values of a model in all settings; its counts are among those of the base setting."""
+    """The values of a model in all settings, then its counts, as the first setting with the model's own VAE found them.
+
+    Counts that a run without `base` does not find are left out, since an earlier run may have found them.
+    """
     found = []
-    for label, (request, rounds) in measured.items():
+    for request, rounds in measured.values():
         found += values(rounds, request.setting, counts.loads(request, rounds), on_cuda=request.device.startswith("cuda"))
-        found += counts.values(request, rounds) if label == BASE else []
+    for request, rounds in [own for own in measured.values() if own[0].setting.vae == "full"][:1]:
+        found += [value for value in counts.values(request, rounds) if value.state == "ok" or BASE in measured]
     return found
 
 
