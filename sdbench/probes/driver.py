@@ -50,6 +50,7 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     "PYTEST_ADDOPTS": "",
+    "PYTEST_PLUGINS": "",
     "PYTEST_XDIST_WORKER": "",  # set in tests that run in parallel; pytest-benchmark would measure nothing
 }
 

@@ -149,6 +149,7 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DriverHarness:
         work, "by_stage", lambda *_, **__: dict.fromkeys(("text_encoders", "unet_step", "vae_decode"), work.Work(10**11, 0, 10**9))
     )
     monkeypatch.setenv("PYTEST_ADDOPTS", "--an-option-of-the-user")
+    monkeypatch.setenv("PYTEST_PLUGINS", "a_plugin_of_the_user")
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
     return harness
 
