@@ -74,6 +74,12 @@ def speed_up(record: Record, teacher: Record, name: str) -> SpeedUp | str:
     return SpeedUp(Estimate(ratio, low, high, bounds.n))
 
 
+def headline(records: Sequence[Record]) -> str:
+    """The median latency to show first: in `base` or, where no record has it, in the first setting that was measured."""
+    labels = _labels(records)
+    return P50 if "" in labels or not labels else _probe_name(P50, labels[0])
+
+
 def teacher_title(teacher: Record, records: Sequence[Record]) -> str:
     """The teacher's name, with its suite where that differs from the records' suite."""
     name, suite = teacher.model.name, teacher.suite
@@ -101,8 +107,7 @@ def published_grid(records: Sequence[Record], teacher: Record | None) -> Grid:
     header = ("published", "source", "model", "measured as", "ratio published", "ratio measured here")
     if teacher is None:
         return Grid(header, ())
-    labels, rows = _labels(records), []
-    nearest = labels[0] if labels and "" not in labels else ""
+    nearest, rows = headline(records).partition("@")[2], []
     for claim in published.load_claims():
         for (probe, numbers), record in itertools.product(claim.numbers.items(), records):
             name = probe if "@" in probe else _probe_name(probe, nearest)
