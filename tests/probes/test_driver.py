@@ -521,8 +521,11 @@ def test_failed_profile_is_reported(harness: DriverHarness, capsys: pytest.Captu
     assert "the profile of unreadable base is incomplete: ValueError: weights of no use\n" in capsys.readouterr().err
 
 
-def test_pytest_benchmark_compares_and_plots_the_joined_rounds_file(harness: DriverHarness, tmp_path: Path) -> None:
+def test_pytest_benchmark_compares_and_plots_the_joined_rounds_file(
+    harness: DriverHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     harness.measure("timed", rounds=2)
+    monkeypatch.delenv("PYTEST_PLUGINS")  # for pytest-benchmark's own command
     joined = harness.work / driver.ROUNDS_FILE
     content = json.loads(joined.read_text(encoding="utf-8"))
     assert [item["params"] for item in content["benchmarks"]] == [
