@@ -29,7 +29,7 @@ from sdbench.scenes.render import SIZE_PX
 from sdbench.validation import Table, read_toml
 
 RECIPES = Path(__file__).parent / "recipes"
-NAME = r"^[a-z0-9][a-z0-9.-]*$"  # of a recipe
+NAME_PATTERN = r"^[a-z0-9][a-z0-9.-]*$"
 Family = Literal["scenes", "sdxl"]
 _OWN_SHAPE = "For a shape of your own, leave `student` out of the recipe"
 
@@ -53,7 +53,7 @@ class Recipe(Table):
         taps: paths of the modules whose outputs the feature loss compares; `*` matches any one part.
     """
 
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME_PATTERN)
     student: str | None = None
     teacher: str
     middle: Middle
