@@ -138,8 +138,8 @@ def make_accelerator(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", 
     """The accelerator for one process or several.
 
     Raises:
-        UserError: the device is missing, this process has already trained on another device or in another precision, or accelerate is set up
-            to shard networks (FSDP, DeepSpeed), of which each process would then train and save only its part.
+        UserError: the device is missing; or this process has already trained on another device or in another precision; or accelerate is
+            set up to shard networks (FSDP, DeepSpeed), of which each process would then train and save only its part.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(

@@ -217,7 +217,7 @@ def _bins(n: int, timesteps: int) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def removal_losses(unet: UNet2DConditionModel, batches: Sequence[Batch], scheduler: DDIMScheduler) -> dict[str, F64]:
-    """The mean squared change of the output without each part, parts x batches: by attention, its blocks; under `mid_block`, the whole middle.
+    """The mean squared change of the output without each part, parts x batches: the blocks by attention, the whole middle as `mid_block`.
 
     What runs before the first removed module computes what it computed with all of them, so its outputs are kept and used again: about half
     of the work, for 0.3 GB of an image at full size in bfloat16.
