@@ -194,7 +194,7 @@ def test_a_process_trains_on_one_device_in_one_precision(monkeypatch: pytest.Mon
 def test_a_launcher_that_shards_networks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(UserError, match="accelerate is set up for FSDP, which shards networks; .* with torchrun"):
+    with pytest.raises(UserError, match=r"accelerate is set up for FSDP, which shards networks; .* with torchrun"):
         train.make_accelerator("cpu", "float32")
 
 

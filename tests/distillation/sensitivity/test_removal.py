@@ -143,7 +143,7 @@ def test_too_few_images_are_refused_also_if_some_cannot_be_decoded(tmp_path: Pat
     teacher: Any = SimpleNamespace(folder=tmp_path)
     for n in (3, 4):
         images: Any = SimpleNamespace(captions=["a circle"] * n)
-        with pytest.raises(UserError, match="^3 images to measure on; expected 4 for 1 bins of 2 batches of 2"):
+        with pytest.raises(UserError, match=r"^3 images to measure on; expected 4 for 1 bins of 2 batches of 2"):
             removal.sensitivity_batches(teacher, Settings(bins=1, batches=2, images=2), images, tmp_path, "cpu")
     assert encoded == [4]
 
