@@ -148,7 +148,7 @@ def _state_obstacle(rule: Rule, new_value: Value, old_value: Value) -> Obstacle 
     return Obstacle("skipped" if skippable else "incomparable", words)
 
 
-def _unlike_obstacle(rule: Rule, new_value: Value, old_value: Value, new: Side, old: Side) -> Obstacle | None:
+def _unlike_obstacle(rule: Rule, new_value: Value, old_value: Value, new: Side, old: Side) -> Obstacle | None:  # noqa: PLR0911  # one for each difference
     """The reason why two values, both present, do not mean the same thing."""
     if (new_value.kind, new_value.unit, new_value.direction) != (old_value.kind, old_value.unit, old_value.direction):
         return Obstacle(

@@ -106,7 +106,13 @@ def quality_grid(section: Section) -> Grid:
     columns, latency = metrics(section), speed.headline(section.records)
     setting, teacher = latency.partition("@")[2], section.speed_baseline
     over = speed.teacher_title(teacher, section.records) if teacher else TEACHERS.get(section.family, "the teacher")
-    header = ("model", "images", *map(metric_title, columns), f"{f'{setting} ' if setting else ''}latency p50 (s) ↓", f"speed-up over {over} ↑")
+    header = (
+        "model",
+        "images",
+        *map(metric_title, columns),
+        f"{f'{setting} ' if setting else ''}latency p50 (s) ↓",
+        f"speed-up over {over} ↑",
+    )
     width = len(header) if any(record.value(latency) for record in section.records) else -2
     return Grid(header[:width], tuple(_quality_row(row, columns, latency, teacher)[:width] for row in section.rows))
 

@@ -433,7 +433,10 @@ def test_suite_that_times_nothing_has_no_columns_of_speed() -> None:
 
 def test_setting_that_was_measured_without_base_is_shown_under_its_name() -> None:
     rows = [
-        Row(Path(name), make_record(name, [value.model_copy(update={"name": f"{value.name}@channels-last"}) for value in speeds(seconds)]))
+        Row(
+            Path(name),
+            make_record(name, tuple(value.model_copy(update={"name": f"{value.name}@channels-last"}) for value in speeds(seconds))),
+        )
         for name, seconds in (("scenes-teacher", 3.0), ("scenes-vega", 1.5))
     ]
     (section,) = standings.sections(rows)
