@@ -301,5 +301,5 @@ def with_name(spec: ModelSpec, name: str | None) -> ModelSpec:
 def _is_entry(spec: ModelSpec, entry: Entry) -> bool:
     """Whether a model may have the name of an entry of the catalogue, by which the gate finds its records."""
     if spec.source == "random":
-        return spec.architecture == entry.architecture
+        return (spec.family, spec.architecture) == (entry.family, entry.architecture)
     return (spec.source, spec.location, spec.revision, spec.lora) == (entry.source, entry.location, None, None)
