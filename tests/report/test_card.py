@@ -95,6 +95,7 @@ def test_missing_card_is_created(tmp_path: Path, rows: list[Row]) -> None:
         ("---\n[1, 2\n---\n", "cannot be read"),
         ("---\njust words\n---\n", "cannot be read"),
         ("---\n{}\n---\n<!-- sdbench: end -->", "only one"),
+        (f"---\n{{}}\n---\n{card._END}\n{card._START}", "or the second first"),
     ],
 )
 def test_invalid_card_is_rejected_and_left_unchanged(text: str, message: str, tmp_path: Path, rows: list[Row]) -> None:
