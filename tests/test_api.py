@@ -79,6 +79,13 @@ def test_misspelt_names_are_errors(runs: list[Any]) -> None:
     assert runs == []
 
 
+@pytest.mark.parametrize("part", [(0, 4), (5, 4), (1, 0)])
+def test_parts_are_counted_from_one(part: tuple[int, int], runs: list[Any]) -> None:
+    with pytest.raises(UserError, match=f"there is no part {part[0]} of {part[1]}"):
+        api.draw("scenes-vega", "quality", part)
+    assert runs == []
+
+
 def test_comparison_takes_the_suite_as_an_object_too(tmp_path: Path) -> None:
     for name in ("before", "after"):
         for suite in (QUALITY.id, suites.load("standard").id):
