@@ -64,10 +64,10 @@ def _run(arguments: argparse.Namespace, runs: Path) -> "list[Card]":
     from sdbench.machine import choose_device
     from sdbench.reference.build import build, import_moments
 
+    encoders = [_encoder(name) for name in arguments.encoder]
     if arguments.action == "import":
-        encoders = [_encoder(name) for name in arguments.encoder]
         return [import_moments(arguments.name, arguments.file, encoder.name, arguments.n, arguments.source, runs) for encoder in encoders]
-    encoders, images = [_encoder(name) for name in arguments.encoder], _images(arguments)
+    images = _images(arguments)
     with evaluators_on(choose_device(arguments.device)):
         for encoder in encoders:
             encoder.id()  # needs the weights, so those of all encoders are checked before the hours that the first may take

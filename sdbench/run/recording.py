@@ -69,12 +69,11 @@ def write_record(
     of_model = [found for found in of_row if _is_same_model(found[1].model, model)]
     of_software = [found for found in of_model if _software(found[1].environment) == _software(software)]
     earlier = of_software[-1] if of_software else None  # this run adds to it
-    if subject is not None:
-        values, scores, thumbnails = _score_quality(subject, context)
-    else:
-        values, scores, thumbnails = _earlier_quality(earlier)
     new, (old, old_run_id) = probed.values.get(model.name, []), _earlier_probes(earlier, context)
-    if subject is not None:
+    if subject is None:
+        values, scores, thumbnails = _earlier_quality(earlier)
+    else:
+        values, scores, thumbnails = _score_quality(subject, context)
         _check_any_measured(model, (*values, *new))
     run_ids = {run_id for run_id, found in ((probed.run_id, new), (old_run_id, old)) if found}
     record = Record(
