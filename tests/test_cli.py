@@ -169,6 +169,11 @@ def error_message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["run", "--model", "scenes-teacher", "--suite", "fid", "--dry-run"], "suite 'fid' is a part"),
         (["score", "--images", "nowhere", "--prompts", "nowhere.txt"], "nowhere"),
         (["scenes", "train", "--parts", "reeder"], "did you mean 'reader'"),
+        (["scenes", "ship", "--parts", "vae"], "--parts is for scenes train"),
+        (
+            ["reference", "build", "x", "--images", ".", "--column", "image", "--encoder", "scenes.features"],
+            "--split and --column are for --dataset",
+        ),
     ],
 )
 def test_invalid_input_gives_a_short_message_and_exit_code_2(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
