@@ -246,8 +246,7 @@ def _from_hub(repository: str, base: ModelSpec | None, revision: str | None) -> 
     name = "@".join(filter(None, [repository.split("/")[1], revision]))
     spec = ModelSpec(name, base.family if base else "sdxl", "custom", "hub", repository, base, revision=revision)
     folder = _snapshot(repository, revision)
-    config = folder / "config.json" if folder and base else folder / "unet" / "config.json" if folder else None
-    if config is None or not config.is_file():
+    if folder is None or not (config := (folder if base else folder / "unet") / "config.json").is_file():
         return spec  # its architecture is known once it is downloaded
     content = read_config(config)
     return replace(spec, family=family_of(content), architecture=architecture_of(content))
