@@ -147,8 +147,9 @@ def _widths(grid: Grid, width: int) -> list[int | None]:
         return [None] * len(widths)
     given: list[int | None] = []
     for least, column in zip(widths, columns, strict=True):
-        given.append(min(max(map(len, column)), least + spare))
-        spare -= (given[-1] or 0) - least
+        room = min(max(map(len, column)), least + spare)
+        spare -= room - least
+        given.append(room)
     return given
 
 
