@@ -62,7 +62,8 @@ def write_record(
         looks: of a run that stopped when sure.
 
     Raises:
-        UserError: an image cannot be read, none of the metrics could be measured, or the record cannot be written.
+        UserError: an image cannot be read, the suite's prompts changed meanwhile, none of the metrics could be measured, or the record cannot
+            be written.
     """
     machine, software = this_machine(context.device), environment()
     of_row = _records_of_row(model, machine, context)
@@ -232,6 +233,8 @@ def _is_same_model(one: Model, other: Model) -> bool:
 
 def _score_quality(subject: Subject, context: RunContext) -> Quality:
     values, scores = score(subject, context.suite.own_metrics)
+    if dict(zip(subject.prompt_ids, subject.prompts, strict=True)) != context.suite.prompt_list():  # the record names the suite by its digest
+        raise UserError(f"the prompts of suite {context.suite.name!r} changed since this run began; run again: images of unchanged prompts are kept")
     of_teacher = subject.teacher_images
     thumbnails = {}
     for row, is_teachers in choose_images(scores, values, subject.teacher_scores, with_teacher=of_teacher is not None):

@@ -46,7 +46,7 @@ from sdbench.scenes.render import render
 from sdbench.score import score
 from sdbench.settings import Probes, Setting
 from sdbench.store import Store
-from sdbench.suites import Accept, Suite, Teacher
+from sdbench.suites import Accept, Prompts, Suite, Teacher
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")
 
@@ -450,6 +450,22 @@ def test_images_of_other_versions_are_not_taken_for_those_of_this_one(tmp_path: 
         monkeypatch.setattr("sdbench.run.context.version", lambda name, other=package: "99" if name == other else machine.version(name))
         places.add(store_and_jobs(model, context)[0].folder)
     assert len(places) == 3
+
+
+def test_prompts_edited_while_images_are_drawn_are_refused(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("\n".join(PROMPTS[:4]), encoding="utf-8")
+    suite = SUITE.model_copy(update={"prompts": Prompts(source="file", file=str(file), n=4)})
+    run_probes = runner.run_probes
+
+    def edit_prompts(*arguments: Any) -> ProbeResult:
+        file.write_text("\n".join(PROMPTS[1:5]), encoding="utf-8")
+        return run_probes(*arguments)
+
+    monkeypatch.setattr(runner, "run_probes", edit_prompts)
+    with pytest.raises(UserError, match="the prompts of suite 'own' changed since this run began"):
+        runner.run([teacher], prepare_in(tmp_path, suite))
+    assert not list(tmp_path.rglob("record.json"))
 
 
 def test_weights_replaced_while_other_models_are_drawn_are_refused(
