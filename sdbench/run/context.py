@@ -32,6 +32,7 @@ class RunContext:
         pipelines: pipelines in memory, by the names of their specs, which have the source `memory`.
         settings: labels of the probes' settings to measure; all by default.
         profile: the probes also write a table of where each stage spends its time.
+        rounds: folder of the probes' rounds; by default `probes` within `runs`.
     """
 
     suite: Suite
@@ -44,6 +45,7 @@ class RunContext:
     pipelines: Mapping[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
     profile: bool = False
+    rounds: Path | None = None
 
     @property
     def timed_settings(self) -> Mapping[str, Setting]:

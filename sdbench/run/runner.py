@@ -147,7 +147,7 @@ def run_probes(specs: Sequence[ModelSpec], context: RunContext) -> ProbeResult:
         timed,
         context.sampling,
         context.suite.probes,
-        work=context.runs / "probes",
+        work=context.rounds or context.runs / "probes",
         suites=find(driver.BENCHMARK_FILE).parent,
         device=context.device,
         settings=context.settings,

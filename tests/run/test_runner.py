@@ -39,6 +39,7 @@ from sdbench.protocols.base import Subject
 from sdbench.records import Model, NamedTeacher, Record, Scores, Value
 from sdbench.records import files as record_files
 from sdbench.reference import cards
+from sdbench.reference.build import build, images_in_folder
 from sdbench.run import external, recording, runner
 from sdbench.run.context import prepare, store_and_jobs
 from sdbench.scenes.grammar import parse
@@ -466,6 +467,16 @@ def test_prompts_edited_while_images_are_drawn_are_refused(teacher: ModelSpec, t
     with pytest.raises(UserError, match="the prompts of suite 'own' changed since this run began"):
         runner.run([teacher], prepare_in(tmp_path, suite))
     assert not list(tmp_path.rglob("record.json"))
+
+
+def test_noise_floor_has_the_distances_to_a_reference_of_ones_own(teacher: ModelSpec, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    for index, image in enumerate(cards._render_scenes(32)):
+        Image.fromarray(image).save(tmp_path / "real" / f"{index}.png")
+    places = api.Places(tmp_path / "results", tmp_path / "runs")
+    build("mine", images_in_folder(tmp_path / "real"), ENCODERS["scenes.features"], places.work)
+    _, floor = api.noise(teacher, SUITE.model_copy(update={"reference": "mine"}), 2, places, device="cpu", only="quality")
+    assert {"fd.scenes", "clip_score.scenes"} <= floor.metrics.keys()
 
 
 def test_weights_replaced_while_other_models_are_drawn_are_refused(
