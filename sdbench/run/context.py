@@ -165,6 +165,9 @@ def store_and_jobs(model: Model, context: RunContext) -> tuple[Store, list[Job]]
     """The store of a model's images of a suite, and the jobs to make them.
 
     Other versions of the packages that draw have a store of their own: a record names its versions, and a gate may ask what an upgrade changed.
+
+    Raises:
+        MissingError, UserError: see `list_jobs`.
     """
     kind, _, _ = context.device.partition(":")  # all cards of a machine draw the same images
     packages = {"sdbench": __version__} | {name: version(name) for name in DRAWING_PACKAGES}

@@ -131,6 +131,9 @@ def build_subject(model: Model, context: RunContext, store: Store, jobs: Sequenc
     """A model's images of these jobs to score, with what the suite compares them with.
 
     That is the reference, the teacher's scores, and the teacher's images where they still exist.
+
+    Raises:
+        UserError: a record of the teacher cannot be read.
     """
     of_teacher, name = context.suite.teacher_suite(), teacher_name(context.suite)
     subject = replace(
@@ -154,7 +157,11 @@ def build_subject(model: Model, context: RunContext, store: Store, jobs: Sequenc
 
 
 def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[str]:
-    """A description of what a run of these models will lack of the teacher's scores and images, and how to get it."""
+    """A description of what a run of these models will lack of the teacher's scores and images, and how to get it.
+
+    Raises:
+        MissingError, UserError: a record of the teacher cannot be read; or see `list_jobs`.
+    """
     of_teacher, name = context.suite.teacher_suite(), teacher_name(context.suite)
     if of_teacher is context.suite and name in {spec.name for spec in specs}:
         return []
