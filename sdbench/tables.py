@@ -199,9 +199,10 @@ def _words(cell: str) -> list[str]:
 
 def format_value(value: Value | None, usual_n: int | None = None) -> str:
     """A value with its interval, or its state and the reason; with its n where that differs from `usual_n`."""
-    state, reason = ("missing", "not in this record") if value is None else (value.state.replace("_", " "), value.reason)
-    if value is None or value.value is None:
-        return format_absent(state, reason)
+    if value is None:
+        return format_absent("missing", "not in this record")
+    if value.value is None:
+        return format_absent(value.state.replace("_", " "), value.reason)
     if value.kind == "count":
         return format_count(value.value)
     n = f" [n={value.n}]" if usual_n is not None and value.n != usual_n else ""
