@@ -63,6 +63,13 @@ def test_folder_of_a_model_may_be_a_path(runs: list[Any], tiny_pipeline: Path) -
     assert runs == [([VEGA, resolve(str(tiny_pipeline))], "quality", 512)] * 2
 
 
+def test_path_is_a_folder_even_if_it_is_called_like_a_model(runs: list[Any], tiny_pipeline: Path) -> None:
+    Path("vega").symlink_to(tiny_pipeline, target_is_directory=True)
+    with pytest.raises(KeyboardInterrupt):
+        sdbench.evaluate(Path("vega"), name="mine", device="cpu")
+    assert runs == [([resolve(str(tiny_pipeline), name="mine")], "quality", 512)]
+
+
 def test_a_model_that_is_given_may_be_renamed(runs: list[Any]) -> None:
     with pytest.raises(KeyboardInterrupt):
         sdbench.evaluate(VEGA, name="mine", device="cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sdbench import machine, records, suites
 from sdbench.api import measuring
-from sdbench.api.inputs import NamedModel, NamedSuite, find_model, find_suite, load_suite
+from sdbench.api.inputs import NamedModel, NamedSuite, as_text, find_model, find_suite, load_suite
 from sdbench.api.places import Places
 from sdbench.disk import locked
 from sdbench.errors import UserError, unknown_name
@@ -55,8 +55,8 @@ def gate(
     _check_only(only)
     rules = load_policy(policy)
     chosen = load_suite(suite) if suite else None
-    old_source = lookup.find_baseline(str(baseline), places.results)
-    new_source = lookup.find_candidate(str(candidate), places.results, base=base, lora=lora, name=name)
+    old_source = lookup.find_baseline(as_text(baseline), places.results)
+    new_source = lookup.find_candidate(as_text(candidate), places.results, base=base, lora=lora, name=name)
     run = _announced_run(places, device, only, announce)
     new, old = lookup.find_or_run_pair(new_source, old_source, chosen, rules, places.results, run)
     return judge_records(new, old, rules, places, str(baseline), only=only)
@@ -110,7 +110,7 @@ def until_verdict(
     left_out = [name for name in names if is_probe(name)] if only else []
     weighed = _leave_out(left_out, rules, chosen.name) if left_out else rules
     check_models([spec], chosen)
-    old = find_or_run_baseline(str(baseline), chosen, places, device, only, announce)
+    old = find_or_run_baseline(as_text(baseline), chosen, places, device, only, announce)
     reference = records.read_record(old)
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only=only)
     with evaluators_on(context.device):
