@@ -240,8 +240,11 @@ def _is_same_model(one: Model, other: Model) -> bool:
 
 def _score_quality(subject: Subject, context: RunContext) -> Quality:
     values, scores = score(subject, context.suite.own_metrics)
-    if dict(zip(subject.prompt_ids, subject.prompts, strict=True)) != context.suite.prompt_list():  # the record names the suite by its digest
-        raise UserError(f"the prompts of suite {context.suite.name!r} changed since this run began; run again: images of unchanged prompts are kept")
+    scored = dict(zip(subject.prompt_ids, subject.prompts, strict=True))
+    if scored != context.suite.prompt_list():  # the record names the suite by its digest
+        raise UserError(
+            f"the prompts of suite {context.suite.name!r} changed since this run began; run again: images of unchanged prompts are kept"
+        )
     of_teacher = subject.teacher_images
     thumbnails = {}
     for row, is_teachers in choose_images(scores, values, subject.teacher_scores, with_teacher=of_teacher is not None):

@@ -411,7 +411,10 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], obje
             _json("scheduler/scheduler_config.json", beta_start="x"),
             r"cannot be loaded \(TypeError: .*\).*; copy its tokenizers and scheduler",
         ),
-        (_json("model_index.json", scheduler=["diffusers", "NoSuchScheduler"]), r"cannot be loaded \(AttributeError: .*; copy its tokenizers and scheduler"),
+        (
+            _json("model_index.json", scheduler=["diffusers", "NoSuchScheduler"]),
+            r"cannot be loaded \(AttributeError: .*; copy its tokenizers and scheduler",
+        ),
         (
             _json("tokenizer_2/tokenizer_config.json", eos_token="<new>"),
             r"/tokenizer_2 puts the token '<new>' into each prompt, which is not among the \d+ of text_encoder_2; copy",
