@@ -28,6 +28,7 @@ from sdbench.gate.compare import Side
 from sdbench.gate.verdicts import Report
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import SuiteId
+from sdbench.run import runner
 
 ROOT = Path(__file__).parents[1]
 SLOW = {"torch", "diffusers", "transformers", "open_clip", "torchvision", "datasets"}
@@ -302,8 +303,9 @@ def stopped_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[ModelSpec],
         calls.append((specs, device))
         raise UserError("stopped by the test")
 
-    for module in (api, measuring):  # called by `sdbench run`, and by the gate and the noise floor
+    for module in (api, measuring):  # called by `sdbench run`, and by the gate
         monkeypatch.setattr(module, "run", stop)
+    monkeypatch.setattr(runner, "run", lambda specs, context: stop(specs, device=context.device))  # by the noise floor
     return calls
 
 
