@@ -29,6 +29,7 @@ from sdbench.scenes.render import SIZE_PX
 from sdbench.validation import Table, read_toml
 
 RECIPES = Path(__file__).parent / "recipes"
+NAME_PATTERN = r"^[a-z0-9][a-z0-9.-]*$"
 Family = Literal["scenes", "sdxl"]
 _OWN_SHAPE = "For a shape of your own, leave `student` out of the recipe"
 
@@ -52,7 +53,7 @@ class Recipe(Table):
         taps: paths of the modules whose outputs the feature loss compares; `*` matches any one part.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    name: str = Field(pattern=NAME_PATTERN)
     student: str | None = None
     teacher: str
     middle: Middle
@@ -149,8 +150,9 @@ class Recipe(Table):
         for architecture in (self.teacher, self.student):
             if architecture is not None and architecture not in TOPOLOGIES:
                 raise unknown_name("architecture", architecture, TOPOLOGIES, _OWN_SHAPE if architecture == self.student else "")
+        last = self.plans[-1]
         if self.student:
-            self._check_final_architecture(unet_config(self.teacher), unet_config(self.student), self.plans[-1])
+            self._check_final_architecture(unet_config(self.teacher), unet_config(self.student), last)
         for what, rows in (("stages", self.stages), ("teachers", self.sdxl.teachers)):
             if abs((total := sum(row.share for row in rows)) - 1) > 1e-6:
                 raise UserError(f"recipe {self.name!r}: the shares of its {what} sum to {total:g}; expected 1")

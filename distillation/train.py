@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -51,6 +51,7 @@ from sdbench.training.processes import broadcast_from_main
 
 FINAL_BATCHES = 4  # batches after a stage's own, over which its final losses are averaged
 PROCESS_TIMEOUT = timedelta(minutes=30)  # for processes that wait while another one saves a checkpoint or draws samples
+DATA_PARALLEL = DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU
 STUDENT, LOSSES, IDENTITY, ENVIRONMENTS = "student", "losses.json", "identity.json", "environments.json"
 
 
@@ -96,7 +97,7 @@ def distil(
         out: new or empty folder for the student.
         images: to train on; default: rendered scenes, for the embedded family only.
         steps: in total over all stages; default: the recipe's.
-        device: where both networks run; under `accelerate launch`, each process takes its own.
+        device: where both networks run; of several processes, as `torchrun` starts them, each takes its own GPU.
         unet_only: write the UNet alone instead of a complete pipeline.
 
     Raises:
@@ -137,7 +138,8 @@ def make_accelerator(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", 
     """The accelerator for one process or several.
 
     Raises:
-        UserError: the device is missing, or this process has already trained on another device or in another precision.
+        UserError: the device is missing; or this process has already trained on another device or in another precision; or accelerate is
+            set up to shard networks (FSDP, DeepSpeed), of which each process would then train and save only its part.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(
@@ -155,6 +157,11 @@ def make_accelerator(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", 
         ) from error
     if accelerator.device.type != device:
         raise UserError(f"this process has already trained on {accelerator.device.type}; start a new one to train on {device}")
+    if accelerator.distributed_type not in DATA_PARALLEL:
+        raise UserError(
+            f"accelerate is set up for {accelerator.distributed_type.value}, which shards networks; here each process holds whole ones. Start the "
+            "processes with torchrun, or with `accelerate launch --multi_gpu`"
+        )
     return accelerator
 
 

@@ -13,7 +13,7 @@ import gc
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +38,6 @@ from sdbench.models.spec import resolve as model
 from sdbench.probes import ceilings, meters, profiling
 from sdbench.probes.work import unet_macs
 from sdbench.scenes.embedded import WEIGHTS
-from sdbench.settings import Dtype
 from sdbench.training.latents import Batch, LatentPool, add_noise, predict, target
 from sdbench.training.loop import Schedule, draw_rows, fit
 
@@ -201,14 +200,6 @@ def cached_by_hand(bench: Bench) -> Callable[[], None]:
     return plain(bench, [bench.context.batch(number) for number in range(bench.case.steps)].__getitem__)
 
 
-@cache
-def most_flops(dtype: Dtype) -> float:
-    """FLOPs per second that the device reaches at best."""
-    call = ceilings.prepare("matmul", DEVICE, dtype)
-    marks = [(call(), meters.synchronised_clock())[1] for _ in range(10)]
-    return ceilings.work_per_call("matmul", DEVICE) / float(np.diff(marks).min())
-
-
 @pytest.mark.benchmark(timer=meters.synchronised_clock)
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("bench", [pytest.param(name, marks=MARKS.get(name, [])) for name in CASES], indirect=True)
@@ -230,7 +221,7 @@ def test_training(loop: str, bench: Bench, benchmark: Any, tmp_path: Path) -> No
     benchmark.extra_info |= {
         "images_per_second": case.steps * settings.batch / took,
         "tflops": bench.flops() / took / 1e12,  # what `distillation plan --tflops` asks for
-        "share_of_matmul": bench.flops() / took / most_flops(settings.dtype),
+        "share_of_matmul": bench.flops() / took / ceilings.measure("matmul", DEVICE, settings.dtype),
         "memory_mib": meters.peak_memory_mib(DEVICE),
     }
     if loop == "sdbench" and DEVICE == "cuda":

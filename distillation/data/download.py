@@ -64,6 +64,7 @@ class FetchRules:
     Attributes:
         min_px: minimum length of an image's shorter side.
         timeout_s: to wait for a connection, and for each part of a response; a whole response may take `TOTAL_TIMEOUT_FACTOR` times as long.
+        max_bytes: of a response; a link to more is dead.
         allow_private: also fetch from addresses that are not public, such as 127.0.0.1.
     """
 

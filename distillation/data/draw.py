@@ -71,13 +71,14 @@ def draw_images(
         "device": device.partition(":")[0],
     }
     _check_same_settings(out, identity)
-    draw = make_sampler(load(spec, dtype=dtype, device=device), sampling, Noise(seed=seed))
     store = Store(out, identity)
     jobs = [Job(str(row), 0, caption, digest([store.folder.name, row, caption])) for row, caption in enumerate(captions)]
-    if store.missing([job.image_id for job in jobs]) and package_versions() not in (versions := _versions(out)):
-        # Only now: a teacher that cannot be loaded claims no folder.
-        write_json(out / SETTINGS_FILE, {**identity, "versions": [*versions, package_versions()]})
-    generate(select_part(jobs, batch, part), store, batch, draw, "teacher")
+    own = select_part(jobs, batch, part)
+    if store.missing([job.image_id for job in own]):
+        draw = make_sampler(load(spec, dtype=dtype, device=device), sampling, Noise(seed=seed))
+        if package_versions() not in (versions := _versions(out)):  # only now: a teacher that cannot be loaded claims no folder
+            write_json(out / SETTINGS_FILE, {**identity, "versions": [*versions, package_versions()]})
+        generate(own, store, batch, draw, "teacher")
     if missing := store.missing([job.image_id for job in jobs]):
         tqdm.write(f"{out}: {len(jobs) - len(missing)} of {len(jobs)} images; the other parts draw the rest", file=sys.stderr)
     else:

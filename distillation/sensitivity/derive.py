@@ -9,7 +9,7 @@ import numpy as np
 import tomli_w
 
 from distillation.plan import MIDDLE_ATTENTION, Plan
-from distillation.recipe import Recipe
+from distillation.recipe import NAME_PATTERN, Recipe
 from distillation.recipe_tables import KeepBlocks, Middle, Stage
 from distillation.sensitivity.budget import TIED_TO_MIDDLE, Cost, sum_removed
 from distillation.sensitivity.removal import WHOLE_MIDDLE
@@ -134,9 +134,9 @@ def check_recipe_path(path: Path, *, budget: bool) -> None:
     """
     if not budget:
         raise UserError(f"cannot derive the recipe for {path} without a budget; give --parameters or --latency with --write-recipe")
-    if path.suffix != ".toml" or not re.fullmatch(r"[a-z0-9.-]+", path.stem):
+    if path.suffix != ".toml" or not re.fullmatch(NAME_PATTERN, path.stem):
         raise UserError(
-            f"{path} is not a valid recipe file name; expected lower-case letters, digits, dots and dashes, and the suffix .toml"
+            f"{path} is not a valid recipe file name; expected lower-case letters, digits, dots and dashes, the first a letter or digit, and the suffix .toml"
         )
     if path.exists():
         raise UserError(f"{path} exists; expected a new file. Remove it, or name another with --write-recipe")

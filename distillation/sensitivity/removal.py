@@ -119,7 +119,7 @@ def measure_sensitivity(
     if earlier and not differences:
         return earlier
     batches, scheduler = sensitivity_batches(teacher, settings, images, work, device)
-    losses = _part_losses(teacher.unet(measurement_dtype(teacher), device), batches, scheduler)
+    losses = removal_losses(teacher.unet(measurement_dtype(teacher), device), batches, scheduler)
     if not_finite := [part for part, rows in losses.items() if not np.isfinite(rows).all()]:
         raise UserError(f"without a block of {not_finite[0]}, the output of {name!r} is not finite. Check the teacher's weights")
     sensitivity = Sensitivity(
@@ -182,15 +182,12 @@ def sensitivity_batches(
     """Make batches of the first images, bin by bin, and return them with the scheduler that adds their noise.
 
     Raises:
-        UserError: there are too few images.
+        UserError: there are too few images that can be decoded.
     """
     rows = np.arange(settings.n).reshape(settings.bins, settings.batches, settings.images)
-    if len(images.captions) < rows.size:
-        raise UserError(
-            f"{len(images.captions)} images to measure on; expected {rows.size} for {settings.bins} bins of {settings.batches} batches "
-            f"of {settings.images}. Give more with --data, or fewer --bins or --batches"
-        )
+    _check_enough(len(images.captions), settings)
     pool = LatentPool(teacher.folder, images, work / "latents", device)
+    _check_enough(len(pool), settings)  # some may have been left out
     ranges = _bins(settings.bins, pool.scheduler.config.num_train_timesteps)
     batches = [
         pool.batch_of_rows(batch_rows, int(batch_rows[0]), least=start, most=end, device=device)
@@ -198,6 +195,14 @@ def sensitivity_batches(
         for batch_rows in bin_rows
     ]
     return batches, pool.scheduler
+
+
+def _check_enough(n_images: int, settings: Settings) -> None:
+    if n_images < settings.n:
+        raise UserError(
+            f"{n_images} images to measure on; expected {settings.n} for {settings.bins} bins of {settings.batches} batches of {settings.images}. "
+            "Give more with --data, or fewer --bins or --batches"
+        )
 
 
 def measurement_dtype(teacher: Teacher) -> Literal["float32", "bfloat16"]:
@@ -210,36 +215,20 @@ def _bins(n: int, timesteps: int) -> list[tuple[int, int]]:
     return [(number * timesteps // n, (number + 1) * timesteps // n) for number in range(n)]
 
 
+@torch.no_grad()
 def removal_losses(unet: UNet2DConditionModel, batches: Sequence[Batch], scheduler: DDIMScheduler) -> dict[str, F64]:
-    """The mean squared change of the output without each block, blocks x batches by attention.
+    """The mean squared change of the output without each part, parts x batches: the blocks by attention, the whole middle as `mid_block`.
+
+    What runs before the first removed module computes what it computed with all of them, so its outputs are kept and used again: about half
+    of the work, for 0.3 GB of an image at full size in bfloat16.
 
     Args:
         batches: to measure on; with different timesteps per batch, the result shows how losses depend on them.
     """
-    return _losses_without(unet, _block_paths(unet), batches, scheduler)
-
-
-def _part_losses(unet: UNet2DConditionModel, batches: Sequence[Batch], scheduler: DDIMScheduler) -> dict[str, F64]:
-    """Like `removal_losses`, with a row for the whole middle, `mid_block`, if it has an attention."""
-    parts = _block_paths(unet)
+    parts: dict[str, list[tuple[str, ...]]]
+    parts = {path: [(f"{path}.transformer_blocks.{block}",) for block in range(depth)] for path, depth in depths(unet.config).items()}
     if MIDDLE_ATTENTION in parts:
         parts[WHOLE_MIDDLE] = [(MIDDLE_ATTENTION, SECOND_RESNET)]
-    return _losses_without(unet, parts, batches, scheduler)
-
-
-def _block_paths(unet: UNet2DConditionModel) -> dict[str, list[tuple[str, ...]]]:
-    return {path: [(f"{path}.transformer_blocks.{block}",) for block in range(depth)] for path, depth in depths(unet.config).items()}
-
-
-@torch.no_grad()
-def _losses_without(
-    unet: UNet2DConditionModel, parts: Mapping[str, list[tuple[str, ...]]], batches: Sequence[Batch], scheduler: DDIMScheduler
-) -> dict[str, F64]:
-    """Remove modules, those at each tuple of paths together; rows x batches by part.
-
-    What runs before the first removed module computes what it computed with all of them, so its outputs are kept and used again: about half
-    of the work, for 0.3 GB of an image at full size in bfloat16.
-    """
     reusable = [path for path, module in unet.named_modules() if isinstance(module, ResnetBlock2D | BasicTransformerBlock)]
     losses = {part: np.empty((len(rows), len(batches))) for part, rows in parts.items()}
     removals = [(part, row, paths) for part, rows in parts.items() for row, paths in enumerate(rows)]

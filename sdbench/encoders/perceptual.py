@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS  # it ships the weights of the heads, but not of AlexNet
 
-from sdbench.arrays import F32, U8
+from sdbench.arrays import F64, U8
 from sdbench.assets import weights
 from sdbench.encoders.pixels import device, exact_inference, verified_rgb
 
@@ -18,7 +18,7 @@ BATCH = 8
 RADIUS, SIGMA = 5, 1.5  # of SSIM's window, px
 
 
-def ssim(x: U8, y: U8) -> F32:
+def ssim(x: U8, y: U8) -> F64:
     """Structural similarity (Wang et al. 2004) of each image with its partner, N x H x W x 3 uint8 both; returns (N,), at most 1.
 
     The formula is torchmetrics': Gaussian window of 11 px, sigma 1.5, K 0.01 and 0.03, on the values 0..255 of each channel,
@@ -51,7 +51,7 @@ def _gaussian_window(values: Tensor) -> Tensor:
     return values
 
 
-def lpips(x: U8, y: U8) -> F32:
+def lpips(x: U8, y: U8) -> F64:
     """Learned perceptual distance (Zhang et al. 2018), AlexNet, version 0.1, of images N x H x W x 3 uint8; returns (N,), 0 = the same.
 
     Raises:
@@ -62,7 +62,7 @@ def lpips(x: U8, y: U8) -> F32:
     return _compare(lambda a, b: distance(a / 127.5 - 1, b / 127.5 - 1).flatten(1).mean(1), x, y)
 
 
-def _compare(measure: Callable[[Tensor, Tensor], Tensor], x: U8, y: U8) -> F32:
+def _compare(measure: Callable[[Tensor, Tensor], Tensor], x: U8, y: U8) -> F64:
     if verified_rgb(x).shape != verified_rgb(y).shape:
         raise ValueError(f"paired images must have one shape, found {x.shape} and {y.shape}")
     with exact_inference():
@@ -70,7 +70,7 @@ def _compare(measure: Callable[[Tensor, Tensor], Tensor], x: U8, y: U8) -> F32:
             [torch.from_numpy(side[at : at + BATCH]).to(device()).permute(0, 3, 1, 2).float() for side in (x, y)]
             for at in range(0, len(x), BATCH)
         )
-        return np.concatenate([measure(*pair).cpu().numpy().reshape(-1) for pair in sides])
+        return np.concatenate([measure(*pair).double().cpu().numpy() for pair in sides])
 
 
 def build_lpips(state: dict[str, Tensor]) -> nn.Module:

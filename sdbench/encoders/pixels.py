@@ -86,6 +86,8 @@ def resize_longest_edge(images: U8, side: int, to: torch.device) -> Tensor:
     Source: `ResizeMaxSize` in HPSv2's own open_clip. It resizes tensors, so with torch's bicubic, not Pillow's; with
     antialias, which torchvision has by default since 0.17 (HPSv2 pins no version).
 
+    An image whose longer edge fits already is only padded; HPSv2 does not pad it, and its network refuses it unless it is square.
+
     Raises:
         ValueError: see `verified_rgb`.
     """
@@ -94,9 +96,8 @@ def resize_longest_edge(images: U8, side: int, to: torch.device) -> Tensor:
     if (longest := max(height, width)) != side:
         size = [round(height * (side / longest)), round(width * (side / longest))]
         pixels = transforms.resize(pixels, size, InterpolationMode.BICUBIC, antialias=True)
-        rows, columns = side - size[0], side - size[1]
-        pixels = transforms.pad(pixels, [columns // 2, rows // 2, columns - columns // 2, rows - rows // 2])
-    return normalise(pixels)
+    rows, columns = side - pixels.shape[2], side - pixels.shape[3]
+    return normalise(transforms.pad(pixels, [columns // 2, rows // 2, columns - columns // 2, rows - rows // 2]))
 
 
 def normalise(pixels: Tensor) -> Tensor:

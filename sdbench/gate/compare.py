@@ -160,6 +160,10 @@ def _unlike_obstacle(rule: Rule, new_value: Value, old_value: Value, new: Side, 
     machines = [side.record.machine.machine_class for side in (new, old)]
     if new_value.kind == "probe" and machines[0] != machines[1]:
         return Obstacle("incomparable" if rule.required else "skipped", f"different machine classes: {machines[0]} against {machines[1]}")
+    threads = [count.value for side in (new, old) if (count := side.record.value("machine.threads"))]
+    if new_value.kind == "probe" and new.record.machine.device == "cpu" and len(set(threads)) > 1:
+        words = f"measured on {threads[0]:g} threads, the baseline on {threads[1]:g}; set OMP_NUM_THREADS alike and run again"
+        return Obstacle("incomparable" if rule.required else "skipped", words)
     if new_value.is_image_metric and new_value.n != old_value.n:
         return Obstacle("incomparable", f"n is {new_value.n} against {old_value.n}")
     if new_value.reference != old_value.reference:

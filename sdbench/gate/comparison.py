@@ -1,7 +1,7 @@
 """Compare two models without a policy: the difference of each metric that both records have, with a two-sided interval of 95 %.
 
-The bounds are the gate's, at half of alpha each. Of many intervals some exclude 0 by chance. So a metric is called better or worse where its
-interval excludes 0, and that this "could be chance" unless it survives Holm's correction over all metrics that have an interval.
+The bounds are the gate's, at half of alpha each. A metric is called better or worse where its interval excludes 0. Of many intervals some do
+so by chance, so it is added that this "could be chance" unless it survives Holm's correction over all metrics that have an interval.
 Counts are exact, and so not among them.
 """
 

@@ -12,7 +12,7 @@ from sdbench.gate import compare, judging
 from sdbench.gate.compare import Side
 from sdbench.gate.policy import Policy, Rule
 from sdbench.gate.verdicts import Report
-from sdbench.stats import sequential
+from sdbench.stats import decisions, sequential
 from sdbench.stats.decisions import BetweenRuns, Bounds
 
 UNDECIDABLE = "The remaining prompts are unlikely to decide it."
@@ -96,5 +96,5 @@ def _is_undecidable(pair: tuple[Side, Side], share: float, rules: LookRules, *, 
             if value.is_image_metric:
                 growing.append((bounds, margin))
             else:
-                passable &= bounds.low > -margin
+                passable &= decisions.decide(bounds, margin) == "pass"
     return bool(growing) and sequential.is_undecidable(growing, share, rules.policy.alpha, passable=passable)

@@ -13,7 +13,7 @@ from sdbench.tables import JSON_VERSION
 COLUMNS = (
     "family", "suite", "suite_version", "suite_digest", "machine_class", "model", "label", "architecture", "source", "weights_digest",
     "metric", "kind", "direction", "unit", "state", "reason", "value", "low", "high", "n", "rank", "reference", "note",
-    "sampling", "scheduler", "noise", "commit", "dirty", "record", "created",
+    "images", "samples_per_prompt", "sampling", "scheduler", "noise", "commit", "dirty", "record", "created",
 )  # fmt: skip  # a table
 
 
@@ -42,6 +42,8 @@ def _about(section: Section, row: Row) -> dict[str, Any]:
         "architecture": record.model.architecture,
         "source": record.model.source,
         "weights_digest": record.model.weights_digest,
+        "images": record.n_images,
+        "samples_per_prompt": record.samples,
         "sampling": record.sampling,
         "scheduler": record.scheduler,
         "noise": record.noise,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sdbench import tables
 from sdbench.leaderboard import published
-from sdbench.records import Record
+from sdbench.records import Record, Value
 from sdbench.stats import decisions
 from sdbench.stats.intervals import Estimate
 from sdbench.tables import Grid
@@ -74,6 +74,12 @@ def speed_up(record: Record, teacher: Record, name: str) -> SpeedUp | str:
     return SpeedUp(Estimate(ratio, low, high, bounds.n))
 
 
+def headline(records: Sequence[Record]) -> str:
+    """The median latency to show first: in `base` or, where no record has it, in the first setting that was measured."""
+    labels = _labels(records)
+    return P50 if "" in labels or not labels else _probe_name(P50, labels[0])
+
+
 def teacher_title(teacher: Record, records: Sequence[Record]) -> str:
     """The teacher's name, with its suite where that differs from the records' suite."""
     name, suite = teacher.model.name, teacher.suite
@@ -88,20 +94,24 @@ def grids(records: Sequence[Record], teacher: Record | None) -> dict[str, Grid]:
     found = {}
     if teacher:
         found[f"Speed-up over {teacher_title(teacher, records)} by stage"] = _ratio_grid(records, teacher, full)
-    if len(full) > 1:
+    if any(full):
         found["By setting"] = _setting_grid(records, full)
     found["With the tiny VAE"] = _setting_grid(records, tiny)
     return {title: grid for title, grid in found.items() if grid.rows}
 
 
 def published_grid(records: Sequence[Record], teacher: Record | None) -> Grid:
-    """Published ratios to the teacher beside the same ratios measured here; no rows where nothing was measured."""
+    """Published ratios to the teacher beside the same ratios measured here, in `base` or, where that was not measured, in the first setting.
+
+    There are no rows where nothing was measured.
+    """
     header = ("published", "source", "model", "measured as", "ratio published", "ratio measured here")
     if teacher is None:
         return Grid(header, ())
-    rows = []
+    nearest, rows = headline(records).partition("@")[2], []
     for claim in published.load_claims():
-        for (name, numbers), record in itertools.product(claim.numbers.items(), records):
+        for (probe, numbers), record in itertools.product(claim.numbers.items(), records):
+            name = probe if "@" in probe else _probe_name(probe, nearest)
             if record is not teacher and record.value(name) and record.model.name in claim.values:
                 ratio = _published_ratio(numbers, record.model.name) or claim.values[record.model.name]
                 what = f"{claim.what}: {claim.protocol}"
@@ -115,8 +125,7 @@ def _published_ratio(numbers: dict[published.Name, float], model: str) -> str:
 
 
 def _labels(records: Sequence[Record]) -> list[str]:
-    names = [value.name for record in records for value in record.values if value.name.partition("@")[0] == P50]
-    return list(dict.fromkeys(name.partition("@")[2] for name in names))
+    return list(dict.fromkeys(value.name.partition("@")[2] for record in records for value in _latencies(record)))
 
 
 def _ratio_grid(records: Sequence[Record], teacher: Record, labels: Sequence[str]) -> Grid:
@@ -145,7 +154,12 @@ def _setting_grid(records: Sequence[Record], labels: Sequence[str]) -> Grid:
 
 
 def _with_latency(records: Sequence[Record]) -> list[Record]:
-    return [record for record in records if (value := record.value(P50)) and value.state != "not_applicable"]
+    return [record for record in records if any(value.state != "not_applicable" for value in _latencies(record))]
+
+
+def _latencies(record: Record) -> list[Value]:
+    """The pipeline's median latency in each setting."""
+    return [value for value in record.values if value.name.partition("@")[0] == P50]
 
 
 def _probe_name(probe: str, label: str) -> str:

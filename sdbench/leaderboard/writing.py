@@ -12,7 +12,6 @@ from typing import Any
 from sdbench import tables
 from sdbench.disk import write_bytes
 from sdbench.leaderboard import flat, groups, published, ranks, speed, truth
-from sdbench.leaderboard.speed import P50
 from sdbench.leaderboard.standings import TITLES, Row, Section, metrics, probes, sections, title_rank
 from sdbench.models.catalogue import TEACHERS
 from sdbench.records import Record, Value
@@ -108,23 +107,23 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
 
 def quality_grid(section: Section) -> Grid:
     """The first table: models down, image metrics across, then median latency and speed-up, unless no model was timed."""
-    columns = metrics(section)
-    teacher = section.speed_baseline
+    columns, latency = metrics(section), speed.headline(section.records)
+    setting, teacher = latency.partition("@")[2], section.speed_baseline
     over = speed.teacher_title(teacher, section.records) if teacher else TEACHERS.get(section.family, "the teacher")
-    header = ("model", "images", *map(metric_title, columns), "latency p50 (s) ↓", f"speed-up over {over} ↑")
-    width = len(header) if any(record.value(P50) for record in section.records) else -2
-    return Grid(header[:width], tuple(_quality_row(row, columns, teacher)[:width] for row in section.rows))
+    header = ("model", "images", *map(metric_title, columns), f"{f'{setting} ' if setting else ''}latency p50 (s) ↓", f"speed-up over {over} ↑")
+    width = len(header) if any(record.value(latency) for record in section.records) else -2
+    return Grid(header[:width], tuple(_quality_row(row, columns, latency, teacher)[:width] for row in section.rows))
 
 
-def _quality_row(row: Row, columns: Sequence[Value], teacher: Record | None) -> tuple[str, ...]:
+def _quality_row(row: Row, columns: Sequence[Value], latency: str, teacher: Record | None) -> tuple[str, ...]:
     n, samples = row.record.n_images, row.record.samples
     cells = (tables.format_value(row.record.value(column.name), row.record.n_prompts) for column in columns)
-    times = speed_up(row, teacher)
+    times = speed_up(row, teacher, latency)
     return (
         row.name,
         f"{n} ({samples} per prompt)" if samples > 1 else str(n),
         *cells,
-        probe_cell(row, P50),
+        probe_cell(row, latency),
         times if isinstance(times, str) else str(times),
     )
 
@@ -196,7 +195,11 @@ def _format_settings(settings: Mapping[str, Any]) -> str:
 
 
 def _references(record: Record) -> str:
-    return ", ".join(f"{value.name} against {value.reference}" for value in record.values if value.reference) or "none"
+    names: dict[str, list[str]] = {}
+    for value in record.values:
+        if value.reference:
+            names.setdefault(value.reference, []).append(value.name)
+    return "; ".join(f"{tables.join_words(of_reference)} against {reference}" for reference, of_reference in names.items()) or "none"
 
 
 def _device(record: Record) -> str:
@@ -227,11 +230,11 @@ def _title(title: str, value: Value) -> str:
     return f"{title} ({value.unit}){tables.ARROWS[value.direction]}"
 
 
-def speed_up(row: Row, teacher: Record | None) -> speed.SpeedUp | str:
-    """How many times as fast as the teacher, or why that is not known."""
-    own = row.record.value(P50)
+def speed_up(row: Row, teacher: Record | None, latency: str) -> speed.SpeedUp | str:
+    """How many times as fast as the teacher by a latency of this name, or why that is not known."""
+    own = row.record.value(latency)
     if not own or not own.value:
-        return probe_cell(row, P50)
+        return probe_cell(row, latency)
     if teacher is None:
         return tables.format_absent("missing", "the teacher's latency was not measured on this machine")
-    return speed.speed_up(row.record, teacher, P50)
+    return speed.speed_up(row.record, teacher, latency)

@@ -55,6 +55,9 @@ class Moments:
 
     Each batch is centred on its own mean and then merged (Chan, Golub and LeVeque 1983), so a large common offset costs
     no digits, and the result does not depend on how the features are split.
+
+    Attributes:
+        n: number of rows so far.
     """
 
     def __init__(self) -> None:

@@ -31,7 +31,8 @@ def kid(x: npt.ArrayLike, y: npt.ArrayLike, degree: int = 3, prompts: Sequence[s
             one prompt are nearer to each other than two draws from the distribution, and would make the distance larger.
 
     Raises:
-        ValueError: a set is not n x d, not finite or has fewer than 2 rows, the widths differ, or all rows share one prompt.
+        ValueError: a set is not n x d, not finite or has fewer than 2 rows, the widths differ, or prompts are not one for each row or are all
+            the same.
     """
 
     def kernel(products: F64, *_: F64) -> F64:
@@ -47,10 +48,12 @@ def _mean_of_others(features: npt.ArrayLike, kernel: Kernel, name: str, prompts:
     """The mean kernel of each row with the other rows, (n,), or with the rows of other prompts."""
     rows, squares = tiles.rows_and_squares(features, name)
     check_at_least(len(rows), 2, name)
+    if prompts is not None and len(prompts) != len(rows):
+        raise ValueError(f"each row of {name} must have a prompt, found {len(rows)} rows and {len(prompts)} prompts")
     left_out, n_left_out = kernel(squares, squares, squares), np.ones(len(rows))
-    for same in _groups(prompts or ()):
-        products = rows[same] @ rows[same].T
-        left_out[same], n_left_out[same] = kernel(products, squares[same, None], squares[same]).sum(axis=1), len(same)
+    for same in () if prompts is None else _groups(prompts):
+        alike = rows[same].astype(np.float64)
+        left_out[same], n_left_out[same] = kernel(alike @ alike.T, squares[same, None], squares[same]).sum(axis=1), len(same)
     if n_left_out.max() == len(rows):
         raise ValueError(f"all {len(rows)} rows of {name} share one prompt; the distance needs pairs of different prompts")
     return np.asarray((len(rows) * mean_kernel(rows, rows, kernel) - left_out) / (len(rows) - n_left_out))

@@ -1,10 +1,12 @@
 """The machine's peak rates in the operations that networks need: the product of two large matrices, and the copy of a large array."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
 
+from sdbench.probes.meters import synchronised_clock
 from sdbench.settings import Dtype
 
 MATMUL_SIDE = {"cuda": 8192, "cpu": 512}  # in float16, a CPU without support for it takes half a second
@@ -28,3 +30,10 @@ def work_per_call(name: str, device: str) -> float:
     """The work of one call: FLOPs of "matmul" (two for each multiply-accumulate), bytes read and written by "copy"."""
     kind = torch.device(device).type
     return float(2 * MATMUL_SIDE[kind] ** 3 if name == "matmul" else 2 * COPY_BYTES[kind])
+
+
+def measure(name: str, device: str, dtype: Dtype) -> float:
+    """The work per second of the fastest of ten calls, in the units of `work_per_call`."""
+    call = prepare(name, device, dtype)
+    marks = [(call(), synchronised_clock())[1] for _ in range(11)]
+    return work_per_call(name, device) / min(end - start for start, end in pairwise(marks))

@@ -1,4 +1,4 @@
-"""The conditions under which rounds ran: drift, clocks, temperature, and other processes on the card and on the CPU."""
+"""The conditions under which rounds ran: drift, threads, clocks, temperature, and other processes on the card and on the CPU."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -25,8 +25,9 @@ def conditions(rounds: Sequence[Round]) -> list[Value]:
     found = []
     if (drift := _drift(rounds)) is not None:
         found.append(median_value("machine.drift", "share", [drift], "", direction="neither", note="last round over the first, less 1"))
-    if cores := collect_info(rounds, "watch", "foreign_cores"):
-        found.append(median_value("machine.foreign_cores", "cores", cores, "", direction="neither"))
+    for name, unit in (("threads", "threads"), ("foreign_cores", "cores")):
+        if numbers := collect_info(rounds, "watch", name):
+            found.append(median_value(f"machine.{name}", unit, numbers, "", direction="neither"))
     if not (states := _states(rounds)):
         return found
     for name, (unit, key) in _CARD.items():

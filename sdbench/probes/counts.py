@@ -1,4 +1,4 @@
-"""Values that are counted, not measured: from the configurations of a model's networks, whatever its weights."""
+"""Values that are counted, not measured: parameters, and work by the configurations of a model's networks, whatever its weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,17 +12,28 @@ from sdbench.records import Value
 
 
 def values(request: Request, rounds: Sequence[Round]) -> list[Value]:
-    """Multiply-accumulates of one forward of the UNet, and those of each stage for one image, with the bytes that the stage moves."""
+    """Parameters; multiply-accumulates of one forward of the UNet, and those of each stage for one image, with the bytes that it moves."""
+    parameters = [_parameters(name, rounds) for name in ("unet", "pipeline")]
     works, reason = _work_by_stage(request, rounds)
     if not works:
-        return [failed_value("flops.unet", "count", "MACs", reason)]
+        return [*parameters, failed_value("flops.unet", "count", "MACs", reason)]
     dtypes = _dtypes(request, rounds)
     forwards = 2 if is_guided(request.sampling, _find_configs(request, rounds)["configs"]["unet"]) else 1
     return [
+        *parameters,
         exact_value("flops.unet", "MACs", works["unet_step"].macs // forwards),
         *(exact_value(f"flops.{stage}", "MACs", of_stage.macs) for stage, of_stage in works.items()),
         *(exact_value(f"bytes.{stage}", "B", of_stage.numbers * work.ITEM_BYTES[dtypes[stage]]) for stage, of_stage in works.items()),
     ]
+
+
+def _parameters(name: str, rounds: Sequence[Round]) -> Value:
+    numbers, value_name = collect_info(rounds, "parameters", name), f"parameters.{name}"
+    return (
+        exact_value(value_name, "parameters", numbers[0])
+        if numbers
+        else failed_value(value_name, "count", "parameters", failure_reason(rounds, "pipeline"))
+    )
 
 
 def loads(request: Request, rounds: Sequence[Round]) -> dict[str, Load]:

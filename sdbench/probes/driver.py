@@ -50,6 +50,7 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     "PYTEST_ADDOPTS": "",
+    "PYTEST_PLUGINS": "",
     "PYTEST_XDIST_WORKER": "",  # set in tests that run in parallel; pytest-benchmark would measure nothing
 }
 
@@ -176,11 +177,15 @@ def _measure_in_turns(requests: Mapping[Key, Request], stems: Mapping[Key, str],
 
 
 def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:
-    """The values of a model in all settings; its counts are among those of the base setting."""
+    """The values of a model in all settings, then its counts, as the first setting with the model's own VAE found them.
+
+    Counts that a run without `base` does not find are left out, since an earlier run may have found them.
+    """
     found = []
-    for label, (request, rounds) in measured.items():
+    for request, rounds in measured.values():
         found += values(rounds, request.setting, counts.loads(request, rounds), on_cuda=request.device.startswith("cuda"))
-        found += counts.values(request, rounds) if label == BASE else []
+    for request, rounds in [own for own in measured.values() if own[0].setting.vae == "full"][:1]:
+        found += [value for value in counts.values(request, rounds) if value.state == "ok" or BASE in measured]
     return found
 
 
@@ -254,14 +259,15 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
 
 
 def _command(target: Path, folders: Folders) -> list[str]:
-    # An empty configuration, so that pytest does not read that of the current folder. The file is found as a module, in a path without the
-    # current folder (-P), since pytest refuses file names with brackets.
+    # An empty configuration, so that pytest does not read that of the current folder, and no conftest.py: it would run those of the current
+    # folder's tests, and what they set, such as the number of threads, would decide the times. The file is found as a module, in a path
+    # without the current folder (-P), since pytest refuses file names with brackets.
     config = write_bytes(folders.work / "pytest.ini", b"[pytest]\n")
     plugins = ("no:cacheprovider", "pytest_benchmark.plugin", plugin.__name__)
     return [
         *(sys.executable, "-P", "-m", "pytest", "--pyargs", Path(BENCHMARK_FILE).stem),
         *(argument for name in plugins for argument in ("-p", name)),
-        *("-c", str(config), f"--rootdir={folders.suites}", "--import-mode=importlib", "--tb=short", "-q"),
+        *("-c", str(config), f"--rootdir={folders.suites}", "--noconftest", "--import-mode=importlib", "--tb=short", "-q"),
         f"--benchmark-json={target}",
     ]
 

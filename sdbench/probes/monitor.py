@@ -91,13 +91,13 @@ class Monitor:
     def report(self) -> dict[str, Any]:
         """What was seen, JSON-serialisable.
 
-        `foreign_cores` is the mean number of cores that other processes kept busy. For a card there are its states, and the MiB that
-        other processes hold, by process id. The parent process does not count as another: it only waits.
+        `threads` is the number that PyTorch computes an operation on, `foreign_cores` the mean number of cores that other processes kept
+        busy. For a card there are its states, and the MiB that other processes hold, by process id. The parent process does not count as another: it only waits.
         """
         now = (time.perf_counter(), _busy_cpu_s(), _own_cpu_s())
         seconds, busy_s, own_s = (end - start for end, start in zip(now, self._start, strict=True))
         # The system counts CPU time in hundredths of a second, so the difference may be slightly negative.
-        seen: dict[str, Any] = {"foreign_cores": round(max(0.0, busy_s - own_s) / seconds, 3)}
+        seen: dict[str, Any] = {"threads": torch.get_num_threads(), "foreign_cores": round(max(0.0, busy_s - own_s) / seconds, 3)}
         if self.card is None:
             return seen | ({"card": self.reason} if self.reason else {})
         listed = self.card.processes() or {}

@@ -8,7 +8,7 @@ from sdbench.probes.capacity import CARDS_GB
 from sdbench.probes.conditions import conditions, remarks
 from sdbench.probes.meters import HOST_PEAKS, MIB
 from sdbench.probes.request import STAGES
-from sdbench.probes.rounds import Round, collect_info, exact_value, failed_value, failure_note, failure_reason, median_value
+from sdbench.probes.rounds import Round, collect_info, failed_value, failure_note, failure_reason, median_value
 from sdbench.probes.work import Load
 from sdbench.records import Value
 from sdbench.settings import BASE, Setting
@@ -35,7 +35,7 @@ def values(rounds: Sequence[Round], setting: Setting, loads: Mapping[str, Load],
         *conditions(rounds),
     ]
     if setting.label == BASE:
-        return found + [_parameters(name, rounds) for name in ("unet", "pipeline")]
+        return found
     return [value.model_copy(update={"name": f"{value.name}@{setting.label}"}) for value in found]
 
 
@@ -124,12 +124,3 @@ def _cold_start(rounds: Sequence[Round], *, compiling: bool) -> list[Value]:
         without = "no round compiled from scratch: the compiler's cache was warm" if others else reason
         found.append(median_value("cold_start.first_call_compiling", "s", collect_info(compiling_rounds, "first_call_s"), without))
     return found
-
-
-def _parameters(name: str, rounds: Sequence[Round]) -> Value:
-    numbers, value_name = collect_info(rounds, "parameters", name), f"parameters.{name}"
-    return (
-        exact_value(value_name, "parameters", numbers[0])
-        if numbers
-        else failed_value(value_name, "count", "parameters", failure_reason(rounds, "pipeline"))
-    )

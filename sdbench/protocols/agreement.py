@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from sdbench.arrays import F32, U8
+from sdbench.arrays import F32, F64, U8
 from sdbench.encoders import perceptual
 from sdbench.encoders.catalogue import ENCODERS, TOWERS
 from sdbench.metrics import frechet
@@ -50,8 +50,8 @@ def _cosine(encoder: str, student: Subject, teacher: Subject, protocol: Protocol
     return protocol.mean(student, cosine(_features(encoder, student), _features(encoder, teacher)))
 
 
-def _pixels(compare: Callable[[U8, U8], F32], student: Subject, teacher: Subject, protocol: Protocol) -> Result:
-    return protocol.mean(student, np.concatenate(student.map_blocks(compare, protocol.name, teacher)).astype(np.float64))
+def _pixels(compare: Callable[[U8, U8], F64], student: Subject, teacher: Subject, protocol: Protocol) -> Result:
+    return protocol.mean(student, np.concatenate(student.map_blocks(compare, protocol.name, teacher)))
 
 
 def _frechet(encoder: str, student: Subject, teacher: Subject, protocol: Protocol) -> Result:

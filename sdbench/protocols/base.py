@@ -28,7 +28,10 @@ class Subject:
     """The images to score, and what they are compared with.
 
     Attributes:
+        store: the run folder of the model, with the images.
+        runs: the folder of run folders, which holds the references too.
         image_ids: identities of the images in the store, one for each row.
+        prompt_ids, prompts: id and text of each image's prompt.
         samples: index of each image among those of its prompt.
         is_teacher: the images are the teacher's own.
         is_made_elsewhere: another program made the images, from noise of its own.
@@ -126,6 +129,8 @@ class Protocol:
     """How a metric is computed, and how its values are to be read.
 
     Attributes:
+        name, kind, direction, unit: those of its values, see `records.Value`.
+        measure: computes the value of a subject, and its columns.
         against_teacher: the metric compares with the family's teacher, so it is not available for images without a record.
     """
 

@@ -12,7 +12,7 @@ from sdbench.arrays import F64
 
 
 class Scores:
-    """Per-image columns of a record: `prompt_id`, `sample`, the `prompt` itself where it was kept, and a float64 column for each metric."""
+    """Per-image columns of a record, (images,) each: `prompt_id`, `sample`, the `prompt` itself where it was kept, and a float64 for each metric."""
 
     def __init__(
         self, prompt_ids: Sequence[str], samples: Sequence[int], columns: Mapping[str, F64], prompts: Sequence[str] | None = None
@@ -37,12 +37,20 @@ class Scores:
         return [f"{text} (sample {sample + 1})" if sample else text for text, sample in texts]
 
     def column_for(self, keys: Sequence[tuple[str, int]], name: str) -> F64:
-        """A column in the order of these keys, (keys,), to be paired with another record's."""
+        """A column in the order of these keys, (keys,), to be paired with another record's.
+
+        Raises:
+            KeyError: there is no such column, or no row of a key.
+        """
         by_key = dict(zip(self.keys, self.columns[name].tolist(), strict=True))
         return np.array([by_key[key] for key in keys], np.float64)
 
     def write(self, path: Path) -> None:
-        """Save as Parquet."""
+        """Save as Parquet.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         table = {
             "prompt_id": self.prompt_ids,
             "sample": self.samples,

@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -52,7 +53,8 @@ def images_in_folder(path: Path, n: int | None = None) -> Images:
         UserError: there are fewer than `n`, or fewer than 2 (or `n` is).
     """
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else []
-    return Images(path.name, [str(file) for file in files[: _resolve_count(str(path), len(files), n)]], lambda row: files[row].read_bytes())
+    kept = files[: _resolve_count(str(path), len(files), n, f" ({', '.join(sorted(SUFFIXES))})")]
+    return Images(path.name, list(map(str, kept)), lambda row: kept[row].read_bytes())
 
 
 def images_in_dataset(what: str, split: str = "train", column: str | None = None, n: int | None = None) -> Images:
@@ -74,14 +76,13 @@ def images_in_dataset(what: str, split: str = "train", column: str | None = None
     )
 
 
-def _resolve_count(where: str, found: int, n: int | None) -> int:
+def _resolve_count(where: str, found: int, n: int | None, kinds: str = "") -> int:
+    """How many of the images found are wanted; `kinds` says which files count, for errors."""
     wanted = 2 if n is None else n
     if wanted < 2:
         raise UserError(f"--n {n}: a reference needs at least 2 images")
     if found < wanted:
-        raise UserError(
-            f"{where} holds {found} images ({', '.join(sorted(SUFFIXES))}); expected {f'{n}, as --n asks' if n else 'at least 2'}"
-        )
+        raise UserError(f"{where} holds {found} images{kinds}; expected {f'{n}, as --n asks' if n else 'at least 2'}")
     return found if n is None else n
 
 
@@ -100,8 +101,7 @@ def build(name: str, images: Images, encoder: Encoder, runs: Path) -> Card:
             return existing
         blocks = folder(name, runs) / f".{encoder.name}"
         moments, kept, sha256 = Moments(), [], hashlib.sha256()
-        for rows, contents in _read_blocks(images, f"{name}, {encoder.name}"):
-            hashes = b"".join(hashlib.sha256(content).digest() for content in contents)
+        for rows, contents, hashes in _read_blocks(images, f"{name}, {encoder.name}"):
             sha256.update(hashes)
             path = blocks / f"{digest([encoder.id(), hashes.hex()])}.npy"
             features = load_or_compute(path, partial(_features, contents, [images.names[row] for row in rows], encoder))
@@ -147,7 +147,7 @@ def _read_moments(file: Path) -> tuple[bytes, F64, F64]:
         content = file.read_bytes()
         with np.lib.npyio.NpzFile(io.BytesIO(content)) as published:
             mean, covariance = np.asarray(published["mu"], np.float64), np.asarray(published["sigma"], np.float64)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{file} holds no statistics ({type(error).__name__}); expected a .npz with arrays `mu` (d) and `sigma` (d x d)"
         ) from error
@@ -178,8 +178,8 @@ def _existing_card(name: str, encoder: str, runs: Path) -> Card | None:
 def _check_same(existing: Card, images: Images, encoder: Encoder, runs: Path) -> None:
     """Check that an existing reference was built from these images with this encoder."""
     sha256 = hashlib.sha256()
-    for _, contents in _read_blocks(images, f"{existing.name}, checking"):
-        sha256.update(b"".join(hashlib.sha256(content).digest() for content in contents))
+    for _, _, hashes in _read_blocks(images, f"{existing.name}, checking"):
+        sha256.update(hashes)
     if _digest(sha256.hexdigest(), len(images.names), encoder.id()) != existing.digest:
         raise _conflict(existing, f"{images.source} with n = {len(images.names)} ({sha256.hexdigest()[:12]}) under {encoder.id()}", runs)
 
@@ -196,12 +196,14 @@ def _digest(data: str, n: int, encoder: str) -> str:
     return digest({"data": data, "n": n, "encoder": encoder})
 
 
-def _read_blocks(images: Images, title: str) -> Iterator[tuple[range, list[bytes]]]:
+def _read_blocks(images: Images, title: str) -> Iterator[tuple[range, list[bytes], bytes]]:
+    """Blocks of images: their rows, their contents, and the SHA-256 of each, joined."""
     n = len(images.names)
     with tqdm(total=n, desc=title, unit="image", mininterval=1) as bar:
         for start in range(0, n, BLOCK):
             rows = range(start, min(start + BLOCK, n))
-            yield rows, [_read(images, row) for row in rows]
+            contents = [_read(images, row) for row in rows]
+            yield rows, contents, b"".join(hashlib.sha256(content).digest() for content in contents)
             bar.update(len(rows))
 
 

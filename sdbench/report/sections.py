@@ -15,7 +15,6 @@ from sdbench.gate import floors
 from sdbench.gate.judging import gate
 from sdbench.gate.policy import Policy
 from sdbench.leaderboard import speed, standings, truth, writing
-from sdbench.leaderboard.speed import P50
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Direction, Value
 from sdbench.report import MAX_MODELS, figures, wins, worst
@@ -138,8 +137,9 @@ def _columns(section: Section) -> list[Column]:
     costs = {value.name: value for value in standings.probes(section)}
     metrics = [_column(section, metric) for metric in standings.metrics(section)]
     paired = [column for column in metrics if column.title.startswith(("agreement.", "fd_to_teacher."))]
-    latency = next((value for row in section.rows if (value := row.record.value(P50))), None)
-    times = [_column(section, latency), _speed_ups(section)] if latency else []
+    name = speed.headline(section.records)
+    latency = next((value for row in section.rows if (value := row.record.value(name))), None)
+    times = [_column(section, latency), _speed_ups(section, name)] if latency else []
     sizes = [_column(section, costs[name]) for name in (*figures.MEMORY, "parameters.unet") if name in costs]
     return [*(column for column in metrics if column not in paired), *times, *sizes, *paired]
 
@@ -158,9 +158,9 @@ def _column(section: Section, value: Value) -> Column:
     return Column(value.name, value.unit, value.direction, _align(cells))
 
 
-def _speed_ups(section: Section) -> Column:
+def _speed_ups(section: Section, latency: str) -> Column:
     teacher = section.speed_baseline
-    cells = [_speed_up(writing.speed_up(row, teacher)) for row in section.rows]
+    cells = [_speed_up(writing.speed_up(row, teacher, latency)) for row in section.rows]
     over = speed.teacher_title(teacher, section.records) if teacher and not section.teacher else "the teacher"
     return Column("speed-up", f"over {over}", "higher", _align(cells))
 

@@ -1,13 +1,10 @@
 """Estimate what a run would fetch, write and cost, without running it."""
 
 import itertools
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sdbench import schedulers
 from sdbench.assets.pipelines import missing_files
@@ -18,7 +15,7 @@ from sdbench.models.architectures import TOPOLOGIES
 from sdbench.models.files import read_model_json
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
-from sdbench.probes import work
+from sdbench.probes import ceilings, work
 from sdbench.run import requirements
 from sdbench.run.context import check_weights, dtypes
 from sdbench.settings import Sampling, Setting
@@ -53,7 +50,7 @@ def plan(
     assert suite.sampling
     assert suite.prompts
     check_weights(specs, suite.sampling.dtype)
-    rate = _macs_per_s(choose_device(device))
+    rate = ceilings.measure("matmul", choose_device(device), suite.sampling.dtype) / 2  # two FLOPs are one multiply-accumulate
     scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
     timed = suite.probes.select(settings) if suite.probes and only != "quality" else {}
     copies = itertools.product(specs, dtypes(suite.sampling, timed))
@@ -139,14 +136,3 @@ def _read_unet_config(spec: ModelSpec) -> dict[str, Any]:
         return read_model_json(locate(spec).unet_config)
     except UserError:
         return {}
-
-
-def _macs_per_s(device: str) -> float:
-    """Multiply-accumulates per second of a large matrix product on a device."""
-    side, dtype = (1024, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    for _ in range(2):
-        start = time.perf_counter()
-        (a @ a).sum().item()
-        seconds = time.perf_counter() - start
-    return side**3 / seconds

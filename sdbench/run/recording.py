@@ -70,7 +70,8 @@ def write_record(
     of_model = [found for found in of_row if _is_same_model(found[1].model, model)]
     of_software = [found for found in of_model if _software(found[1].environment) == _software(software)]
     earlier = of_software[-1] if of_software else None  # this run adds to it
-    new, (old, old_run_id) = probed.values.get(model.name, []), _earlier_probes(earlier, context)
+    new = probed.values.get(model.name, [])
+    old, old_run_id = _earlier_probes(earlier, context, new)
     if subject is None:
         values, scores, thumbnails = _earlier_quality(earlier)
     else:
@@ -263,18 +264,18 @@ def _earlier_quality(earlier: tuple[Path, Record] | None) -> Quality:
     return [value for value in record.values if value.is_image_metric], records.read(path)[1], thumbnails
 
 
-def _earlier_probes(earlier: tuple[Path, Record] | None, context: RunContext) -> tuple[list[Value], str]:
-    """What an earlier run measured in settings that this run does not time, and the id of its turns."""
+def _earlier_probes(earlier: tuple[Path, Record] | None, context: RunContext, new: Sequence[Value]) -> tuple[list[Value], str]:
+    """What an earlier run measured in settings that this run does not time and did not count again, and the id of its turns."""
     if earlier is None:
         return [], ""
-    timed = context.timed_settings
-    return [value for value in probe_values(earlier[1]) if _label(value) not in timed], earlier[1].run
+    timed, counted = context.timed_settings, {value.name for value in new}
+    return [value for value in probe_values(earlier[1]) if _label(value) not in timed and value.name not in counted], earlier[1].run
 
 
 def _sort_by_setting(values: list[Value], suite: Suite) -> list[Value]:
-    """The values in the suite's order of settings, whenever they were measured."""
+    """The values in the suite's order of settings, whenever they were measured; counts follow the base setting."""
     order = {label: number for number, label in enumerate(suite.probes.select() if suite.probes else ())}
-    return sorted(values, key=lambda value: order.get(_label(value), len(order)))
+    return sorted(values, key=lambda value: (order.get(_label(value), len(order)), value.kind == "count"))
 
 
 def _label(value: Value) -> str:

@@ -47,7 +47,7 @@ class Bounds:
     """A difference between candidate and baseline, with its two one-sided bounds.
 
     Attributes:
-        standard_error: from the sample alone.
+        standard_error: from the sample alone; infinite where it shows no spread, as a single pair or round.
         n: number of pairs or rounds.
         between: noise between runs that the bounds include; a larger sample would not reduce it.
         skewness: skewness of the mean, the sample's over sqrt(n); 0 where the bounds are not corrected for it.

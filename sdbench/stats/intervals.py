@@ -20,7 +20,7 @@ class Estimate:
 
     Attributes:
         n: number of observations behind it.
-        has_interval: False where n is too small for an interval; low and high are then the range of the observations.
+        has_interval: False where there is no interval, since n is too small or the spread is unknown; low and high are then not its ends.
     """
 
     value: float

@@ -15,6 +15,7 @@ from torch import nn
 from sdbench.disk import json_line, read_json_lines, write_json_lines
 from sdbench.training.checkpoints import STEP, explain_write_errors
 
+# Makes an image, H x W x 3 uint8 RGB, and named values with a network in evaluation mode.
 Evaluate = Callable[[nn.Module], tuple[npt.NDArray[np.uint8], dict[str, float]]]
 
 

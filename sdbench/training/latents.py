@@ -220,6 +220,7 @@ class LatentPool:
 
         Args:
             number: of the batch; decides, with the `seed` of the run, the images, the noise, the timesteps and the captions to drop.
+            batch: number of images.
             drop: share of captions to replace by the unconditional embedding.
         """
         batch_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])  # torch's generator ignores all but 32 bits

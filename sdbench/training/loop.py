@@ -153,7 +153,8 @@ def check_even_split(accumulation: int, processes: int) -> None:
     """
     if accumulation % processes:
         raise UserError(
-            f"{accumulation} batches per step cannot be shared evenly by {processes} processes; start {max_even_processes(accumulation, processes)}, or change the recipe's accumulation"
+            f"{accumulation} batches per step cannot be shared evenly by {processes} processes; start {max_even_processes(accumulation, processes)}, "
+            "or change the recipe's accumulation, and its batch the other way, which keeps the images per step"
         )
 
 

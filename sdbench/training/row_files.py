@@ -195,6 +195,7 @@ def _compute_chunk(
 
 def _finish(file: RowFile) -> None:
     """Give the complete file its name, and remove its marks."""
+    file.undecodable_path.unlink(missing_ok=True)  # of a file that was deleted, or of a run that was killed here
     if len(undecodable := np.flatnonzero(np.fromfile(file.marks_path, np.uint8) == 0)):
         np.save(file.undecodable_path, undecodable)
     file.part_path.rename(file.path)

@@ -22,6 +22,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
 from processes import by_one, by_two, is_locked
@@ -187,6 +188,13 @@ def test_a_process_trains_on_one_device_in_one_precision(monkeypatch: pytest.Mon
         train.make_accelerator("cpu", "bfloat16")
     monkeypatch.setattr(Accelerator, "device", torch.device("cuda"))
     with pytest.raises(UserError, match="already trained on cuda; start a new one to train on cpu"):
+        train.make_accelerator("cpu", "float32")
+
+
+def test_a_launcher_that_shards_networks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(UserError, match=r"accelerate is set up for FSDP, which shards networks; .* with torchrun"):
         train.make_accelerator("cpu", "float32")
 
 

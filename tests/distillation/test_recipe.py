@@ -108,6 +108,15 @@ def test_an_invalid_recipe_is_refused_with_the_reason(tmp_path: Path, name: str,
     assert message in str(error.value)
 
 
+def test_the_rows_of_a_recipe_without_a_named_student_are_checked_too(tmp_path: Path) -> None:
+    text = (RECIPES / "vega.toml").read_text(encoding="utf-8").replace('student = "vega"\n', "", 1)
+    (tmp_path / "own.toml").write_text(text, encoding="utf-8")
+    assert load_recipe(tmp_path / "own.toml").student is None
+    (tmp_path / "own.toml").write_text(text.replace("blocks = [0, 6]", "blocks = [0, 7]", 1), encoding="utf-8")
+    with pytest.raises(UserError, match=r"down_blocks\.2\.attentions\.0 has no block 7"):
+        load_recipe(tmp_path / "own.toml")
+
+
 def test_a_missing_recipe_is_an_error() -> None:
     with pytest.raises(UserError, match="unknown recipe 'ssd1b'; did you mean 'ssd-1b'"):
         load_recipe("ssd1b")

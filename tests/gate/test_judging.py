@@ -270,6 +270,17 @@ def test_probes_of_another_machine_class_are_skipped_unless_required(teacher: Me
     )
 
 
+def test_probes_of_other_threads_are_refused(teacher: Measurement, tmp_path: Path) -> None:
+    """The machine class has the cores only; on half the threads everything takes up to twice as long."""
+    one, two = (Value(name="machine.threads", kind="probe", direction="neither", unit="threads", value=n) for n in (1, 2))
+    record, scores = make_measurement()
+    sides = [(side.model_copy(update={"values": (*side.values, n)}), of) for (side, of), n in ((teacher, two), ((record, scores), one))]
+    report = judge(sides[1], sides[0], tmp_path / "other")
+    assert (report.verdict, report.exit_code) == ("incomparable", 2)
+    assert "latency.pipeline.p50: measured on 1 threads, the baseline on 2; set OMP_NUM_THREADS alike and run again" in report.why
+    assert judge((record, scores), sides[0], tmp_path / "unknown").verdict != "incomparable", "older records do not say"
+
+
 def test_gate_that_skipped_everything_does_not_pass(teacher: Measurement, tmp_path: Path) -> None:
     rules = single_rule("latency.pipeline.p50", direction="lower", margin=9, required=False)
     report = judge(make_measurement(machine=GPU), teacher, tmp_path, rules)

@@ -11,6 +11,7 @@ from sdbench.gate import looks
 from sdbench.gate.compare import Side
 from sdbench.gate.policy import Policy, Rule
 from sdbench.gate.verdicts import Report
+from sdbench.records import Value
 
 RULES = Policy(
     alpha=0.05,
@@ -192,6 +193,20 @@ def test_undecided_latency_ends_the_run_since_prompts_cannot_decide_it(latency: 
     report = looks.verdict_at((0.2,), lambda _: (sides[0], sides[1]), rules)
     assert (report is not None) == ends
     assert report is None or (report.verdict == "inconclusive" and report.why.endswith(looks.UNDECIDABLE))
+
+
+def test_unchanged_count_at_a_margin_of_zero_does_not_end_the_run() -> None:
+    count = Value(name="parameters.unet", kind="count", direction="lower", unit="", value=1000, n=1)
+    rules_of_suite = {
+        "clip_score.scenes": Rule(direction="higher", margin=0.5, required=True),
+        "parameters.unet": Rule(direction="lower", margin=0, required=True),
+    }
+    rules = looks.LookRules(Policy(alpha=0.05, suites={"quality": rules_of_suite}), "quality", [], {})
+    student = make_measurement()
+    student[1].columns["clip_score.scenes"] -= 0.4  # undecided
+    sides = [first_rows(each, 40, sets=False) for each in (student, make_measurement("scenes-teacher", seed=2))]
+    sides = [replace(side, record=side.record.model_copy(update={"values": (*side.record.values, count)})) for side in sides]
+    assert looks.verdict_at((0.2,), lambda _: (sides[0], sides[1]), rules) is None
 
 
 @pytest.mark.parametrize(("distance", "has_sets", "ends"), [(0, True, True), (60, True, False), (0, False, False)])

@@ -97,6 +97,20 @@ def test_published_ratios_are_listed_beside_measured_ones() -> None:
     assert speed.published_grid([student], None).rows == ()
 
 
+def test_records_without_the_base_setting_have_the_tables_of_those_that_were_measured() -> None:
+    """`sdbench run --setting channels-last` leaves `base` out, which on a CPU takes several times as long."""
+    name = f"{speed.P50}@channels-last"
+    teacher, student = full_size_record("sdxl", probe(name, TEACHER)), full_size_record("vega", probe(name, STUDENT))
+    ratio = str(speed.speed_up(student, teacher, name))
+    found = speed.grids([teacher, student], teacher)
+    assert found["Speed-up over sdxl by stage"].rows == (("pipeline", "channels-last", ratio),)
+    assert [row[:2] for row in found["By setting"].rows] == [(f"{speed.P50} (s) ↓", "channels-last")]
+    assert {row[3:] for row in speed.published_grid([teacher, student], teacher).rows if row[1].startswith("youngwanLEE")} == {
+        (name, f"{3.23 / 1.49:.2f}x", ratio),
+        (name, f"{9.65 / 4.52:.2f}x", ratio),
+    }
+
+
 def test_numbers_of_published_claims_appear_in_their_text() -> None:
     for claim in published.load_claims():
         for probe_name, numbers in claim.numbers.items():

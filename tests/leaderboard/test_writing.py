@@ -431,6 +431,17 @@ def test_suite_that_times_nothing_has_no_columns_of_speed() -> None:
     assert [row[-2] for row in writing.quality_grid(section).rows].count("missing: not in this record") == 1
 
 
+def test_setting_that_was_measured_without_base_is_shown_under_its_name() -> None:
+    rows = [
+        Row(Path(name), make_record(name, [value.model_copy(update={"name": f"{value.name}@channels-last"}) for value in speeds(seconds)]))
+        for name, seconds in (("scenes-teacher", 3.0), ("scenes-vega", 1.5))
+    ]
+    (section,) = standings.sections(rows)
+    grid = writing.quality_grid(section)
+    assert grid.header[-2:] == ("channels-last latency p50 (s) ↓", "speed-up over scenes-teacher ↑")
+    assert [row[-1] for row in grid.rows] == ["1.00x", "2.00x"]
+
+
 def test_teacher_named_by_the_suite_is_the_teacher_of_its_section() -> None:
     own = SuiteId(name="mine", version=1, digest="a")
     records = [

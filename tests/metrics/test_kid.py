@@ -113,6 +113,17 @@ def test_kid_of_several_images_of_a_prompt_pairs_different_prompts() -> None:
     np.testing.assert_allclose(thrice[1], np.tile(once[1], 3))
     with pytest.raises(ValueError, match="all 9 rows of x share one prompt"):
         module.kid(X, Y, prompts=["a"] * 9)
+    for wrong in ([*"abcdabcd"], [*"abcdeabcde"], []):
+        with pytest.raises(ValueError, match=f"each row of x must have a prompt, found 9 rows and {len(wrong)} prompts"):
+            module.kid(X, Y, prompts=wrong)
+
+
+def test_kid_of_several_images_of_a_prompt_is_computed_in_float64() -> None:
+    features, prompts = X[:6].astype(np.float32), [*"abcabc"]
+    exact = module.kid(features.astype(np.float64), Y, prompts=prompts)
+    found = module.kid(features, Y, prompts=prompts)
+    assert found[0] == pytest.approx(exact[0], rel=1e-12)
+    np.testing.assert_allclose(found[1], exact[1], rtol=1e-11)
 
 
 def test_kid_stays_unbiased_where_images_of_a_prompt_are_alike() -> None:

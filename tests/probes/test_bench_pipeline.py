@@ -59,6 +59,7 @@ def test_a_round_measures_every_stage(tiny_pipeline: Path, tmp_path: Path) -> No
     assert number(found["ceiling.matmul"]) > 0
     assert number(found["share.roofline.unet_step"]) > 0
     assert number(found["machine.foreign_cores"]) >= 0
+    assert number(found["machine.threads"]) == torch.get_num_threads(), "those of this process, whose variables the round inherits"
 
 
 @pytest.mark.usefixtures("_in_this_process")

@@ -149,6 +149,7 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DriverHarness:
         work, "by_stage", lambda *_, **__: dict.fromkeys(("text_encoders", "unet_step", "vae_decode"), work.Work(10**11, 0, 10**9))
     )
     monkeypatch.setenv("PYTEST_ADDOPTS", "--an-option-of-the-user")
+    monkeypatch.setenv("PYTEST_PLUGINS", "a_plugin_of_the_user")
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
     return harness
 
@@ -290,6 +291,15 @@ def test_raw_pytest_benchmark_files_are_kept_with_machine_info(harness: DriverHa
     content = json.loads(raw.read_text(encoding="utf-8"))
     assert [item["stats"]["data"] for item in content["benchmarks"]] == [[0.5, 0.5]] * 7
     assert content["machine_info"]["device"] == "cpu"
+
+
+def test_rounds_run_no_conftest_of_the_current_folder(harness: DriverHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest reads those of the folder in which it is started and of its `test*` folders: one that sets OMP_NUM_THREADS halved the speed."""
+    for folder in (tmp_path, tmp_path / "tests"):
+        folder.mkdir(exist_ok=True)
+        (folder / "conftest.py").write_text("raise RuntimeError('of another project')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert {value.state for value in harness.measure("timed")["timed"].values()} == {"ok"}
 
 
 @pytest.mark.parametrize(
@@ -457,7 +467,10 @@ def test_settings_alternate_with_models_and_label_their_values(harness: DriverHa
     assert found["latency.unet_step.p50"].n == 2
     assert found["latency.unet_step.p50@b4"].n == 3
     assert "parameters.unet@b4" not in found
-    assert all(name.endswith("@b4") for name in harness.measure("a", "b", others=(four,), settings=["b4"])["a"])
+    without_base = harness.measure("a", "b", others=(four,), settings=["b4"])["a"]
+    counted = {name for name in without_base if not name.endswith("@b4")}
+    assert counted == {name for name, value in found.items() if value.kind == "count"}, "they are of the model, whatever the setting"
+    assert all(without_base[name] == found[name] for name in counted)
     assert len(harness.started) == 4
     with pytest.raises(UserError, match="unknown setting 'b5'; known: b4, base"):
         harness.measure("a", others=(four,), settings=["b5"])
@@ -508,8 +521,11 @@ def test_failed_profile_is_reported(harness: DriverHarness, capsys: pytest.Captu
     assert "the profile of unreadable base is incomplete: ValueError: weights of no use\n" in capsys.readouterr().err
 
 
-def test_pytest_benchmark_compares_and_plots_the_joined_rounds_file(harness: DriverHarness, tmp_path: Path) -> None:
+def test_pytest_benchmark_compares_and_plots_the_joined_rounds_file(
+    harness: DriverHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     harness.measure("timed", rounds=2)
+    monkeypatch.delenv("PYTEST_PLUGINS")  # for pytest-benchmark's own command
     joined = harness.work / driver.ROUNDS_FILE
     content = json.loads(joined.read_text(encoding="utf-8"))
     assert [item["params"] for item in content["benchmarks"]] == [

@@ -122,7 +122,7 @@ def test_foreign_cores_are_busy_minus_own_cpu_time(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(monitor, "_own_cpu_s", lambda: clock["own"])
     card_monitor = Monitor("cpu")
     clock.update(time=110.0, busy=65.0, own=14.0)
-    assert card_monitor.report() == {"foreign_cores": pytest.approx((15 - 9) / 10)}
+    assert card_monitor.report() == {"threads": torch.get_num_threads(), "foreign_cores": pytest.approx((15 - 9) / 10)}
 
 
 def test_own_cpu_time_does_not_count_as_foreign() -> None:

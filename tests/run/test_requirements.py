@@ -11,7 +11,7 @@ from tiny import tiny_unet, with_unet
 from sdbench import cli, records, score, suites
 from sdbench.leaderboard import standings, writing
 from sdbench.models.spec import resolve
-from sdbench.probes import work
+from sdbench.probes import ceilings, work
 from sdbench.records import Scores, Value
 from sdbench.reference.cards import Card
 from sdbench.run import requirements
@@ -142,7 +142,7 @@ def test_dry_run_estimates_what_the_same_run_would_do(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda _: 1 / EFFICIENCY)
+    monkeypatch.setattr(ceilings, "measure", lambda *_: 2 / EFFICIENCY)
     monkeypatch.setattr(work, "_work", lambda *_: work.Work(1, 0, 0))
     assert cli.main(["run", "--model", "scenes-vega", "--dry-run", "--json", "--runs", str(tmp_path), *options]) == 0
     out, err = capsys.readouterr()
@@ -161,7 +161,7 @@ def test_dry_run_estimates_what_the_same_run_would_do(
 def test_unet_that_embeds_the_guidance_scale_is_estimated_at_one_run_per_step(
     tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda _: 1 / EFFICIENCY)
+    monkeypatch.setattr(ceilings, "measure", lambda *_: 2 / EFFICIENCY)
     monkeypatch.setattr(work, "_work", lambda *_: work.Work(1, 0, 0))
     specs = [resolve(str(tiny_pipeline)), resolve(str(with_unet(tiny_pipeline, tmp_path / "lcm", tiny_unet(time_cond_proj_dim=8))))]
     content = plan(specs, suites.load("quality"), tmp_path, only="quality")
@@ -171,7 +171,7 @@ def test_unet_that_embeds_the_guidance_scale_is_estimated_at_one_run_per_step(
 def test_student_with_blocks_of_its_own_is_estimated_from_its_own_configuration(
     tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda _: 1.0)
+    monkeypatch.setattr(ceilings, "measure", lambda *_: 2.0)
     deeper = tiny_unet(transformer_layers_per_block=[1, 2, 3], reverse_transformer_layers_per_block=None)  # as no model of the catalogue
     folder = with_unet(tiny_pipeline, tmp_path / "own", deeper)
     specs = [resolve(str(tiny_pipeline)), resolve(str(folder))]
@@ -181,7 +181,7 @@ def test_student_with_blocks_of_its_own_is_estimated_from_its_own_configuration(
 
 
 def test_random_weights_need_no_evaluators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda _: 1.0)
+    monkeypatch.setattr(ceilings, "measure", lambda *_: 2.0)
     monkeypatch.setattr("sdbench.run.plan._macs", lambda *_: 1)  # takes seconds for networks of this size
     content = plan([resolve("sdxl", random=True)], suites.load("standard"), tmp_path, only="probes")
     assert (content["files"], content["lacking"], content["disk_bytes"]) == ([], [], 0)

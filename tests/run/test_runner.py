@@ -732,11 +732,14 @@ def test_settings_measured_in_separate_runs_are_merged_into_one_record(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds, turns, p50 = iter(range(1, 9)), iter("abcdef"), "latency.pipeline.p50"
+    size = Value(name="parameters.unet", kind="count", direction="lower", unit="parameters", value=7)
     found = list[str]()
 
     def fake_measure(specs: list[ModelSpec], *_: Any, settings: tuple[str, ...], **__: Any) -> ProbeResult:
         names = [p50 if label == "base" else f"{p50}@{label}" for label in settings or ("base", "b2")]
-        values = [[Value(name=name, kind="probe", direction="lower", unit="s", value=next(seconds)) for name in names] for _ in specs]
+        values = [
+            [*(Value(name=name, kind="probe", direction="lower", unit="s", value=next(seconds)) for name in names), size] for _ in specs
+        ]
         return ProbeResult(dict(zip([spec.name for spec in specs], values, strict=True)), next(turns))
 
     monkeypatch.setattr(driver, "measure", fake_measure)
@@ -750,11 +753,11 @@ def test_settings_measured_in_separate_runs_are_merged_into_one_record(
         found.append(record.run)
         return {value.name: value.value for value in record.values}
 
-    assert run("base") == {p50: 1}
-    assert run("b2") == {p50: 1, f"{p50}@b2": 2}
-    assert run("base") == {p50: 3, f"{p50}@b2": 2}
-    assert list(run("b2")) == list(run("base")) == [p50, f"{p50}@b2"], "in the suite's order, whichever came last"
-    assert run() == {p50: 6, f"{p50}@b2": 7}
+    assert run("base") == {p50: 1, size.name: 7}
+    assert run("b2") == {p50: 1, size.name: 7, f"{p50}@b2": 2}
+    assert run("base") == {p50: 3, size.name: 7, f"{p50}@b2": 2}
+    assert list(run("b2")) == list(run("base")) == [p50, size.name, f"{p50}@b2"], "in the suite's order, whichever came last"
+    assert run() == {p50: 6, size.name: 7, f"{p50}@b2": 7}
     assert found == ["a", "", "", "", "", "f"], "settings that were not measured in turns belong to no one run"
     with pytest.raises(UserError, match="unknown setting 'b3'"):
         run("b3")

@@ -342,6 +342,28 @@ def test_a_run_killed_just_before_its_file_is_complete_computes_nothing_again(tm
     assert (computed, kept["squares"].tolist()) == ([], [0, 1, 4, 9])
 
 
+def test_an_image_that_can_be_decoded_again_is_left_out_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged = {7}
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        if damaged & set(rows.tolist()):
+            raise UndecodableError(f"{rows} is damaged")
+        return rows
+
+    def kill(*_: Path) -> None:
+        raise KeyboardInterrupt
+
+    file = RowFile(tmp_path / "kept.npy", 100, 10, lambda rows: {"rows": torch.from_numpy(rows)}, read)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", kill)
+        with pytest.raises(KeyboardInterrupt):
+            row_files.fill_and_load(file)
+    assert file.undecodable_rows().tolist() == [7]
+    damaged.clear()
+    (kept,) = row_files.fill_and_load(file)
+    assert (kept["rows"][7], file.undecodable_rows().tolist()) == (7, [])
+
+
 def test_marks_that_a_crash_left_incomplete_are_ignored(tmp_path: Path) -> None:
     file = RowFile(tmp_path / "kept.npy", 4, 2, lambda rows: {"squares": torch.from_numpy(rows**2)})
     np.save(tmp_path / "kept", np.zeros(4, [("squares", np.int64)]))

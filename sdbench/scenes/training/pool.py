@@ -36,7 +36,7 @@ class Pool:
         """The scene of each image."""
         return [scene_at(index, self.split, self.seed) for index in range(self.n)]
 
-    @property
+    @cached_property
     def captions(self) -> list[str]:
         """The caption of each image."""
         return [scene.caption for scene in self.scenes]

@@ -138,7 +138,9 @@ def test_damaged_settings_of_an_earlier_run_are_named(prompts: Path, teacher_fol
         draw_images(prompts, teacher_folder, tmp_path / "out", **SETTINGS)
 
 
-def test_only_new_captions_are_drawn(prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str]) -> None:
+def test_only_new_captions_are_drawn(
+    prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = draw_images(prompts, teacher_folder, tmp_path / "out", n=3, **SETTINGS)
     assert open_images(str(out)).captions == CAPTIONS[:3]
     draw_images(prompts, teacher_folder, out, **SETTINGS)
@@ -147,6 +149,8 @@ def test_only_new_captions_are_drawn(prompts: Path, teacher_folder: Path, tmp_pa
     draw_images(prompts, teacher_folder, out, **SETTINGS)
     assert len(puts) == 6
     assert open_images(str(out)).captions == [*CAPTIONS[:4], "changed"]
+    monkeypatch.delattr(draw, "load")  # nothing is to be loaded if nothing is to be drawn
+    assert draw_images(prompts, teacher_folder, out, **SETTINGS) == out
 
 
 def test_the_batch_size_changes_at_most_rounding(whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:

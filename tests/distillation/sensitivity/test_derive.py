@@ -146,7 +146,7 @@ def test_no_recipe_starts_from_an_unnamed_architecture(plans: list[Plan]) -> Non
 
 
 def test_an_invalid_recipe_path_is_refused_before_any_work(tmp_path: Path) -> None:
-    for name in ("derived.json", "Derived.toml", "my plan.toml"):
+    for name in ("derived.json", "Derived.toml", "my plan.toml", ".derived.toml"):
         with pytest.raises(UserError, match="is not a valid recipe file name"):
             check_recipe_path(tmp_path / name, budget=True)
     with pytest.raises(UserError, match="give --parameters or --latency"):

@@ -3,6 +3,8 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from tiny import save_tiny_pipeline, tiny_batch, tiny_unet
 
 from distillation.cli import main
 from distillation.recipe import RECIPES, load_recipe
+from distillation.sensitivity import removal
 from distillation.sensitivity.removal import WHOLE_MIDDLE, Sensitivity, Settings, pick_most_missed, ranking_table, removal_losses
+from sdbench.errors import UserError
 from sdbench.models.architectures import depths
 from sdbench.training.latents import add_noise, predict
 
@@ -126,6 +130,22 @@ def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp
         assert main(words) == 2
         assert f"{kept} is not a measurement that this version can read" in capsys.readouterr().err
         assert kept.read_bytes() == damage
+
+
+def test_too_few_images_are_refused_also_if_some_cannot_be_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+
+    def encode(_: Path, images: Any, *__: Any) -> range:
+        encoded.append(len(images.captions))
+        return range(3)  # has the length of a pool
+
+    monkeypatch.setattr(removal, "LatentPool", encode)
+    teacher: Any = SimpleNamespace(folder=tmp_path)
+    for n in (3, 4):
+        images: Any = SimpleNamespace(captions=["a circle"] * n)
+        with pytest.raises(UserError, match=r"^3 images to measure on; expected 4 for 1 bins of 2 batches of 2"):
+            removal.sensitivity_batches(teacher, Settings(bins=1, batches=2, images=2), images, tmp_path, "cpu")
+    assert encoded == [4]
 
 
 def test_the_result_of_an_older_version_is_taken_without_its_software() -> None:
