@@ -133,6 +133,8 @@ def _scenes(arguments: argparse.Namespace) -> int:
     work = arguments.work or arguments.results / "runs" / "training"
     workspace = make.Workspace(work, choose_device(arguments.device))
     if arguments.action == "ship":
+        if arguments.parts:
+            raise UserError("--parts is for scenes train; scenes ship installs all parts")
         print_note(f"installed: {ship.ship(workspace, environment().model_dump(), arguments.results / 'training')}")
         return 0
     for part in arguments.parts or make.PARTS:

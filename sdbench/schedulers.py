@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdbench.errors import UserError
 from sdbench.models.architectures import PARTS
-from sdbench.models.files import read_model_json
+from sdbench.models.loading import build_scheduler
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.settings import Sampling
@@ -55,24 +55,22 @@ def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[
     if spec.source == "rendered":
         return {}
     try:
-        kind, config = (type(pipeline.scheduler), pipeline.scheduler.config) if pipeline else _load_own(spec)
+        own = pipeline.scheduler if pipeline else _build_own(spec)
     except UserError:
         return {}
-    stand_in = SimpleNamespace(scheduler=kind.from_config(config))  # has what `set_scheduler` needs of a pipeline
+    stand_in = SimpleNamespace(scheduler=type(own).from_config(own.config))  # has what `set_scheduler` needs of a pipeline
     set_scheduler(stand_in, sampling)
     return {
         "class": type(stand_in.scheduler).__name__,
-        "prediction_type": stand_in.scheduler.config.prediction_type,
+        "prediction_type": stand_in.scheduler.config.get("prediction_type"),  # some schedulers have none
         "timesteps": set_timesteps(stand_in.scheduler, sampling, "cpu").tolist(),
     }
 
 
-def _load_own(spec: ModelSpec) -> tuple[Any, dict[str, Any]]:
-    """Class and configuration of the model's own scheduler."""
+def _build_own(spec: ModelSpec) -> Any:
+    """The model's own scheduler."""
     if spec.source == "random":
         assert spec.family != "custom", "its networks are not known"
         config = PARTS[spec.family]["scheduler"]
-        return getattr(diffusers, config["_class_name"]), config
-    pipeline = locate(spec).pipeline
-    _, name = read_model_json(pipeline / "model_index.json")["scheduler"]
-    return getattr(diffusers, name), read_model_json(pipeline / "scheduler" / "scheduler_config.json")
+        return getattr(diffusers, config["_class_name"]).from_config(config)
+    return build_scheduler(locate(spec).pipeline)

@@ -147,8 +147,9 @@ def _widths(grid: Grid, width: int) -> list[int | None]:
         return [None] * len(widths)
     given: list[int | None] = []
     for least, column in zip(widths, columns, strict=True):
-        given.append(min(max(map(len, column)), least + spare))
-        spare -= (given[-1] or 0) - least
+        room = min(max(map(len, column)), least + spare)
+        spare -= room - least
+        given.append(room)
     return given
 
 
@@ -198,9 +199,10 @@ def _words(cell: str) -> list[str]:
 
 def format_value(value: Value | None, usual_n: int | None = None) -> str:
     """A value with its interval, or its state and the reason; with its n where that differs from `usual_n`."""
-    state, reason = ("missing", "not in this record") if value is None else (value.state.replace("_", " "), value.reason)
-    if value is None or value.value is None:
-        return format_absent(state, reason)
+    if value is None:
+        return format_absent("missing", "not in this record")
+    if value.value is None:
+        return format_absent(value.state.replace("_", " "), value.reason)
     if value.kind == "count":
         return format_count(value.value)
     n = f" [n={value.n}]" if usual_n is not None and value.n != usual_n else ""

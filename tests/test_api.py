@@ -63,6 +63,13 @@ def test_folder_of_a_model_may_be_a_path(runs: list[Any], tiny_pipeline: Path) -
     assert runs == [([VEGA, resolve(str(tiny_pipeline))], "quality", 512)] * 2
 
 
+def test_path_is_a_folder_even_if_it_is_called_like_a_model(runs: list[Any], tiny_pipeline: Path) -> None:
+    Path("vega").symlink_to(tiny_pipeline, target_is_directory=True)
+    with pytest.raises(KeyboardInterrupt):
+        sdbench.evaluate(Path("vega"), name="mine", device="cpu")
+    assert runs == [([resolve(str(tiny_pipeline), name="mine")], "quality", 512)]
+
+
 def test_a_model_that_is_given_may_be_renamed(runs: list[Any]) -> None:
     with pytest.raises(KeyboardInterrupt):
         sdbench.evaluate(VEGA, name="mine", device="cpu")
@@ -76,6 +83,13 @@ def test_misspelt_names_are_errors(runs: list[Any]) -> None:
         api.draw("scenes-vega", "qualty", (1, 1))
     with pytest.raises(UserError, match="there is no model to measure"):
         api.run([])
+    assert runs == []
+
+
+@pytest.mark.parametrize("part", [(0, 4), (5, 4), (1, 0)])
+def test_parts_are_counted_from_one(part: tuple[int, int], runs: list[Any]) -> None:
+    with pytest.raises(UserError, match=f"there is no part {part[0]} of {part[1]}"):
+        api.draw("scenes-vega", "quality", part)
     assert runs == []
 
 

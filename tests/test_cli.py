@@ -28,6 +28,7 @@ from sdbench.gate.compare import Side
 from sdbench.gate.verdicts import Report
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import SuiteId
+from sdbench.run import runner
 
 ROOT = Path(__file__).parents[1]
 SLOW = {"torch", "diffusers", "transformers", "open_clip", "torchvision", "datasets"}
@@ -169,6 +170,11 @@ def error_message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["run", "--model", "scenes-teacher", "--suite", "fid", "--dry-run"], "suite 'fid' is a part"),
         (["score", "--images", "nowhere", "--prompts", "nowhere.txt"], "nowhere"),
         (["scenes", "train", "--parts", "reeder"], "did you mean 'reader'"),
+        (["scenes", "ship", "--parts", "vae"], "--parts is for scenes train"),
+        (
+            ["reference", "build", "x", "--images", ".", "--column", "image", "--encoder", "scenes.features"],
+            "--split and --column are for --dataset",
+        ),
     ],
 )
 def test_invalid_input_gives_a_short_message_and_exit_code_2(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,8 +303,9 @@ def stopped_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[ModelSpec],
         calls.append((specs, device))
         raise UserError("stopped by the test")
 
-    for module in (api, measuring):  # called by `sdbench run`, and by the gate and the noise floor
+    for module in (api, measuring):  # called by `sdbench run`, and by the gate
         monkeypatch.setattr(module, "run", stop)
+    monkeypatch.setattr(runner, "run", lambda specs, context: stop(specs, device=context.device))  # by the noise floor
     return calls
 
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, IPNDMScheduler, LCMScheduler, StableDiffusionXLPipeline
 from tiny import SIZE_PX
 
 from sdbench import store as module
@@ -430,6 +430,13 @@ def test_description_of_the_scheduler_matches_the_one_used(
     used = own.scheduler
     expected = {"class": type(used).__name__, "prediction_type": "v_prediction", "timesteps": used.timesteps.tolist()}
     assert descriptions == [expected] * 3
+
+
+def test_scheduler_without_a_kind_of_prediction_is_described(pipeline: StableDiffusionXLPipeline) -> None:
+    own = copy.copy(pipeline)
+    own.scheduler = IPNDMScheduler()
+    found = describe(resolve("scenes-vega", random=True), SAMPLING, own)
+    assert (found["class"], found["prediction_type"], len(found["timesteps"])) == ("IPNDMScheduler", None, SAMPLING.steps)
 
 
 def test_unavailable_scheduler_has_an_empty_description(tmp_path: Path) -> None:

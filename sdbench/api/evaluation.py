@@ -6,7 +6,7 @@ from typing import Any
 
 from sdbench import records, suites, tables
 from sdbench.api import gating, measuring
-from sdbench.api.inputs import NamedModel, NamedSuite, find_model, find_suite
+from sdbench.api.inputs import NamedModel, NamedSuite, as_text, find_model, find_suite
 from sdbench.api.places import Places
 from sdbench.errors import UserError
 from sdbench.gate.verdicts import Report
@@ -103,7 +103,7 @@ def evaluate(
     chosen, rules, old = find_suite(suite, spec), gating.load_policy(policy), None
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
         rules.rules(chosen.name)
-        old = gating.find_or_run_baseline(str(baseline), chosen, places, device, only)
+        old = gating.find_or_run_baseline(as_text(baseline), chosen, places, device, only)
     if in_memory:
         folder = _run_in_memory(model, spec, chosen, places)
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sdbench import machine, records, suites
 from sdbench.api import measuring
-from sdbench.api.inputs import NamedModel, NamedSuite, find_model, find_suite, load_suite
+from sdbench.api.inputs import NamedModel, NamedSuite, as_text, find_model, find_suite, load_suite
 from sdbench.api.places import Places
 from sdbench.disk import locked
 from sdbench.errors import UserError, unknown_name
@@ -55,8 +55,8 @@ def gate(
     _check_only(only)
     rules = load_policy(policy)
     chosen = load_suite(suite) if suite else None
-    old_source = lookup.find_baseline(str(baseline), places.results)
-    new_source = lookup.find_candidate(str(candidate), places.results, base=base, lora=lora, name=name)
+    old_source = lookup.find_baseline(as_text(baseline), places.results)
+    new_source = lookup.find_candidate(as_text(candidate), places.results, base=base, lora=lora, name=name)
     run = _announced_run(places, device, only, announce)
     new, old = lookup.find_or_run_pair(new_source, old_source, chosen, rules, places.results, run)
     return judge_records(new, old, rules, places, str(baseline), only=only)
@@ -110,7 +110,7 @@ def until_verdict(
     left_out = [name for name in names if is_probe(name)] if only else []
     weighed = _leave_out(left_out, rules, chosen.name) if left_out else rules
     check_models([spec], chosen)
-    old = find_or_run_baseline(str(baseline), chosen, places, device, only, announce)
+    old = find_or_run_baseline(as_text(baseline), chosen, places, device, only, announce)
     reference = records.read_record(old)
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only=only)
     with evaluators_on(context.device):
@@ -138,6 +138,9 @@ def noise(
     Raises:
         UserError: fewer than 2 seeds, a suite whose noise is a file and so the same under every seed, or other bad input.
     """
+    from sdbench.run import runner
+    from sdbench.run.context import prepare
+
     suites.check_half(only)
     if seeds < 2:
         raise UserError(f"a noise floor needs at least 2 seeds, found {seeds}")
@@ -148,14 +151,17 @@ def noise(
             f"suite {chosen.name!r} takes its latent from {chosen.noise.file}, whatever the seed: its runs would not differ, and the floor would be 0. "
             "Use a suite whose noise is drawn from a seed"
         )
-    numbers = [chosen.noise.seed + index for index in range(seeds)]
+    numbers = range(chosen.noise.seed, chosen.noise.seed + seeds)
     work, sides = places.work / "noise" / spec.name, []
+    device = machine.choose_device(device)
     with locked(work / ".lock"):  # another command that measures this floor would end with removing these rounds
         for number in numbers:
-            folder = work / str(number)  # finished rounds are reused by content: each run needs its own
             # Without a teacher, whose images have other noise.
             seeded = chosen.model_copy(update={"noise": chosen.noise.model_copy(update={"seed": number}), "teacher": None})
-            (record,) = measuring.run([spec], seeded, Places(folder / "records", folder), device=device, only=only)
+            folder = work / str(number)
+            context = prepare(seeded, device=device, results=folder / "records", runs=places.work, only=only)
+            # Finished rounds are found by their content, which is the same for all seeds: each needs its own.
+            (record,) = runner.run([spec], replace(context, rounds=folder / "probes"))
             sides.append(Side.read(record))
         floor = floors.estimate(sides, numbers, chosen.id)
         path = floors.write(floor, places.results)

@@ -6,7 +6,7 @@ from pathlib import Path
 from sdbench import suites
 from sdbench.errors import UserError
 from sdbench.gate import lookup
-from sdbench.models.spec import ModelSpec, resolve, with_name
+from sdbench.models.spec import ModelSpec, path_of, resolve, with_name
 from sdbench.suites import Suite
 
 NamedModel = str | Path | ModelSpec  # what `sdbench run --model` takes, or what `sdbench.models.spec.resolve` returns
@@ -21,7 +21,12 @@ def find_model(model: NamedModel, name: str | None = None) -> ModelSpec:
     """
     if isinstance(model, ModelSpec):
         return with_name(model, name) if name else model
-    return resolve(str(model), name=name)
+    return resolve(as_text(model), name=name)
+
+
+def as_text(what: str | Path) -> str:
+    """What the command line would take; a `Path` in full, since its folder may be called like a model of the catalogue."""
+    return str(path_of(str(what)).absolute()) if isinstance(what, Path) else what
 
 
 def find_models(models: NamedModel | Sequence[NamedModel]) -> list[ModelSpec]:

@@ -7,6 +7,7 @@ from sdbench import machine
 from sdbench.api.inputs import NamedModel, NamedSuite, find_models, find_suite, load_suite
 from sdbench.api.overrides import Overrides
 from sdbench.api.places import Places
+from sdbench.errors import UserError
 from sdbench.records import Scores, Value
 
 
@@ -62,7 +63,7 @@ def draw(
 
     Args:
         models, suite: see `run`.
-        part: (k, n), the k-th of n parts.
+        part: (k, n), the k-th of n parts, k from 1 to n.
 
     Returns:
         The number of images that are still missing, by name of the model.
@@ -70,6 +71,8 @@ def draw(
     Raises:
         UserError: bad input, as from the command line.
     """
+    if not 1 <= part[0] <= part[1]:
+        raise UserError(f"there is no part {part[0]} of {part[1]}; parts are (k, n) with k from 1 to n, such as (2, 8)")
     from sdbench.run import runner
     from sdbench.run.context import prepare
 

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from sdbench.api.gating import load_policy
+from sdbench.api.inputs import as_text
 from sdbench.api.places import Places
 from sdbench.errors import UserError
 
@@ -39,10 +40,10 @@ def card(folder: str | Path, places: Places = Places(), base: str | None = None)
     """
     from sdbench.leaderboard import standings
     from sdbench.models.digest import weights_digest
-    from sdbench.models.spec import resolve
+    from sdbench.models.spec import path_of, resolve
     from sdbench.report import card as cards
 
-    spec = resolve(str(folder), base=base)
+    spec = resolve(as_text(folder), base=base)
     if spec.source not in ("folder", "unet-folder"):
         raise UserError(
             f"a card is written into the folder of a pipeline or UNet, and {str(folder)!r} is not one ({spec.origin}); name one"
@@ -57,4 +58,4 @@ def card(folder: str | Path, places: Places = Places(), base: str | None = None)
     newest = {  # the same weights may have been measured under several names
         (row.record.suite.digest, row.record.machine.machine_class): row for row in sorted(own, key=lambda row: row.record.created)
     }
-    return cards.write(Path(folder), board, [*newest.values()])
+    return cards.write(path_of(str(folder)), board, [*newest.values()])

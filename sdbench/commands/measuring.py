@@ -20,14 +20,12 @@ def add_commands(add: AddCommand) -> None:
     """Add the commands and their options."""
     _add_run(add("run", _run, "measure models under a suite and write a record of each"))
 
-    profile = add("benchmark", _benchmark, "measure every model of a profile and write the leaderboard")
-    profile.add_argument(
+    benchmarking = add("benchmark", _benchmark, "measure every model of a profile and write the leaderboard")
+    benchmarking.add_argument(
         "--profile", default="auto", help="auto, scenes, sdxl or sdxl-random (default: auto, which chooses what this machine can run)"
     )
-    profile.add_argument(
-        "--dry-run", action="store_true", help="only print what would be fetched, written and missing, and how long it would take"
-    )
-    add_runs(profile)
+    _add_dry_run(benchmarking)
+    add_runs(benchmarking)
 
     scoring = add("score", _score, "score images that another program made against their prompts")
     scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP images")
@@ -60,9 +58,7 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
     measuring.add_argument(
         "--profile", action="store_true", help="also profile each stage, outside the timed rounds, and write where its time goes"
     )
-    measuring.add_argument(
-        "--dry-run", action="store_true", help="only print what would be fetched, written and missing, and how long it would take"
-    )
+    _add_dry_run(measuring)
     _add_overrides(measuring)
     add_runs(measuring)
     add_device(measuring)
@@ -79,6 +75,12 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
     )
     judging.add_argument("--baseline", help="what to compare with, in the forms that gate takes")
     gating.add_outputs(judging)
+
+
+def _add_dry_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dry-run", action="store_true", help="only print what would be fetched, written and missing, and how long it would take"
+    )
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:

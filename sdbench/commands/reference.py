@@ -30,7 +30,7 @@ def add_commands(add: AddCommand) -> None:
     importing.add_argument("file", type=Path, help=".npz file with `mu` and `sigma`")
     building.add_argument("--images", type=Path, help="folder of real images; give this or --dataset")
     building.add_argument("--dataset", help="dataset of real images, opened with `datasets`: a file, a folder or a name on the Hub")
-    building.add_argument("--split", default="train", help="split of the dataset (default: train)")
+    building.add_argument("--split", help="split of the dataset (default: train)")
     building.add_argument("--column", help="column of the dataset's images, if it has several")
     building.add_argument("--encoder", nargs="+", required=True, help=f"encoders to build for: {', '.join(ENCODERS)}")
     building.add_argument("--n", type=int, help="use only the first N images (default: all)")
@@ -64,10 +64,10 @@ def _run(arguments: argparse.Namespace, runs: Path) -> "list[Card]":
     from sdbench.machine import choose_device
     from sdbench.reference.build import build, import_moments
 
+    encoders = [_encoder(name) for name in arguments.encoder]
     if arguments.action == "import":
-        encoders = [_encoder(name) for name in arguments.encoder]
         return [import_moments(arguments.name, arguments.file, encoder.name, arguments.n, arguments.source, runs) for encoder in encoders]
-    encoders, images = [_encoder(name) for name in arguments.encoder], _images(arguments)
+    images = _images(arguments)
     with evaluators_on(choose_device(arguments.device)):
         for encoder in encoders:
             encoder.id()  # needs the weights, so those of all encoders are checked before the hours that the first may take
@@ -94,5 +94,7 @@ def _images(arguments: argparse.Namespace) -> "Images":
     if (arguments.images is None) == (arguments.dataset is None):
         raise UserError("sdbench reference build needs either --images FOLDER or --dataset NAME; give one of them")
     if arguments.images:
+        if arguments.split or arguments.column:
+            raise UserError("--split and --column are for --dataset; with --images, leave them out")
         return images_in_folder(arguments.images, arguments.n)
-    return images_in_dataset(arguments.dataset, arguments.split, arguments.column, arguments.n)
+    return images_in_dataset(arguments.dataset, arguments.split or "train", arguments.column, arguments.n)

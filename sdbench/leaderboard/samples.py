@@ -41,9 +41,10 @@ def draw_sheet(rows: Sequence[Row]) -> Image.Image:
     Raises:
         UserError: an image cannot be read.
     """
-    images = [_read_enlarged([row.thumbnails[name] for name in _shared_names(rows)[:COLUMNS]]) for row in rows]
+    names = _shared_names(rows)[:COLUMNS]
+    images = [_read_enlarged([row.thumbnails[name] for name in names]) for row in rows]
     height, width = (max(line.shape[axis] for line in images) + GAP_PX for axis in (1, 2))
-    page = Image.new("RGB", (len(images[0]) * width - GAP_PX, len(rows) * height - GAP_PX), "white")
+    page = Image.new("RGB", (len(names) * width - GAP_PX, len(rows) * height - GAP_PX), "white")
     for y, line in enumerate(images):
         for x, image in enumerate(line):
             page.paste(Image.fromarray(image), (x * width, y * height))

@@ -91,12 +91,13 @@ def grids(records: Sequence[Record], teacher: Record | None) -> dict[str, Grid]:
     labels = _labels(records)
     tiny = [label for label in labels if "tiny-vae" in label]
     full = [label for label in labels if label not in tiny]
-    by_title = {
-        f"Speed-up over {teacher_title(teacher, records)} by stage" if teacher else "": _ratio_grid(records, teacher, full),
-        "By setting": _setting_grid(records, full) if any(full) else None,
-        "With the tiny VAE": _setting_grid(records, tiny),
-    }
-    return {title: grid for title, grid in by_title.items() if grid and grid.rows}
+    found = {}
+    if teacher:
+        found[f"Speed-up over {teacher_title(teacher, records)} by stage"] = _ratio_grid(records, teacher, full)
+    if any(full):
+        found["By setting"] = _setting_grid(records, full)
+    found["With the tiny VAE"] = _setting_grid(records, tiny)
+    return {title: grid for title, grid in found.items() if grid.rows}
 
 
 def published_grid(records: Sequence[Record], teacher: Record | None) -> Grid:
@@ -127,10 +128,11 @@ def _labels(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(value.name.partition("@")[2] for record in records for value in _latencies(record)))
 
 
-def _ratio_grid(records: Sequence[Record], teacher: Record | None, labels: Sequence[str]) -> Grid | None:
+def _ratio_grid(records: Sequence[Record], teacher: Record, labels: Sequence[str]) -> Grid:
     students = [record for record in _with_latency(records) if record is not teacher]
-    if teacher is None or not students:
-        return None
+    header = ("stage", "setting", *(record.model.title for record in students))
+    if not students:
+        return Grid(header, ())
     rows = [
         (stage, label or "base", *(str(speed_up(record, teacher, name)) for record in students))
         for stage, label in itertools.product(_STAGES, labels)
@@ -138,7 +140,7 @@ def _ratio_grid(records: Sequence[Record], teacher: Record | None, labels: Seque
     ]
     if teacher.value("flops.unet"):
         rows.append(("multiply-accumulates of the UNet", "any", *(str(speed_up(record, teacher, "flops.unet")) for record in students)))
-    return Grid(("stage", "setting", *(record.model.title for record in students)), tuple(rows))
+    return Grid(header, tuple(rows))
 
 
 def _setting_grid(records: Sequence[Record], labels: Sequence[str]) -> Grid:

@@ -30,7 +30,11 @@ _LEGEND = (
 
 
 def markdown(board: Sequence[Row]) -> str:
-    """The content of `LEADERBOARD.md`."""
+    """The content of `LEADERBOARD.md`.
+
+    Raises:
+        UserError: see `records.read_scores`.
+    """
     parts = [_NOTICE, "# Leaderboard", _LEGEND]
     for family, group in itertools.groupby(sections(board), lambda section: section.family):
         of_family = list(group)

@@ -94,7 +94,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         header = None
     if not isinstance(header, dict):
         raise UserError(
-            f"{path} is not a safetensors file ({_first_line(path)}), or was cut short. {COPY_AGAIN}; with git-lfs, `git lfs pull` it."
+            f"{path} is not a safetensors file ({_describe_content(path)}), or was cut short. {COPY_AGAIN}; with git-lfs, `git lfs pull` it."
         )
     return header, 8 + length
 
@@ -107,7 +107,7 @@ def _tensor(path: Path, offset: int, entry: Any) -> Tensor:
         raise UserError(f"{path} has a damaged safetensors header. {COPY_AGAIN}.") from error
 
 
-def _first_line(path: Path) -> str:
+def _describe_content(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(60)
     return "a git-lfs pointer" if start.startswith(b"version https://git-lfs") else f"{path.stat().st_size} bytes"
@@ -213,8 +213,8 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
         )
     if choice.names[0] == single:
         return choice.variant, [folder / single]
-    shards = read_model_json(folder / choice.names[0]).get("weight_map")
-    promised = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
+    shard_of = read_model_json(folder / choice.names[0]).get("weight_map")
+    promised = sorted({str(name) for name in shard_of.values()}) if isinstance(shard_of, dict) else []
     missing = [name for name in promised if name not in names]
     if missing or not promised:
         shards = f"{len(promised)} shards, but {missing[0]} is missing" if missing else "no shards"

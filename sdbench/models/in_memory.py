@@ -33,9 +33,9 @@ def describe(pipeline: Any, name: str) -> ModelSpec:
         raise UserError(
             f"{type(pipeline).__name__} is not a {PIPELINE.__name__}; evaluate takes one, or the path or name of a model (a UNet alone: put it into its pipeline)"
         )
-    others = ("tokenizer", "tokenizer_2", "scheduler")
     missing = [part for part in CLASSES if not isinstance(getattr(pipeline, part, None), nn.Module)]
-    if missing := [*missing, *(part for part in others if getattr(pipeline, part, None) is None)]:
+    missing += [part for part in ("tokenizer", "tokenizer_2", "scheduler") if getattr(pipeline, part, None) is None]
+    if missing:
         raise UserError(f"the pipeline has no {', '.join(missing)}; evaluate needs a complete one")
     for part in CLASSES:
         _check_network(part, getattr(pipeline, part))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -15,7 +16,7 @@ from sdbench.errors import UserError, describe_error
 from sdbench.models import lora
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, depths_of_keys
 from sdbench.models.checks import check_checkpoint, check_finite, check_tensors
-from sdbench.models.files import STEMS, read_config, read_header, read_headers, strip_prefixes, weight_files
+from sdbench.models.files import STEMS, read_config, read_header, read_headers, read_model_json, strip_prefixes, weight_files
 from sdbench.models.locate import Layout, locate
 from sdbench.models.random_weights import random_pipeline
 from sdbench.models.spec import ModelSpec
@@ -68,7 +69,7 @@ def load_unet(pipeline: Path, *, dtype: str, device: str) -> Any:
 
 
 def check_headers(spec: ModelSpec, *, dtype: str) -> None:
-    """Check everything that `load` checks except the values of weights and the scheduler; reads configurations, headers, tokenizers and the LoRA.
+    """Check everything that `load` checks except the values of weights; reads configurations, headers, tokenizers and the LoRA.
 
     Raises:
         UserError: files are missing or damaged, tensors do not fit their configuration, a tokenizer does not fit its text encoder, or the
@@ -84,6 +85,7 @@ def check_headers(spec: ModelSpec, *, dtype: str) -> None:
             part: CLIPTokenizer.from_pretrained(layout.pipeline / part, local_files_only=True) for part in ("tokenizer", "tokenizer_2")
         }
     _check_tokens(parts | tokenizers, layout.pipeline)
+    build_scheduler(layout.pipeline)
     if layout.lora:
         lora.check(parts, layout.lora)
 
@@ -191,6 +193,18 @@ def build_part(part: str, folder: Path, *, sixteen_bit: bool) -> nn.Module:
     model: nn.Module = _build_from_config(part, folder)
     check_tensors(model, part, read_headers(weight_files(folder, part, sixteen_bit=sixteen_bit)[1]), folder)
     return model
+
+
+def build_scheduler(pipeline: Path) -> Any:
+    """Build the scheduler of a pipeline in its folder.
+
+    Raises:
+        UserError: its files are missing or damaged.
+    """
+    _, name = read_model_json(pipeline / "model_index.json")["scheduler"]
+    config = read_config(pipeline / "scheduler" / "scheduler_config.json")
+    with _explained(pipeline):
+        return getattr(diffusers, name).from_config(config)
 
 
 def _build_from_config(part: str, folder: Path) -> Any:

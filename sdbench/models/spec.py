@@ -246,8 +246,7 @@ def _from_hub(repository: str, base: ModelSpec | None, revision: str | None) -> 
     name = "@".join(filter(None, [repository.split("/")[1], revision]))
     spec = ModelSpec(name, base.family if base else "sdxl", "custom", "hub", repository, base, revision=revision)
     folder = _snapshot(repository, revision)
-    config = folder / "config.json" if folder and base else folder / "unet" / "config.json" if folder else None
-    if config is None or not config.is_file():
+    if folder is None or not (config := (folder if base else folder / "unet") / "config.json").is_file():
         return spec  # its architecture is known once it is downloaded
     content = read_config(config)
     return replace(spec, family=family_of(content), architecture=architecture_of(content))
@@ -301,5 +300,5 @@ def with_name(spec: ModelSpec, name: str | None) -> ModelSpec:
 def _is_entry(spec: ModelSpec, entry: Entry) -> bool:
     """Whether a model may have the name of an entry of the catalogue, by which the gate finds its records."""
     if spec.source == "random":
-        return spec.architecture == entry.architecture
+        return (spec.family, spec.architecture) == (entry.family, entry.architecture)
     return (spec.source, spec.location, spec.revision, spec.lora) == (entry.source, entry.location, None, None)

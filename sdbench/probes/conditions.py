@@ -28,14 +28,14 @@ def conditions(rounds: Sequence[Round]) -> list[Value]:
     for name, unit in (("threads", "threads"), ("foreign_cores", "cores")):
         if numbers := collect_info(rounds, "watch", name):
             found.append(median_value(f"machine.{name}", unit, numbers, "", direction="neither"))
-    states = _states(rounds)
-    for name, (unit, key) in _CARD.items() if states else ():
+    if not (states := _states(rounds)):
+        return found
+    for name, (unit, key) in _CARD.items():
         numbers = [state[key] for state in states if state[key] is not None]
         note = f"{min(numbers):.0f}..{max(numbers):.0f}" if numbers else ""
         found.append(median_value(f"machine.{name}", unit, numbers, "NVML does not report it", direction="neither", note=note))
-    if states:
-        listed = [len(others) for others in collect_info(rounds, "watch", "foreign_processes")]
-        found.append(median_value("machine.foreign_processes", "processes", listed, "NVML does not list processes", direction="neither"))
+    listed = [len(others) for others in collect_info(rounds, "watch", "foreign_processes")]
+    found.append(median_value("machine.foreign_processes", "processes", listed, "NVML does not list processes", direction="neither"))
     return found
 
 

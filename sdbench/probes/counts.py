@@ -17,12 +17,13 @@ def values(request: Request, rounds: Sequence[Round]) -> list[Value]:
     works, reason = _work_by_stage(request, rounds)
     if not works:
         return [*parameters, failed_value("flops.unet", "count", "MACs", reason)]
+    dtypes = _dtypes(request, rounds)
     forwards = 2 if is_guided(request.sampling, _find_configs(request, rounds)["configs"]["unet"]) else 1
     return [
         *parameters,
         exact_value("flops.unet", "MACs", works["unet_step"].macs // forwards),
         *(exact_value(f"flops.{stage}", "MACs", of_stage.macs) for stage, of_stage in works.items()),
-        *(exact_value(f"bytes.{stage}", "B", of_stage.numbers * work.ITEM_BYTES[request.dtype]) for stage, of_stage in works.items()),
+        *(exact_value(f"bytes.{stage}", "B", of_stage.numbers * work.ITEM_BYTES[dtypes[stage]]) for stage, of_stage in works.items()),
     ]
 
 
@@ -40,9 +41,13 @@ def loads(request: Request, rounds: Sequence[Round]) -> dict[str, Load]:
     works, _ = _work_by_stage(request, rounds)
     if not works:
         return {}
-    upcast = request.dtype == "float16" and bool(_find_configs(request, rounds)["configs"]["vae"].get("force_upcast"))
-    dtypes = {stage: "float32" if upcast and stage == "vae_decode" else request.dtype for stage in works}
-    return work.loads(works, steps=request.sampling.steps, batch=request.setting.batch, dtypes=dtypes)
+    return work.loads(works, steps=request.sampling.steps, batch=request.setting.batch, dtypes=_dtypes(request, rounds))
+
+
+def _dtypes(request: Request, rounds: Sequence[Round]) -> dict[str, str]:
+    """The dtype that each stage with work runs in: the pipeline decodes in float32 where a VAE would overflow in float16."""
+    upcast = request.dtype == "float16" and _find_configs(request, rounds)["configs"]["vae"].get("force_upcast")
+    return {"text_encoders": request.dtype, "unet_step": request.dtype, "vae_decode": "float32" if upcast else request.dtype}
 
 
 def _work_by_stage(request: Request, rounds: Sequence[Round]) -> tuple[dict[str, Work], str]:

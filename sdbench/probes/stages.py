@@ -85,13 +85,13 @@ class Stages:
 
         def call() -> object:
             steps = set_timesteps(scheduler, self.sampling, latents.device)
-            noise = self.pipe.prepare_extra_step_kwargs(torch.Generator().manual_seed(0), self.sampling.eta or 0.0)
+            options = self.pipe.prepare_extra_step_kwargs(torch.Generator().manual_seed(0), self.sampling.eta or 0.0)
             if hasattr(scheduler, "set_begin_index"):
                 scheduler.set_begin_index(0)  # without it the scheduler looks up the first step, which waits for the GPU
             noisy = latents
             for timestep in steps:
                 scheduler.scale_model_input(noisy, timestep)
-                noisy = scheduler.step(latents, timestep, noisy, **noise, return_dict=False)[0]
+                noisy = scheduler.step(latents, timestep, noisy, **options, return_dict=False)[0]
             return noisy
 
         return call

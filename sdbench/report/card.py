@@ -84,11 +84,12 @@ def _row(title: str, value: Value, shown: list[Row]) -> tuple[str, ...]:
 
 def _replace_results(text: str, results: str, path: Path) -> str:
     """The card's text with the results between the markers; a card without markers gets both at its end."""
-    if text.count(_START) != text.count(_END) or text.count(_START) > 1:
+    markers = re.findall(f"{re.escape(_START)}|{re.escape(_END)}", text)
+    if markers not in ([], [_START, _END]):
         raise UserError(
-            f"the model card {path} has only one of sdbench's two markers, or several of them; remove the markers and what is between them"
+            f"the model card {path} has only one of sdbench's two markers, several of them, or the second first; remove the markers and what is between them"
         )
     section = f"{_START}\n\n## Results\n\n{results}\n\n{_END}"
-    if _START not in text:
+    if not markers:
         return f"{text.rstrip()}\n\n{section}\n"
     return re.sub(f"{re.escape(_START)}.*?{re.escape(_END)}", lambda _: section, text, flags=re.DOTALL)

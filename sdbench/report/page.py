@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -36,7 +37,7 @@ def write(results: Path, out: Path, policy: Policy) -> list[Path]:
         view = sections.build_view(section, number, wall, album, policy, results)
         if wall.left:
             path = _write_rest(section, number, album, wall.left, out)
-            view["beside"] = path.relative_to(out.parent).as_posix()
+            view["beside"] = quote(path.relative_to(out.parent).as_posix())
             made.append(path)
         shown.append(view)
     write_bytes(out, render(shown, _lede(board, results), published.grid()).encode())

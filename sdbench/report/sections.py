@@ -78,12 +78,12 @@ def build_album(section: Section) -> Album:
     return Album(section, list(names), worst.losses(section, judges[0]) if judges else {})
 
 
-def build_view(section: Section, number: int, wall: Wall, held: Album, policy: Policy, results: Path) -> dict[str, Any]:
+def build_view(section: Section, number: int, wall: Wall, album: Album, policy: Policy, results: Path) -> dict[str, Any]:
     """Everything that the template needs of a section, except the link to the rest of the images.
 
     Args:
         number: the section's place on the page, from 1.
-        held: the images that the section's records hold.
+        album: the images that the section's records hold.
         results: the folder of the noise floors.
 
     Raises:
@@ -116,7 +116,7 @@ def build_view(section: Section, number: int, wall: Wall, held: Album, policy: P
         "costly": [_worst_view(one, keys, None) for one in worst.costliest(section)],
         "worst_note": _worst_note(section),
         "wall": wall,
-        "wall_note": _wall_note(wall, held),
+        "wall_note": _wall_note(wall, album),
         "footer": writing.footer_lines(section) if len(section.rows) <= MAX_MODELS else writing.footer_lines(section)[:1],
         "teacher": section.teacher.name if section.teacher else "",
     }
@@ -249,12 +249,12 @@ def _worst_note(section: Section) -> str:
     return " ".join([losses if section.teacher else "", costs, images]).strip()
 
 
-def _wall_note(wall: Wall, held: Album) -> str:
-    total = max((len(row.scores.keys) for row in held.rows), default=0)
+def _wall_note(wall: Wall, album: Album) -> str:
+    total = max((len(row.scores.keys) for row in album.rows), default=0)
     bad = sum(shot.worst for shot in wall.shots)
     return (
         "Each row has one prompt and one initial noise for all models. "
-        f"The records hold {len(held.names)} of {total} such rows; {len(wall.shots)} are shown here: "
+        f"The records hold {len(album.names)} of {total} such rows; {len(wall.shots)} are shown here: "
         f"{bad} because some model did badly on them, {len(wall.shots) - bad} drawn at random."
     )
 

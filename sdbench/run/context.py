@@ -32,6 +32,7 @@ class RunContext:
         pipelines: pipelines in memory, by the names of their specs, which have the source `memory`.
         settings: labels of the probes' settings to measure; all by default.
         profile: the probes also write a table of where each stage spends its time.
+        rounds: folder of the probes' rounds; by default `probes` within `runs`.
     """
 
     suite: Suite
@@ -44,6 +45,7 @@ class RunContext:
     pipelines: Mapping[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
     profile: bool = False
+    rounds: Path | None = None
 
     @property
     def timed_settings(self) -> Mapping[str, Setting]:
@@ -163,6 +165,9 @@ def store_and_jobs(model: Model, context: RunContext) -> tuple[Store, list[Job]]
     """The store of a model's images of a suite, and the jobs to make them.
 
     Other versions of the packages that draw have a store of their own: a record names its versions, and a gate may ask what an upgrade changed.
+
+    Raises:
+        MissingError, UserError: see `list_jobs`.
     """
     kind, _, _ = context.device.partition(":")  # all cards of a machine draw the same images
     packages = {"sdbench": __version__} | {name: version(name) for name in DRAWING_PACKAGES}

@@ -44,9 +44,10 @@ class CaptionedFiles:
         """The images in the order of a list of prompts; as they are, where they have others."""
         if sorted(self.prompts) != sorted(prompts):
             return self
-        places = sorted(range(len(prompts)), key=prompts.__getitem__)
-        path_at = dict(zip(places, (path for _, path in sorted(zip(self.prompts, self.paths, strict=True))), strict=True))
-        return replace(self, paths=[path_at[place] for place in range(len(prompts))], prompts=prompts)
+        by_prompt: dict[str, list[Path]] = {}
+        for prompt, path in sorted(zip(self.prompts, self.paths, strict=True), reverse=True):
+            by_prompt.setdefault(prompt, []).append(path)
+        return replace(self, paths=[by_prompt[prompt].pop() for prompt in prompts], prompts=prompts)
 
 
 def find_images(folder: Path, prompts: Path | None, suite: Suite) -> CaptionedFiles:

@@ -62,20 +62,20 @@ def write_record(
         looks: of a run that stopped when sure.
 
     Raises:
-        UserError: an image cannot be read, none of the metrics could be measured, or the record cannot be written.
+        UserError: an image cannot be read, the suite's prompts changed meanwhile, none of the metrics could be measured, or the record cannot
+            be written.
     """
     machine, software = this_machine(context.device), environment()
     of_row = _records_of_row(model, machine, context)
     of_model = [found for found in of_row if _is_same_model(found[1].model, model)]
     of_software = [found for found in of_model if _software(found[1].environment) == _software(software)]
     earlier = of_software[-1] if of_software else None  # this run adds to it
-    if subject is not None:
-        values, scores, thumbnails = _score_quality(subject, context)
-    else:
-        values, scores, thumbnails = _earlier_quality(earlier)
     new = probed.values.get(model.name, [])
     old, old_run_id = _earlier_probes(earlier, context, new)
-    if subject is not None:
+    if subject is None:
+        values, scores, thumbnails = _earlier_quality(earlier)
+    else:
+        values, scores, thumbnails = _score_quality(subject, context)
         _check_any_measured(model, (*values, *new))
     run_ids = {run_id for run_id, found in ((probed.run_id, new), (old_run_id, old)) if found}
     record = Record(
@@ -132,6 +132,9 @@ def build_subject(model: Model, context: RunContext, store: Store, jobs: Sequenc
     """A model's images of these jobs to score, with what the suite compares them with.
 
     That is the reference, the teacher's scores, and the teacher's images where they still exist.
+
+    Raises:
+        UserError: a record of the teacher cannot be read.
     """
     of_teacher, name = context.suite.teacher_suite(), teacher_name(context.suite)
     subject = replace(
@@ -155,7 +158,11 @@ def build_subject(model: Model, context: RunContext, store: Store, jobs: Sequenc
 
 
 def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[str]:
-    """A description of what a run of these models will lack of the teacher's scores and images, and how to get it."""
+    """A description of what a run of these models will lack of the teacher's scores and images, and how to get it.
+
+    Raises:
+        MissingError, UserError: a record of the teacher cannot be read; or see `list_jobs`.
+    """
     of_teacher, name = context.suite.teacher_suite(), teacher_name(context.suite)
     if of_teacher is context.suite and name in {spec.name for spec in specs}:
         return []
@@ -234,6 +241,11 @@ def _is_same_model(one: Model, other: Model) -> bool:
 
 def _score_quality(subject: Subject, context: RunContext) -> Quality:
     values, scores = score(subject, context.suite.own_metrics)
+    scored = dict(zip(subject.prompt_ids, subject.prompts, strict=True))
+    if scored != context.suite.prompt_list():  # the record names the suite by its digest
+        raise UserError(
+            f"the prompts of suite {context.suite.name!r} changed since this run began; run again: images of unchanged prompts are kept"
+        )
     of_teacher = subject.teacher_images
     thumbnails = {}
     for row, is_teachers in choose_images(scores, values, subject.teacher_scores, with_teacher=of_teacher is not None):

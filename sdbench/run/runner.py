@@ -61,6 +61,9 @@ def draw(specs: Sequence[ModelSpec], context: RunContext, part: tuple[int, int])
 
     Returns:
         By name of a model, the number of its images that are still missing.
+
+    Raises:
+        UserError: see `fetch_models` and `ImageGenerator.draw`.
     """
     missing = {}
     for spec in fetch_models(specs, context):
@@ -88,7 +91,11 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
 
 
 def describe_model(spec: ModelSpec, context: RunContext) -> Model:
-    """The model as records store it. Its weights are digested once per run, so that a whole record is of the same weights."""
+    """The model as records store it. Its weights are digested once per run, so that a whole record is of the same weights.
+
+    Raises:
+        UserError: see `weights_digest`.
+    """
     digest = weights_digest(spec, dtype=context.sampling.dtype)
     return Model(name=spec.name, architecture=spec.architecture, source=spec.origin, weights_digest=digest, label=spec.label)
 
@@ -139,7 +146,11 @@ def _draw_images(spec: ModelSpec, model: Model, context: RunContext, part: tuple
 
 
 def run_probes(specs: Sequence[ModelSpec], context: RunContext) -> ProbeResult:
-    """Measure latency and memory of the models in turns; empty for rendered images, and where the suite has no probes."""
+    """Measure latency and memory of the models in turns; empty for rendered images, and where the suite has no probes or the run leaves them out.
+
+    Raises:
+        UserError: see `driver.measure`.
+    """
     timed = [spec for spec in specs if spec.source != "rendered"]
     if context.suite.probes is None or not context.with_probes or not timed:
         return ProbeResult({}, "")
@@ -147,7 +158,7 @@ def run_probes(specs: Sequence[ModelSpec], context: RunContext) -> ProbeResult:
         timed,
         context.sampling,
         context.suite.probes,
-        work=context.runs / "probes",
+        work=context.rounds or context.runs / "probes",
         suites=find(driver.BENCHMARK_FILE).parent,
         device=context.device,
         settings=context.settings,

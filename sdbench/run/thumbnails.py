@@ -1,7 +1,6 @@
 """Thumbnails, and which images a record keeps as such: some that all models share, and the worst of this one, with the teacher's."""
 
 import io
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,12 +32,12 @@ def choose_images(scores: Scores, values: Sequence[Value], teacher: Scores | Non
     judges = [name.removeprefix("win_rate.") for name in scores.columns if name.startswith("win_rate.")]
     by_loss = [np.argsort(scores.columns[judge] - teacher.column_for(scores.keys, judge)) for judge in judges if teacher]
     own = [(row, False) for row in range(len(scores.keys))]
-    ranked = [[[(row, False)] for row in map(int, order)] for order in by_set]
-    ranked += [
-        [[(row, False), (row, True)] if with_teacher and row >= SHARED else [(row, False)] for row in map(int, order)] for order in by_loss
-    ]
-    worst = itertools.chain.from_iterable(itertools.chain.from_iterable(zip(*ranked, strict=True)))
-    return list(dict.fromkeys(itertools.chain(own[:SHARED], worst, own)))[:MAX_THUMBNAILS]
+    chosen = own[:SHARED]
+    for place in range(len(own)):
+        chosen += [(int(order[place]), False) for order in by_set]
+        for row in [int(order[place]) for order in by_loss]:
+            chosen += [(row, False), *([(row, True)] if with_teacher and row >= SHARED else [])]
+    return list(dict.fromkeys([*chosen, *own]))[:MAX_THUMBNAILS]
 
 
 def thumbnail(pixels: U8) -> bytes:

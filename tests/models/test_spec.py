@@ -133,6 +133,7 @@ def test_resolving_imports_neither_torch_nor_diffusers() -> None:
         ("someone/vega", {}, "'vega' is the catalogue's name of another model"),
         ("sdxl", {"name": "sdxl", "lora": "a/b"}, "'sdxl' is the catalogue's name of another model"),
         ("sdxl", {"name": "vega", "random": True}, "'vega' is the catalogue's name of another model"),
+        ("sdxl", {"name": "scenes-teacher", "random": True}, "'scenes-teacher' is the catalogue's name of another model"),
         (
             "segmind/Segmind-Vega@old",
             {"name": "vega"},

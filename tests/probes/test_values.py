@@ -11,7 +11,7 @@ from factories import LAPTOP
 
 from sdbench.gate.policy import is_probe
 from sdbench.models.spec import resolve
-from sdbench.probes import capacity, counts
+from sdbench.probes import capacity, counts, work
 from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES, Request
 from sdbench.probes.rounds import Round
 from sdbench.probes.values import values
@@ -48,6 +48,20 @@ def test_the_gate_tells_by_its_name_that_a_value_is_no_image_metric() -> None:
     names = {*values_on_a_card(), *(value.name for value in (*failed, *counts.values(request, [])))}
     assert {"machine.power", "cold_start.first_call_compiling@compiled", "share.matmul.pipeline@compiled", "bytes.unet_step"} <= names
     assert [name for name in names if not is_probe(name)] == []
+
+
+def test_bytes_of_a_vae_that_overflows_in_half_precision_are_those_of_float32() -> None:
+    sampling, spec = Sampling(steps=1, guidance_scale=3.0, size_px=64, dtype="float16", batch=1), resolve("scenes-vega", random=True)
+    request = Request(spec=spec, sampling=sampling, setting=Setting(), calls=1, warmup=0, device="cpu", machine=LAPTOP)
+    configs = work.random_configs(spec)
+
+    def count(*, force_upcast: bool) -> dict[str, float | None]:
+        seen = {"configs": configs | {"vae": configs["vae"] | {"force_upcast": force_upcast}}, "zero_negative": True}
+        return {value.name: value.value for value in counts.values(request, [Round({}, seen)])}
+
+    half, full = count(force_upcast=False), count(force_upcast=True)
+    changed = {name for name in half if half[name] != full[name]}
+    assert (changed, full["bytes.vae_decode"]) == ({"bytes.vae_decode"}, 2 * (half["bytes.vae_decode"] or 0))
 
 
 def test_memory_values_of_a_card() -> None:

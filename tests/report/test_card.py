@@ -95,6 +95,7 @@ def test_missing_card_is_created(tmp_path: Path, rows: list[Row]) -> None:
         ("---\n[1, 2\n---\n", "cannot be read"),
         ("---\njust words\n---\n", "cannot be read"),
         ("---\n{}\n---\n<!-- sdbench: end -->", "only one"),
+        (f"---\n{{}}\n---\n{card._END}\n{card._START}", "or the second first"),
     ],
 )
 def test_invalid_card_is_rejected_and_left_unchanged(text: str, message: str, tmp_path: Path, rows: list[Row]) -> None:
@@ -106,7 +107,7 @@ def test_invalid_card_is_rejected_and_left_unchanged(text: str, message: str, tm
 
 
 def test_command_finds_records_by_the_digest_of_the_weights(
-    tmp_path: Path, tiny_pipeline: Path, results: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_pipeline: Path, results: Path, rows: list[Row], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = shutil.copytree(results, tmp_path / "results")
     words = ["card", str(tiny_pipeline), "--results", str(results)]
@@ -136,5 +137,7 @@ def test_command_finds_records_by_the_digest_of_the_weights(
         assert newest.name in text
         metrics = [result.metric_type for result in ModelCard.load(path).data.eval_results]
         assert len(metrics) == len(set(metrics))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert api.card("~/student", api.Places(results)) == copy / "README.md"
     finally:
         path.unlink(missing_ok=True)

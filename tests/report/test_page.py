@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -66,11 +67,10 @@ def test_ids_are_unique_and_internal_links_have_targets(page: str) -> None:
 
 def test_images_are_linked_if_none_fits_into_the_page(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_wall, "PAGE_BYTES", 0)
-    page, *rest_files = api.report(api.Places(results), tmp_path / "report.html", policy=None)
+    page, *rest_files = api.report(api.Places(results), tmp_path / "report #1.html", policy=None)
     tags = Tags(page.read_text(encoding="utf-8")).found
-    assert [
-        page.parent / (attributes["href"] or "") for tag, attributes in tags if tag == "a" and "images/" in (attributes["href"] or "")
-    ] == rest_files
+    links = [attributes["href"] or "" for tag, attributes in tags if tag == "a" and "images/" in (attributes["href"] or "")]
+    assert [page.parent / unquote(urlsplit(link).path) for link in links] == rest_files
     assert len(rest_files) == 1
 
 

@@ -43,8 +43,12 @@ def drop_a_tensor(file: Path) -> None:
         ),
         (lambda folder: shutil.rmtree(folder / "tokenizer_2"), "tokenizer_2 is missing or empty; copy it from the base pipeline"),
         (lambda folder: shutil.rmtree(folder / "vae"), "there is no folder"),
+        (
+            lambda folder: (folder / "scheduler" / "scheduler_config.json").write_text('{"beta_schedule": "none"}', encoding="utf-8"),
+            "copy its tokenizers and scheduler from the base pipeline",
+        ),
     ],
-    ids=["tensor", "truncated", "git-lfs", "tokenizer", "vae"],
+    ids=["tensor", "truncated", "git-lfs", "tokenizer", "vae", "scheduler"],
 )
 def test_damaged_model_is_refused_by_the_dry_run_and_before_any_image_is_made(
     damage: Callable[[Path], object], message: str, tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -39,6 +39,7 @@ from sdbench.protocols.base import Subject
 from sdbench.records import Model, NamedTeacher, Record, Scores, Value
 from sdbench.records import files as record_files
 from sdbench.reference import cards
+from sdbench.reference.build import build, images_in_folder
 from sdbench.run import external, recording, runner
 from sdbench.run.context import prepare, store_and_jobs
 from sdbench.scenes.grammar import parse
@@ -46,7 +47,7 @@ from sdbench.scenes.render import render
 from sdbench.score import score
 from sdbench.settings import Probes, Setting
 from sdbench.store import Store
-from sdbench.suites import Accept, Suite, Teacher
+from sdbench.suites import Accept, Prompts, Suite, Teacher
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")
 
@@ -450,6 +451,32 @@ def test_images_of_other_versions_are_not_taken_for_those_of_this_one(tmp_path: 
         monkeypatch.setattr("sdbench.run.context.version", lambda name, other=package: "99" if name == other else machine.version(name))
         places.add(store_and_jobs(model, context)[0].folder)
     assert len(places) == 3
+
+
+def test_prompts_edited_while_images_are_drawn_are_refused(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("\n".join(PROMPTS[:4]), encoding="utf-8")
+    suite = SUITE.model_copy(update={"prompts": Prompts(source="file", file=str(file), n=4)})
+    run_probes = runner.run_probes
+
+    def edit_prompts(*arguments: Any) -> ProbeResult:
+        file.write_text("\n".join(PROMPTS[1:5]), encoding="utf-8")
+        return run_probes(*arguments)
+
+    monkeypatch.setattr(runner, "run_probes", edit_prompts)
+    with pytest.raises(UserError, match="the prompts of suite 'own' changed since this run began"):
+        runner.run([teacher], prepare_in(tmp_path, suite))
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_noise_floor_has_the_distances_to_a_reference_of_ones_own(teacher: ModelSpec, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    for index, image in enumerate(cards._render_scenes(32)):
+        Image.fromarray(image).save(tmp_path / "real" / f"{index}.png")
+    places = api.Places(tmp_path / "results", tmp_path / "runs")
+    build("mine", images_in_folder(tmp_path / "real"), ENCODERS["scenes.features"], places.work)
+    _, floor = api.noise(teacher, SUITE.model_copy(update={"reference": "mine"}), 2, places, device="cpu", only="quality")
+    assert {"fd.scenes", "clip_score.scenes"} <= floor.metrics.keys()
 
 
 def test_weights_replaced_while_other_models_are_drawn_are_refused(
