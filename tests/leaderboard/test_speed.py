@@ -98,7 +98,7 @@ def test_published_ratios_are_listed_beside_measured_ones() -> None:
 
 
 def test_records_without_the_base_setting_have_the_tables_of_those_that_were_measured() -> None:
-    """`sdbench run --setting channels-last` leaves `base` out, which on a CPU takes several times as long."""
+    """`sdbench run --setting channels-last` leaves `base` out, where decoding on a CPU can take three times as long."""
     name = f"{speed.P50}@channels-last"
     teacher, student = full_size_record("sdxl", probe(name, TEACHER)), full_size_record("vega", probe(name, STUDENT))
     ratio = str(speed.speed_up(student, teacher, name))

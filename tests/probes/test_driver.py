@@ -294,7 +294,9 @@ def test_raw_pytest_benchmark_files_are_kept_with_machine_info(harness: DriverHa
 
 
 def test_rounds_run_no_conftest_of_the_current_folder(harness: DriverHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pytest reads those of the folder in which it is started and of its `test*` folders: one that sets OMP_NUM_THREADS halved the speed."""
+    """pytest reads those of the folder in which it is started and of its `test*` folders: one set OMP_NUM_THREADS, which
+    halved the speed of matrix products.
+    """
     for folder in (tmp_path, tmp_path / "tests"):
         folder.mkdir(exist_ok=True)
         (folder / "conftest.py").write_text("raise RuntimeError('of another project')", encoding="utf-8")
