@@ -111,7 +111,7 @@ def test_ceiling(stage: str, running: Running, benchmark: Any) -> None:
     if request.profile:
         pytest.skip("ceilings are not profiled")
     call = ceilings.prepare(stage, request.device, request.dtype)
-    benchmark.extra_info["amount"] = {stage: ceilings.work_per_call(stage, request.device)}
+    benchmark.extra_info["amount"] = {stage: ceilings.work_per_call(stage, request.device, request.dtype)}
     benchmark.pedantic(call, rounds=5, warmup_rounds=2)
 
 

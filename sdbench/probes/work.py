@@ -137,6 +137,9 @@ def _work(part: str, config: Mapping[str, Any], side: int, tokens: int) -> Work:
 @cache  # takes seconds at full size; models of a family, and settings of a model, share networks
 def _count_part(part: str, config_json: str, side: int, tokens: int) -> Work:
     config = json.loads(config_json)
+    built = _build_on_meta(part, config)
+    if part == "vae":  # decoding reads neither
+        built.encoder = built.quant_conv = None
 
     def call(network: Any) -> None:
         if part == "unet":
@@ -146,7 +149,7 @@ def _count_part(part: str, config_json: str, side: int, tokens: int) -> Work:
         else:
             network(torch.empty(1, tokens, dtype=torch.long), output_hidden_states=True)
 
-    return _count(_build_on_meta(part, config), call)
+    return _count(built, call)
 
 
 def _count(network: torch.nn.Module, call: Callable[[Any], object]) -> Work:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sdbench.models.architectures import PARTS, unet_config
-from sdbench.models.loading import load_unet
+from sdbench.models.loading import build_on_meta, count_parameters, load_unet
 from sdbench.models.spec import resolve
 from sdbench.probes import work
 from sdbench.scenes.embedded import WEIGHTS
@@ -115,6 +115,13 @@ def test_full_size_decoding_takes_five_teramacs() -> None:
     """5.24 TMAC at 1024 px, computed once with independent code."""
     config = work.random_configs(resolve("sdxl", random=True))["vae"]
     assert work._work("vae", config, 128, 77).macs / 1e12 == pytest.approx(5.24, abs=5e-3)
+
+
+def test_decoding_reads_no_weights_of_the_encoder() -> None:
+    config = work.random_configs(resolve("scenes-vega", random=True))["vae"]
+    vae = build_on_meta("vae", config)
+    read = count_parameters(vae) - count_parameters(vae.encoder) - count_parameters(vae.quant_conv)
+    assert work._work("vae", config, 16, 20).weights == read
 
 
 def test_loads_are_in_flops_and_bytes_and_the_pipeline_is_the_sum_of_its_stages() -> None:
