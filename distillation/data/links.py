@@ -19,11 +19,11 @@ from distillation.data.images import open_images
 from distillation.export import check_new_or_empty
 from sdbench.assets.prompts import COLUMNS
 from sdbench.assets.sources import METADATA, Rows, read_rows, read_texts
-from sdbench.disk import json_line, read_json_lines, write_bytes, write_json_lines
+from sdbench.disk import json_line, locked, read_json_lines, write_bytes, write_json_lines
 from sdbench.errors import UserError
 
 URL_COLUMNS = ("url", "image_url", "link", "attachments")  # the last in lists taken from Discord, such as Vega's Midjourney set
-LINK_LOG = "links.jsonl"
+LINK_LOG, LOCK = "links.jsonl", "links.lock"
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ def fetch_images(
 ) -> FetchReport:
     """Fetch the images of a list into an image folder. Images of an earlier run are not fetched again.
 
+    Another command that fetches into the folder is waited for.
+
     Args:
         source: CSV, JSON-lines or parquet file, or Hub dataset, with a column of links and one of captions.
         out: new or empty folder, or one from an earlier run.
@@ -92,14 +94,17 @@ def fetch_images(
     """
     listed = read_rows(source)
     column = listed.column(url_column, URL_COLUMNS, "--url-column")
-    _check_same_list(listed, column, out)
     rows = list(_rows(listed.where(*where) if where else listed, column, caption_column, n))
     captions: dict[str, str] = {}
     for url, caption in rows:
         if url and caption:
             captions.setdefault(url, caption)
-    links = _follow_links(list(captions), out, rules, threads, retry_dead=retry_dead)
-    return _write_metadata(out, rows, captions, links, rules.min_px)
+    if not any((out / name).exists() for name in (LINK_LOG, LOCK)):  # no other fetch has begun there
+        check_new_or_empty(out)
+    with locked(out / LOCK):
+        _check_same_list(listed, column, out)
+        links = _follow_links(list(captions), out, rules, threads, retry_dead=retry_dead)
+        return _write_metadata(out, rows, captions, links, rules.min_px)
 
 
 def _write_metadata(out: Path, rows: list[tuple[str, str]], captions: Mapping[str, str], links: list[Link], min_px: int) -> FetchReport:
@@ -148,8 +153,6 @@ def _rows(listed: Rows, url_column: str, caption_column: str | None, n: int | No
 def _follow_links(urls: list[str], out: Path, rules: FetchRules, threads: int, *, retry_dead: bool) -> list[Link]:
     """The result of each link; only links without a final result are followed. An image is stored before its link is logged."""
     log = out / LINK_LOG
-    if out.exists() and not log.exists():
-        check_new_or_empty(out)
     results = {link.url: link for link in _read_log(log)}
     for url in urls:
         if url in results and not _is_final(results[url], out, rules, retry_dead=retry_dead):

@@ -21,12 +21,13 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from processes import is_locked
 
 from distillation.cli import main
 from distillation.data import download as module
 from distillation.data.download import FetchRules
 from distillation.data.images import open_images
-from distillation.data.links import LINK_LOG, FetchReport, fetch_images
+from distillation.data.links import LINK_LOG, LOCK, FetchReport, fetch_images
 from sdbench.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -339,12 +340,29 @@ def test_the_lists_of_vegas_model_card_need_no_column_options(others: dict[str, 
     assert open_images(str(tmp_path / "out")).captions == ["image 1", "image 2"]
 
 
+def test_one_command_fetches_into_a_folder_at_a_time(site: Site, tmp_path: Path) -> None:
+    out, held = tmp_path / "out", list[bool]()
+    lock = out / LOCK
+
+    def note(handler: Handler) -> None:
+        held.append(is_locked(lock))
+        answer(handler, image(1))
+
+    site.pages["1"] = note
+    out.mkdir()
+    lock.touch()  # as of a command that has only just begun; it is waited for
+    assert fetch_images(write_list(tmp_path / "list.jsonl", [site.url(1)]), out, RULES).images == 1
+    assert held == [True]
+    assert not is_locked(lock)
+
+
 def test_a_folder_with_other_files_is_left_alone(site: Site, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(UserError, match="out exists; expected a new or empty folder"):
         fetch_images(write_list(tmp_path / "list.jsonl", [site.url(1)]), tmp_path / "out", RULES)
     assert site.hits == {}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
 def test_another_lists_folder_is_left_alone(site: Site, tmp_path: Path) -> None:
