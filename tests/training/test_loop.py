@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from sdbench.errors import UserError
 from sdbench.training import checkpoints
-from sdbench.training.checkpoints import Checkpoints
+from sdbench.training.checkpoints import DIGESTS, Checkpoints
 from sdbench.training.journal import Journal
 from sdbench.training.loop import Schedule, draw_rows, fit, max_even_processes
 
@@ -251,7 +251,7 @@ def test_training_on_windows_opens_no_folder_and_flushes_only_what_is_open_for_w
     monkeypatch.setattr("sdbench.training.checkpoints.os", windows)
     net = tiny_net()
     fit(net, noisy_loss(net), SCHEDULE, tmp_path)
-    assert len(flushed) == len(list((tmp_path / "step-00000012").iterdir())) == 3
+    assert len(flushed) == len(list((tmp_path / "step-00000012").iterdir())) == 4
     assert closed == flushed
 
 
@@ -307,18 +307,26 @@ def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
         fit(net, noisy_loss(net), SCHEDULE, tmp_path / "file" / "run")
 
 
-def test_run_resumes_from_the_previous_checkpoint_if_the_last_is_unreadable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [("optimiser.pt", lambda _: b""), ("model.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1]))],
+    ids=["empty", "a bit flipped in a tensor"],
+)
+def test_run_resumes_from_the_previous_checkpoint_if_the_last_is_damaged(
+    file: str, damage: Callable[[bytes], bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     uninterrupted = tiny_net()
     kept = tensors(fit(uninterrupted, noisy_loss(uninterrupted), SCHEDULE, tmp_path / "whole"))
     interrupted, folder = tiny_net(), tmp_path / "interrupted"
     with pytest.raises(KeyboardInterrupt):
         fit(interrupted, noisy_loss(interrupted, 11, KeyboardInterrupt()), SCHEDULE, folder, save_every_s=ALWAYS)
-    (folder / "step-00000011" / "optimiser.pt").write_bytes(b"")
+    damaged = folder / "step-00000011" / file
+    damaged.write_bytes(damage(damaged.read_bytes()))
     (folder / "unfinished.part").mkdir()  # left by a run that was killed while it saved
     resumed = tiny_net(seed=1)
     assert all(map(torch.equal, tensors(fit(resumed, noisy_loss(resumed), SCHEDULE, folder, save_every_s=ALWAYS)), kept))
     warning = capsys.readouterr().err
-    assert re.search(r"cannot continue from checkpoint .*step-00000011: .*\. Continuing from the one before: .*step-00000010", warning)
+    assert re.search(rf"checkpoint .*step-00000011: ValueError: {file} is not as it was written\. Continuing .*: .*step-00000010", warning)
     assert {path.name for path in folder.glob("step-*")} == {"step-00000011", "step-00000012"}
 
 
@@ -336,6 +344,14 @@ def test_a_damaged_checkpoint_goes_with_the_next_one_that_is_saved(tmp_path: Pat
         (tmp_path / f"step-{step:08d}" / "optimiser.pt").write_bytes(b"")
     with pytest.raises(UserError, match=r"step-00000006: .*\. To start again, remove it and any other step-\* beside it"):
         saved.resume()
+
+
+def test_a_checkpoint_of_an_older_version_without_digests_is_read(tmp_path: Path) -> None:
+    net = nn.Linear(2, 1)
+    saved = Checkpoints(tmp_path, net, torch.optim.SGD(net.parameters()), None, every_s=0)
+    saved.save_if_due(5, last=True)
+    (tmp_path / "step-00000005" / DIGESTS).unlink()
+    assert saved.resume() == 5
 
 
 @pytest.mark.parametrize(("seconds", "starts"), [(1, [11, 23]), (3, [11, 40])])
@@ -395,6 +411,7 @@ def test_damaged_checkpoint_is_named(file: str, damage: Callable[[bytes], bytes]
     assert len(list(tmp_path.glob("step-*"))) == 1
     damaged = tmp_path / "step-00000012" / file
     damaged.write_bytes(damage(damaged.read_bytes()))
+    damaged.with_name(DIGESTS).unlink()  # of an older version, so that the readers meet the damage
     with pytest.raises(UserError, match=r"cannot continue from checkpoint .*step-00000012: \w+Error: .*To start again, remove it"):
         fit(net, noisy_loss(net), SCHEDULE, tmp_path)
 
