@@ -127,7 +127,8 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _prune(options: argparse.Namespace) -> None:
-    from distillation.export import Provenance, check_new_or_empty, export_student
+    from distillation.export import check_new_or_empty, export_student
+    from distillation.provenance import Provenance
     from distillation.prune import prune
     from distillation.teacher import fetch_folder, open_teacher_for
 

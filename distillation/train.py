@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distillation.data.batches import numbered_batches, scene_pool
-from distillation.export import Environment, Provenance, SegmentResult, check_new_or_empty, export_student
+from distillation.export import check_new_or_empty, export_student
 from distillation.losses import min_snr_weights, weighted_terms
 from distillation.plan import Plan
+from distillation.provenance import Environment, Provenance, SegmentResult
 from distillation.prune import prune
 from distillation.recipe import Family, Recipe
 from distillation.recipe_tables import Training

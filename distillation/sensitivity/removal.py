@@ -21,9 +21,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from distillation.export import package_versions
 from distillation.losses import mse
 from distillation.plan import MIDDLE_ATTENTION
+from distillation.provenance import package_versions
 from distillation.taps import collect_outputs
 from distillation.teacher import Teacher
 from sdbench.arrays import F64

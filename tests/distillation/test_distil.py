@@ -33,8 +33,9 @@ from torch import nn
 from distillation import export, train
 from distillation.ablation.experiment import one_shot_recipe
 from distillation.data import batches
-from distillation.export import Provenance, export_student
+from distillation.export import export_student
 from distillation.plan import MIDDLE_ATTENTION
+from distillation.provenance import Provenance
 from distillation.prune import prune
 from distillation.recipe import Recipe, load_recipe
 from distillation.recipe_tables import KeepBlocks
@@ -132,7 +133,7 @@ def test_each_stage_names_the_versions_that_it_was_trained_with(
     run = partial(distil, vega, "scenes", [teacher_folder], work_after_first_stage(student, tmp_path), tmp_path / "out", steps=STEPS)
     monkeypatch.setattr(train, "fit", partial(fit, save_every_s=0))
     for torch_version, stop in (("1", 1), ("2", 2), ("3", 0)):  # the first upgrade comes before the first checkpoint, the second after it
-        monkeypatch.setattr("distillation.export.package_versions", lambda version=torch_version: {"torch": version})
+        monkeypatch.setattr("distillation.provenance.package_versions", lambda version=torch_version: {"torch": version})
         monkeypatch.setattr(train, "numbered_batches", Interrupted(stop))
         if stop:
             with pytest.raises(KeyboardInterrupt):
@@ -713,5 +714,5 @@ def test_the_commit_is_not_that_of_a_repository_around_the_environment(
     for words in (("init", "-q"), (*who, "commit", "-q", "--allow-empty", "-m", "first")):
         subprocess.run(["git", "-C", str(tmp_path / "mine"), *words], check=True)
     teacher = open_teacher_for(teacher_folder, vega)
-    monkeypatch.setattr("distillation.export.__file__", str(around / "export.py"))
+    monkeypatch.setattr("distillation.provenance.__file__", str(around / "provenance.py"))
     assert Provenance.from_run(vega, [teacher], teacher.unet("float32", "cpu")).commit is None
