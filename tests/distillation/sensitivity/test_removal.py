@@ -109,6 +109,8 @@ def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp
     assert (answer["digest"], answer["recipe"]) == (found.digest, None)
     assert main([*words[:-2], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["stages"] is None
+    assert main([*words[:-2], "--latency", "0.8"]) == 0
+    assert " ms a call (" in capsys.readouterr().out.splitlines()[-1]
     for change, is_measured_again in (
         ({"versions": {"torch": "1"}}, True),
         ({"device": "cuda"}, True),
