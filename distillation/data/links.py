@@ -49,17 +49,22 @@ class FetchReport:
     digest: str
 
     def __str__(self) -> str:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.dead.items(), key=lambda item: -item[1]))
         return "\n".join(
             [
                 f"fetched: {self.images:,} images, {self.size_bytes:,} bytes",
                 f"duplicates: {self.duplicates:,}",
                 f"too small: {self.small:,}",
-                f"dead: {sum(self.dead.values()):,}" + (f" ({reasons})" if reasons else ""),
+                f"dead: {_with_reasons(self.dead)}",
                 f"rows without link or caption: {self.skipped:,}",
                 f"digest: {self.digest}",
             ]
         )
+
+
+def _with_reasons(dead: Mapping[str, int]) -> str:
+    """The number of dead links, and how many of them for which reason: `3 (timeout 2, status 404 1)`."""
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(dead.items(), key=lambda item: -item[1]))
+    return f"{sum(dead.values()):,}" + (f" ({reasons})" if reasons else "")
 
 
 def fetch_images(
@@ -116,7 +121,9 @@ def _write_metadata(out: Path, rows: list[tuple[str, str]], captions: Mapping[st
     dead = Counter(link.reason for link in links if link.state == "dead")
     small = sum(link.state != "dead" and link.px < min_px for link in links)
     if not kept:
-        raise UserError(f"none of {len(rows):,} rows leads to an image: {small:,} too small, dead {dict(dead)}; see {out / LINK_LOG}")
+        raise UserError(
+            f"none of {len(rows):,} rows leads to an image; too small: {small:,}, dead: {_with_reasons(dead)}. {out / LINK_LOG} lists all links"
+        )
     write_json_lines(
         out / METADATA[0], ({"file_name": link.file, "caption": captions[link.url], "url": link.url} for link in kept.values())
     )

@@ -259,4 +259,4 @@ def test_the_command_line_fetches(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "list.csv").write_text("address,text\nhttp://127.0.0.1:9/a.png,a\n", encoding="utf-8")
     words = ["data", "fetch", str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--url-column", "address", "--min-px", "1"]
     assert main(words) == 2
-    assert "none of 1 rows leads to an image: 0 too small, dead {'no connection': 1}" in capsys.readouterr().err
+    assert "none of 1 rows leads to an image; too small: 0, dead: 1 (no connection 1). " in capsys.readouterr().err
