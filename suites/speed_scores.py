@@ -21,7 +21,8 @@ from torchmetrics.multimodal import CLIPScore
 from transformers import CLIPImageProcessor
 
 from sdbench.encoders import clip
-from sdbench.encoders.pixels import device, exact_inference, resize_shortest_edge
+from sdbench.encoders.inference import device, exact_inference
+from sdbench.encoders.pixels import resize_shortest_edge
 from sdbench.encoders.towers import image_features
 from sdbench.metrics.cosine import caption_score
 from sdbench.probes.meters import synchronised_clock

@@ -15,7 +15,7 @@ from transformers import CLIPModel
 
 from sdbench.arrays import U8
 from sdbench.assets import weights
-from sdbench.encoders import clip, folders, pixels, preference
+from sdbench.encoders import clip, pixels, preference, pretrained
 from sdbench.encoders.preference import PickScore
 from sdbench.errors import UserError
 from sdbench.metrics.cosine import caption_score
@@ -50,7 +50,7 @@ def published_pickscore(model: Any, prompt: str, images: list[Image.Image]) -> A
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_pickscore_matches_its_published_code(pickscore_folder: Path, height: int, width: int) -> None:
-    judge, images = PickScore(folders.load_network(CLIPModel, pickscore_folder, safetensors=True), "tiny"), mixed_images(height, width)
+    judge, images = PickScore(pretrained.load_network(CLIPModel, pickscore_folder, safetensors=True), "tiny"), mixed_images(height, width)
     found = caption_score(judge.images(images), judge.texts(CAPTIONS), judge.scale)
     expected = [
         published_pickscore(judge.model, caption, [Image.fromarray(image)])[0] for image, caption in zip(images, CAPTIONS, strict=True)
@@ -106,10 +106,10 @@ def test_missing_nan_or_damaged_weights_are_rejected(pickscore_folder: Path, tmp
     for content, message in ((incomplete, "lacks 1 tensors of CLIPModel, such as 'visual_projection.weight'"), (broken, "NaN or infinite")):
         save_file(content, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(UserError, match=message):
-            folders.load_network(CLIPModel, tmp_path, safetensors=True)
+            pretrained.load_network(CLIPModel, tmp_path, safetensors=True)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"holds no CLIPModel in transformers' layout \(SafetensorError: .*fetch it again"):
-        folders.load_network(CLIPModel, tmp_path, safetensors=True)
+        pretrained.load_network(CLIPModel, tmp_path, safetensors=True)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from sdbench import cli
 from sdbench.arrays import F32, U8
 from sdbench.disk import locked
 from sdbench.encoders.catalogue import ENCODERS, Encoder
-from sdbench.encoders.pixels import device
+from sdbench.encoders.inference import device
 from sdbench.errors import MissingError, UserError
 from sdbench.reference import build as building
 from sdbench.reference import cards

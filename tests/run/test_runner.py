@@ -24,7 +24,7 @@ from sdbench.disk import locked
 from sdbench.encoders import scenes
 from sdbench.encoders.catalogue import ENCODERS, TOWERS
 from sdbench.encoders.clip import Clip
-from sdbench.encoders.pixels import device
+from sdbench.encoders.inference import device
 from sdbench.errors import MissingError, UserError
 from sdbench.gate import compare
 from sdbench.gate.compare import Side
