@@ -28,6 +28,7 @@ from distillation.data import download as module
 from distillation.data.download import FetchRules
 from distillation.data.images import open_images
 from distillation.data.links import LINK_LOG, LOCK, FetchReport, fetch_images
+from sdbench.disk import read_json_lines, write_json_lines
 from sdbench.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -93,13 +94,12 @@ def site() -> Iterator[Site]:
 
 def write_list(path: Path, urls: list[Any], captions: list[Any] | None = None) -> str:
     captions = captions or [f"caption {row}" for row in range(len(urls))]
-    rows = [{"url": url, "caption": caption} for url, caption in zip(urls, captions, strict=True)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_json_lines(path, ({"url": url, "caption": caption} for url, caption in zip(urls, captions, strict=True)))
     return str(path)
 
 
 def read_log(folder: Path) -> dict[str, dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / LINK_LOG).read_text(encoding="utf-8").splitlines()]
+    lines = [*read_json_lines(folder / LINK_LOG)]
     assert len({line["url"] for line in lines}) == len(lines)
     return {line["url"].rsplit("/", 1)[1]: line for line in lines}
 
@@ -122,7 +122,7 @@ def test_a_list_becomes_an_image_folder(site: Site, tmp_path: Path) -> None:
     assert report == FetchReport(images=4, duplicates=2, small=1, dead={}, skipped=2, size_bytes=size, digest=kept.digest)
     assert kept.captions == ["a", "c", "e", "g"]
     np.testing.assert_array_equal(np.asarray(kept.image(0)), np.asarray(Image.open(io.BytesIO(image(1)))))
-    rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [*read_json_lines(tmp_path / "out" / "metadata.jsonl")]
     assert [row["url"] for row in rows] == [urls[0], urls[2], urls[4], urls[6]]
     for row, content in zip(rows, contents, strict=True):
         file = tmp_path / "out" / row["file_name"]
