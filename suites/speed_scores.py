@@ -15,8 +15,9 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from clips import Adapted, for_transformers, photographs, processor
+from clips import Adapted, for_transformers, processor
 from PIL import Image
+from synthetic_images import photograph
 from torchmetrics.multimodal import CLIPScore
 from transformers import CLIPImageProcessor
 
@@ -39,7 +40,7 @@ VERSIONS = ", ".join(f"{name} {version(name)}" for name in ("torch", "open_clip_
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("images")
     for row in range(N):
-        Image.fromarray(photographs(1, 1024, 1024, row)[0]).save(folder / f"{row:02d}.png")
+        Image.fromarray(photograph(row, 1024, 1024)).save(folder / f"{row:02d}.png")
     return sorted(folder.iterdir())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clips import photographs
+from synthetic_images import photographs
 
 from sdbench.arrays import U8
 from sdbench.encoders import inference, scenes

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clips import photographs, tiny
+from clips import tiny
 from fakes import IMAGES, METRICS, PROMPTS, SUITE, colours, fail_if_called, letters, modification_times, prepare_in, replace_towers
 from PIL import Image
 from processes import is_locked
+from synthetic_images import photographs
 from tiny import SIZE_PX, tiny_unet
 
 from sdbench import api, cli, machine, records, suites
