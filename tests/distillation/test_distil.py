@@ -32,6 +32,7 @@ from torch import nn
 
 from distillation import export, train
 from distillation.ablation.experiment import one_shot_recipe
+from distillation.accelerator import explain_out_of_memory, make_accelerator
 from distillation.data import batches
 from distillation.export import export_student
 from distillation.plan import MIDDLE_ATTENTION
@@ -197,29 +198,29 @@ def test_processes_that_cannot_share_a_step_evenly_are_refused_first(
 
 def test_a_process_trains_on_one_device_in_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
-    train.make_accelerator("cpu", "float32")
+    make_accelerator("cpu", "float32")
     with pytest.raises(UserError, match="already trained with other settings; start a new one to train in bfloat16 on cpu"):
-        train.make_accelerator("cpu", "bfloat16")
+        make_accelerator("cpu", "bfloat16")
     monkeypatch.setattr(Accelerator, "device", torch.device("cuda"))
     with pytest.raises(UserError, match="already trained on cuda; start a new one to train on cpu"):
-        train.make_accelerator("cpu", "float32")
+        make_accelerator("cpu", "float32")
 
 
 def test_a_launcher_that_shards_networks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
     with pytest.raises(UserError, match=r"accelerate is set up for FSDP, which shards networks; .* with torchrun"):
-        train.make_accelerator("cpu", "float32")
+        make_accelerator("cpu", "float32")
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_an_out_of_memory_error_tells_the_way_out(checkpointing: bool, vega: Recipe) -> None:
     settings = vega.sdxl.model_copy(update={"checkpointing": checkpointing})
     said = r"cuda has too little memory .* batch = 16, accumulation = 8 .*halve batch and double"
-    with pytest.raises(UserError, match=said) as error, train._explain_out_of_memory(settings, "cuda"):
+    with pytest.raises(UserError, match=said) as error, explain_out_of_memory(settings, "cuda"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it")
     assert ("set checkpointing = true" in str(error.value)) != checkpointing
-    with pytest.raises(RuntimeError, match="something else"), train._explain_out_of_memory(settings, "cuda"):
+    with pytest.raises(RuntimeError, match="something else"), explain_out_of_memory(settings, "cuda"):
         raise RuntimeError("something else")
 
 
