@@ -43,8 +43,9 @@ from sdbench.scenes.embedded import verified_path
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.evaluation import SceneEvaluation
 from sdbench.training.checkpoints import atomic_folder
+from sdbench.training.diffusion import Batch, add_noise, predict, target
 from sdbench.training.journal import Evaluate
-from sdbench.training.latents import Batch, CaptionedImages, LatentPool, add_noise, predict, target
+from sdbench.training.latents import CaptionedImages, LatentPool
 from sdbench.training.loop import Schedule, check_even_split, fit
 from sdbench.training.processes import broadcast_from_main
 

@@ -39,7 +39,8 @@ from sdbench.models.spec import resolve as model
 from sdbench.probes import ceilings, meters, profiling
 from sdbench.probes.work import unet_macs
 from sdbench.scenes.embedded import WEIGHTS
-from sdbench.training.latents import Batch, LatentPool, add_noise, predict, target
+from sdbench.training.diffusion import Batch, add_noise, predict, target
+from sdbench.training.latents import LatentPool
 from sdbench.training.loop import Schedule, draw_rows, fit
 
 DEVICE: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"

@@ -30,7 +30,8 @@ from sdbench.arrays import F64
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths
-from sdbench.training.latents import Batch, CaptionedImages, LatentPool, add_noise, predict
+from sdbench.training.diffusion import Batch, add_noise, predict
+from sdbench.training.latents import CaptionedImages, LatentPool
 from sdbench.validation import Table, error_message
 
 WHOLE_MIDDLE = "mid_block"  # key for the middle's attention and second resnet together

@@ -53,7 +53,8 @@ from sdbench.models.files import part_files
 from sdbench.models.spec import resolve
 from sdbench.models.text_encoders import PREFIX
 from sdbench.scenes.training.pool import Pool
-from sdbench.training.latents import Batch, LatentPool
+from sdbench.training.diffusion import Batch
+from sdbench.training.latents import LatentPool
 from sdbench.training.loop import Schedule, fit
 
 STEPS = 4

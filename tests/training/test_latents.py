@@ -24,7 +24,8 @@ from sdbench.errors import UndecodableError, UserError
 from sdbench.scenes.training.pool import Pool
 from sdbench.training import latents as latents_module
 from sdbench.training import row_files
-from sdbench.training.latents import Batch, LatentPool, add_noise, encode, load_components, predict, target
+from sdbench.training.diffusion import Batch, add_noise, predict, target
+from sdbench.training.latents import LatentPool, encode, load_components
 from sdbench.training.loop import draw_rows
 from sdbench.training.row_files import RowFile
 

@@ -23,7 +23,7 @@ from distillation.taps import Tap
 from distillation.train import distil
 from sdbench.disk import read_json, write_json_lines
 from sdbench.errors import UserError
-from sdbench.training.latents import predict
+from sdbench.training.diffusion import predict
 from sdbench.training.loop import fit
 
 N, SIDE = 6, 16

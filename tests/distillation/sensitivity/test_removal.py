@@ -20,7 +20,7 @@ from distillation.sensitivity.removal import WHOLE_MIDDLE, Sensitivity, Settings
 from sdbench.disk import read_json, write_json_lines
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths
-from sdbench.training.latents import add_noise, predict
+from sdbench.training.diffusion import add_noise, predict
 
 DEAD = "down_blocks.2.attentions.1"
 
