@@ -24,7 +24,7 @@ from sdbench.commands import reference
 from sdbench.doctor import checks
 from sdbench.errors import UserError
 from sdbench.gate import baselines, floors
-from sdbench.gate.compare import Side
+from sdbench.gate.pairing import Side
 from sdbench.gate.verdicts import Report
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import SuiteId

@@ -26,8 +26,8 @@ from sdbench.encoders.catalogue import ENCODERS, TOWERS
 from sdbench.encoders.clip import Clip
 from sdbench.encoders.pixels import device
 from sdbench.errors import MissingError, UserError
-from sdbench.gate import compare
-from sdbench.gate.compare import Side
+from sdbench.gate import pairing
+from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Rule
 from sdbench.leaderboard import standings, writing
 from sdbench.metrics.cosine import caption_score
@@ -592,8 +592,8 @@ def test_values_against_different_teachers_of_the_same_name_are_incomparable(tmp
     again = record.model.model_copy(update={"weights_digest": 16 * "07e4"})
     records.write(record.model_copy(update={"model": again, "created": records.now()}), scores, {}, tmp_path / "results")
     (second,) = runner.run(specs[1:], prepare_in(tmp_path, suite))
-    found = compare.measure(names[0], wins, Side.read(second), Side.read(first), 0.05)
-    assert isinstance(found, compare.Obstacle)
+    found = pairing.measure(names[0], wins, Side.read(second), Side.read(first), 0.05)
+    assert isinstance(found, pairing.Obstacle)
     assert found.reason == f"the candidate was measured against {6 * '07e4'}, the baseline against {rendered.name}; run both again"
 
 
