@@ -208,7 +208,7 @@ def _suggest_all_gpus(accumulation: int) -> None:
     gpus = torch.cuda.device_count()
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
         n = max_even_processes(accumulation, gpus)
-        sys.stderr.write(f"training on 1 of {gpus} GPUs; to train on {n}: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
+        sys.stderr.write(f"training on 1 of {gpus} GPUs; to train on {n}: torchrun --nproc-per-node {n} -m distillation run ...\n")
 
 
 def _dry_run(

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -63,6 +64,15 @@ print("imported:", sorted({SLOW!r} & set(sys.modules)))
 """
     done = run_in_process(code, tmp_path)
     assert done.stdout.splitlines()[-1:] == ["imported: []"], done.stderr
+
+
+@pytest.mark.parametrize("package", ["sdbench", "distillation"])
+def test_packages_run_as_modules(package: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", package, "--version"], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"{package} {__version__}\n"), done.stderr
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
