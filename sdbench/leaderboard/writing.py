@@ -6,6 +6,7 @@ Only record folders are read, and the same records always give the same text.
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,32 +107,33 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
 
 
 def quality_grid(section: Section) -> Grid:
-    """The first table: models down, image metrics across, then median latency and speed-up, unless no model was timed."""
-    columns, latency = metrics(section), speed.headline(section.records)
-    setting, teacher = latency.partition("@")[2], section.speed_baseline
-    over = speed.teacher_title(teacher, section.records) if teacher else TEACHERS.get(section.family, "the teacher")
-    header = (
-        "model",
-        "images",
-        *map(metric_title, columns),
-        f"{f'{setting} ' if setting else ''}latency p50 (s) ↓",
-        f"speed-up over {over} ↑",
-    )
-    width = len(header) if any(record.value(latency) for record in section.records) else -2
-    return Grid(header[:width], tuple(_quality_row(row, columns, latency, teacher)[:width] for row in section.rows))
+    """The first table: models down, image metrics across, then median latency and speed-up; without what no model has."""
+    columns: dict[str, Callable[[Row], str]] = {"model": lambda row: row.name}
+    if any(record.n_images for record in section.records):
+        columns["images"] = _images_cell
+    for metric in metrics(section):
+        columns[metric_title(metric)] = partial(_metric_cell, name=metric.name)
+    latency, teacher = speed.headline(section.records), section.speed_baseline
+    if any(record.value(latency) for record in section.records):
+        setting = latency.partition("@")[2]
+        columns[f"{setting} latency p50 (s) ↓".strip()] = partial(probe_cell, name=latency)
+        over = speed.teacher_title(teacher, section.records) if teacher else TEACHERS.get(section.family, "the teacher")
+        columns[f"speed-up over {over} ↑"] = partial(_speed_up_cell, teacher=teacher, latency=latency)
+    return Grid(tuple(columns), tuple(tuple(cell(row) for cell in columns.values()) for row in section.rows))
 
 
-def _quality_row(row: Row, columns: Sequence[Value], latency: str, teacher: Record | None) -> tuple[str, ...]:
+def _images_cell(row: Row) -> str:
     n, samples = row.record.n_images, row.record.samples
-    cells = (tables.format_value(row.record.value(column.name), row.record.n_prompts) for column in columns)
+    return f"{n} ({samples} per prompt)" if samples > 1 else str(n)
+
+
+def _metric_cell(row: Row, name: str) -> str:
+    return tables.format_value(row.record.value(name), row.record.n_prompts)
+
+
+def _speed_up_cell(row: Row, teacher: Record | None, latency: str) -> str:
     times = speed_up(row, teacher, latency)
-    return (
-        row.name,
-        f"{n} ({samples} per prompt)" if samples > 1 else str(n),
-        *cells,
-        probe_cell(row, latency),
-        times if isinstance(times, str) else str(times),
-    )
+    return times if isinstance(times, str) else str(times)  # str() would drop the note of a cell
 
 
 def rank_grid(section: Section) -> Grid:
