@@ -2,8 +2,9 @@
 
 Healthy images are rendered scenes that show what their captions ask for. Every metric must rate them better than black, gray, noise
 and inverted images, which are the ways in which decoders and conversions fail, and better than a few images repeated over and
-over. Precision and density are the exception: they must tolerate repetition, or they have been mistaken for recall. Scoring the same images
-a second time must give the same value, or, for metrics that compare with a teacher, the value of a perfect copy. Nothing is fetched.
+over. There are two exceptions. Precision and density must tolerate repetition, or they have been mistaken for recall; the aesthetic score,
+which sees no caption, may rank them as it likes. Scoring the same images a second time must give the same value, or, for metrics that
+compare with a teacher, the value of a perfect copy. Nothing is fetched.
 """
 
 import math
@@ -29,6 +30,7 @@ from sdbench.score import PROTOCOLS, score
 N, KINDS, SEED = 64, 8, 5
 SCENES = [scene_at(index, "heldout", SEED) for index in range(N)]
 PROMPTS = [scene.caption for scene in SCENES]
+UNRANKED = {"aesthetic"}  # it sees no caption, and nobody says which of these images should please
 TOLERATES_COLLAPSE = {"precision", "density"}
 _NOT_TRIED = {"missing", "not_applicable"}
 ValuesBySet = Mapping[str, Value]  # the values of one metric, by set of images
@@ -88,7 +90,8 @@ def complaints(protocol: Protocol, values: ValuesBySet) -> Iterator[str]:
     numbers = {name: value.value for name, value in values.items() if value.value is not None}
     healthy, again = numbers["healthy"], numbers.get("twice", math.nan)
     sign = -1 if protocol.direction == "lower" else 1
-    for name in [name for name in numbers if name not in ("healthy", "twice")]:
+    ranked = [] if protocol.name.partition(".")[0] in UNRANKED else [name for name in numbers if name not in ("healthy", "twice")]
+    for name in ranked:
         tolerated = name == "collapsed" and protocol.name.rpartition(".")[2] in TOLERATES_COLLAPSE
         if tolerated and numbers[name] < healthy / 2:
             yield f"a few images over and over get {numbers[name]:.4g}, less than half of {healthy:.4g}"

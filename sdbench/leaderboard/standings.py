@@ -26,6 +26,7 @@ TITLES = {
     "pickscore": "preference",
     "hpsv2": "preference",
     "win_rate": "win rate",
+    "aesthetic": "aesthetic",
     "scene_accuracy": "scene accuracy",
     "agreement": "agreement",
     "fd_to_teacher": "Frechet to the teacher",
