@@ -57,14 +57,14 @@ _TABLE = (
     Asset("dinov2-vit-l-14", "model:facebook/dinov2-large", (
         File("config.json", 549, "12df51c069a2dc1305e34ba71ef58bc2407ea553b75f4722a1715c1bce3bbed0"),
         File("model.safetensors", 1_217_522_888, "399fba97a95f22c36834418bc69373364a99af3a1153da1c0fb31db567c92e23"),
-    ), ("fd.dinov2", "agreement.dinov2")),
+    ), ("fd.dinov2", "agreement.dinov2", "diversity.dinov2")),
     Asset("clip-vit-l-14-336", "model:openai/clip-vit-large-patch14-336", (
         File("config.json", 4_757, "51b1c14aabcdf639c4a0370eeda1010b773bbe1df78319c7d0f5882c22ac0ac0"),
         File("pytorch_model.bin", 1_711_974_081, "c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801"),
     ), ("cmmd",)),
     Asset("clip-vit-l-14", "model:timm/vit_large_patch14_clip_224.openai", (
         File(_CLIP, 1_710_517_724, "9ce2e8a8ebfff3793d7d375ad6d3c35cb9aebf3de7ace0fc7308accab7cd207e"),
-    ), ("clip_score.vit-l-14", "agreement.clip.vit-l-14", "aesthetic.laion-v2")),
+    ), ("clip_score.vit-l-14", "agreement.clip.vit-l-14", "aesthetic.laion-v2", "diversity.clip.vit-l-14")),
     Asset("clip-vit-b-32", "model:timm/vit_base_patch32_clip_224.openai", (
         File(_CLIP, 605_143_284, "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31"),
     ), ("clip_score.vit-b-32", "clip_score.mlperf")),

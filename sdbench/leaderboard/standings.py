@@ -30,6 +30,7 @@ TITLES = {
     "scene_accuracy": "scene accuracy",
     "agreement": "agreement",
     "fd_to_teacher": "Frechet to the teacher",
+    "diversity": "diversity",
     "prdc": "",  # these names need no title
 }
 _EFFICIENCY = ("latency.pipeline", "latency", "images_per_second", "memory", "parameters", "flops")
