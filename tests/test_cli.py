@@ -778,6 +778,8 @@ def test_custom_prompts_and_reference_make_a_custom_suite_identified_by_content(
     table = api.Overrides(prompts="captions.csv").apply(plain)
     assert table.prompt_list() == mine.prompt_list()
     capsys.readouterr()  # `datasets` shows its progress
+    only_clip = api.Overrides(metrics=["clip_score.vit-l-14"]).apply(plain)
+    assert (only_clip.own_metrics, only_clip.name) == (("clip_score.vit-l-14",), f"{plain.name}-custom")
     to_mine = api.Overrides(reference="mine").apply(plain)
     assert (to_mine.name, to_mine.reference, to_mine.prompt_list()) == ("standard-custom", "mine", plain.prompt_list())
     with pytest.raises(UserError, match=r"prompts nowhere\.txt cannot be read"):

@@ -20,6 +20,7 @@ class Overrides:
         n: number of prompts.
         samples_per_prompt: number of images for each prompt; at the same number of images, more prompts tell more.
         prompts: text file with one prompt per line; all of them are taken unless `n` says otherwise.
+        metrics: names of the image metrics.
         reference: name of the reference that distances are measured to.
         rounds: processes for each model and setting.
         calls: timed calls of each stage in a process.
@@ -37,6 +38,7 @@ class Overrides:
     n: int | None = None
     samples_per_prompt: int | None = None
     prompts: str | Path | None = None
+    metrics: Sequence[str] | None = None
     reference: str | None = None
     rounds: int | None = None
     calls: int | None = None
@@ -51,6 +53,7 @@ class Overrides:
         if not changed or suite.sampling is None or suite.prompts is None:
             return suite
         n, samples, prompt_file, reference = (changed.pop(name, None) for name in ("n", "samples_per_prompt", "prompts", "reference"))
+        metrics = {suite.family: tuple(changed.pop("metrics"))} if "metrics" in changed else suite.metrics
         timing: dict[str, int] = {name: changed.pop(name) for name in ("rounds", "calls") if name in changed}
         sampling = {**suite.sampling.model_dump(), **({"steps": len(self.timesteps)} if self.timesteps else {}), **changed}
         prompts = suite.prompts.model_dump()
@@ -60,8 +63,8 @@ class Overrides:
         if n is not None:
             prompts |= {"n": n, "digest": None, "groups": None}
         prompts |= {"samples": suite.samples if samples is None else samples}
-        changes = {"name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts, "reference": reference or suite.reference}
-        content = {**suite.model_dump(), **changes}
+        changes = {"name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
+        content = {**suite.model_dump(), **changes, "metrics": metrics, "reference": reference or suite.reference}
         if timing:
             content["probes"] = _change_timing(suite, timing)
         return validate(Suite, content, f"suite {suite.name!r} with your settings")

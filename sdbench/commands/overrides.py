@@ -33,6 +33,9 @@ def add_overrides(command: argparse.ArgumentParser) -> None:
     )
     own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="floating-point type that the pipeline computes in")
     own.add_argument("--prompts", type=Path, help="text file with one prompt per line, or a table or folder of captions")
+    own.add_argument(
+        "--metrics", nargs="+", metavar="NAME", help="image metrics to measure instead of the suite's; `sdbench suites` shows names"
+    )
     own.add_argument("--reference", help="reference statistics for the distances; `sdbench reference list` shows them")
     own.add_argument("--guidance-scale", type=float, help="scale of classifier-free guidance; 1 or less turns it off")
     own.add_argument("--scheduler", help="ddim, dpmpp, euler, euler-ancestral, lcm or tcd, or `model` for the model's own")
