@@ -16,6 +16,7 @@ class Overrides:
     """Settings in place of a suite's own. The changed suite is named `<name>-custom`, so its rows stay separate.
 
     Attributes:
+        height_px: of images that are not square.
         timesteps: one for each step; sets `steps` to their number where that is not given.
         n: number of prompts.
         samples_per_prompt: number of images for each prompt; at the same number of images, more prompts tell more.
@@ -33,6 +34,7 @@ class Overrides:
     timesteps: Sequence[int] | None = None
     eta: float | None = None
     size_px: int | None = None
+    height_px: int | None = None
     batch: int | None = None
     dtype: str | None = None
     n: int | None = None

@@ -14,6 +14,7 @@ def add_overrides(command: argparse.ArgumentParser) -> None:
     own = command.add_argument_group("overrides of the suite", "with any of these, the suite is called '<name>-custom' in tables")
     own.add_argument("--steps", type=int, help="number of denoising steps")
     own.add_argument("--size-px", type=int, help="width and height of the images, in pixels")
+    own.add_argument("--height-px", type=int, help="height of the images in pixels, where it differs from their width, --size-px")
     own.add_argument("--batch", type=int, help="batch size: number of images generated at a time")
     own.add_argument("--n", type=int, help="number of prompts")
     own.add_argument(
