@@ -355,6 +355,21 @@ def test_gate_and_noise_change_settings_of_a_suite(monkeypatch: pytest.MonkeyPat
     assert "name the suite that these settings change" in error_message(["gate", "a", "--baseline", "b", *few], capsys)
 
 
+def test_score_takes_other_metrics_and_another_reference(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found: list[Suite] = []
+
+    def stop(*_: object, suite: Suite, **__: object) -> None:
+        found.append(suite)
+        raise UserError("stopped by the test")
+
+    monkeypatch.setattr(api, "score", stop)
+    score = ["score", "--images", "images", "--suite", "standard", "--metrics", "clip_score.vit-l-14", "fid.clean", "--reference"]
+    error_message([*score, "scenes"], capsys)
+    assert [(suite.own_metrics, suite.reference) for suite in found] == [(("clip_score.vit-l-14", "fid.clean"), "scenes")]
+    assert "unknown reference 'mine'" in error_message([*score, "mine"], capsys)
+    assert len(found) == 1
+
+
 def test_missing_record_is_announced_before_it_is_measured(
     stopped_runs: list[tuple[list[ModelSpec], str | None]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -779,7 +794,8 @@ def test_custom_prompts_and_reference_make_a_custom_suite_identified_by_content(
     assert table.prompt_list() == mine.prompt_list()
     capsys.readouterr()  # `datasets` shows its progress
     only_clip = api.Overrides(metrics=["clip_score.vit-l-14"]).apply(plain)
-    assert (only_clip.own_metrics, only_clip.name) == (("clip_score.vit-l-14",), f"{plain.name}-custom")
+    assert (only_clip.own_metrics, only_clip.name) == (("clip_score.vit-l-14",), "standard-custom")
+    assert api.Overrides(n=4).apply(only_clip).name == "standard-custom"
     to_mine = api.Overrides(reference="mine").apply(plain)
     assert (to_mine.name, to_mine.reference, to_mine.prompt_list()) == ("standard-custom", "mine", plain.prompt_list())
     with pytest.raises(UserError, match=r"prompts nowhere\.txt cannot be read"):

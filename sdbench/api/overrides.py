@@ -7,7 +7,7 @@ from typing import Any
 
 from sdbench.assets.prompts import count_prompts
 from sdbench.errors import UserError
-from sdbench.suites import Suite
+from sdbench.suites import Suite, base_name
 from sdbench.validation import validate
 
 
@@ -65,7 +65,7 @@ class Overrides:
         if n is not None:
             prompts |= {"n": n, "digest": None, "groups": None}
         prompts |= {"samples": suite.samples if samples is None else samples}
-        changes = {"name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
+        changes = {"name": f"{base_name(suite.name)}-custom", "sampling": sampling, "prompts": prompts}
         content = {**suite.model_dump(), **changes, "metrics": metrics, "reference": reference or suite.reference}
         if timing:
             content["probes"] = _change_timing(suite, timing)

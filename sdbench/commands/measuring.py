@@ -37,6 +37,7 @@ def add_commands(add: AddCommand) -> None:
     scoring.add_argument(
         "--suite", default="standard", help="suite whose metrics to use (default: standard; name quality for images of scenes)"
     )
+    overrides.add_scoring(scoring)
     scoring.add_argument("--name", help="also write a record under this name, for the leaderboard and the gate")
     add_device(scoring)
     add_runs(scoring)
@@ -148,7 +149,6 @@ def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSp
     from sdbench import suites
     from sdbench.gate import lookup
     from sdbench.models.spec import resolve
-    from sdbench.reference import cards
 
     _check_until_verdict(arguments)
     if arguments.part:
@@ -157,8 +157,6 @@ def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSp
         raise UserError("--name is for one model, but several are given; run them one by one, or leave --name out")
     completion = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
     specs = [resolve(what, **completion) for what in arguments.model]
-    if arguments.reference:
-        cards.check_name(arguments.reference, places_from(arguments).work)
     suite = suites.load(arguments.suite) if arguments.suite else lookup.default_suite(specs[0])
     return specs, overrides.read(arguments).apply(suite)
 
@@ -232,10 +230,11 @@ def _benchmark(arguments: argparse.Namespace) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from sdbench import api
+    from sdbench import api, suites
     from sdbench.tables import format_value
 
-    options = {"places": places_from(arguments), "suite": arguments.suite, "device": arguments.device}
+    suite = overrides.read(arguments, overrides.SCORING).apply(suites.load(arguments.suite))
+    options = {"places": places_from(arguments), "suite": suite, "device": arguments.device}
     if arguments.name:
         return _print_records([api.record_images(arguments.images, arguments.prompts, arguments.name, **options)], arguments)
     values, scores = api.score(arguments.images, arguments.prompts, **options)

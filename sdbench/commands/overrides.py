@@ -1,12 +1,17 @@
 """The options that change settings of a suite for one command."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdbench.commands.console import places_from
+
 if TYPE_CHECKING:
     from sdbench.api import Overrides
+
+SCORING = ("metrics", "reference")  # what images made elsewhere can be given too
 
 
 def add_overrides(command: argparse.ArgumentParser) -> None:
@@ -34,10 +39,7 @@ def add_overrides(command: argparse.ArgumentParser) -> None:
     )
     own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="floating-point type that the pipeline computes in")
     own.add_argument("--prompts", type=Path, help="text file with one prompt per line, or a table or folder of captions")
-    own.add_argument(
-        "--metrics", nargs="+", metavar="NAME", help="image metrics to measure instead of the suite's; `sdbench suites` shows names"
-    )
-    own.add_argument("--reference", help="reference statistics for the distances; `sdbench reference list` shows them")
+    add_scoring(own)
     own.add_argument("--guidance-scale", type=float, help="scale of classifier-free guidance; 1 or less turns it off")
     own.add_argument("--scheduler", help="ddim, dpmpp, euler, euler-ancestral, lcm or tcd, or `model` for the model's own")
     own.add_argument("--timestep-spacing", help="leading, trailing or linspace; needs --scheduler other than `model`")
@@ -51,8 +53,26 @@ def add_overrides(command: argparse.ArgumentParser) -> None:
     own.add_argument("--eta", type=float, help="amount of noise that ddim and tcd add at each step, from 0 to 1")
 
 
-def read(arguments: argparse.Namespace) -> "Overrides":
-    """The settings that were given."""
-    from sdbench.api import Overrides
+def add_scoring(command: "argparse._ActionsContainer") -> None:
+    """Add the options for the settings in `SCORING`."""
+    command.add_argument(
+        "--metrics", nargs="+", metavar="NAME", help="image metrics to measure instead of the suite's; `sdbench suites` shows names"
+    )
+    command.add_argument("--reference", help="reference statistics for the distances; `sdbench reference list` shows them")
 
-    return Overrides(**{own.name: getattr(arguments, own.name) for own in fields(Overrides)})
+
+def read(arguments: argparse.Namespace, names: Sequence[str] | None = None) -> "Overrides":
+    """The settings that were given.
+
+    Args:
+        names: the settings that the command has options for; by default all.
+
+    Raises:
+        UserError: there is no reference of the given name.
+    """
+    from sdbench.api import Overrides
+    from sdbench.reference import cards
+
+    if arguments.reference:
+        cards.check_name(arguments.reference, places_from(arguments).work)
+    return Overrides(**{name: getattr(arguments, name) for name in names or [own.name for own in fields(Overrides)]})
