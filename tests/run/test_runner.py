@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -1032,8 +1032,19 @@ def test_images_and_prompts_that_are_not_scenes_are_rejected(tmp_path: Path) -> 
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("make", [lambda folder: folder / "nowhere", lambda folder: folder / "prompts.txt"], ids=["missing", "file"])
-def test_images_path_that_is_not_a_folder_is_an_error(make: Callable[[Path], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["nowhere", "prompts.txt"])
+def test_images_path_that_is_not_a_folder_is_an_error(path: str, tmp_path: Path) -> None:
     _, prompts = save_images(tmp_path, IMAGES, PROMPTS)
-    with pytest.raises(UserError, match=r"--images takes a folder .* one of which is missing or of the other kind"):
-        api.score(make(tmp_path), prompts, api.Places(tmp_path, tmp_path / "runs"))
+    for given in (prompts, None):
+        with pytest.raises(UserError, match=rf"^there is no folder {tmp_path / path}; name the folder of the images with --images$"):
+            api.score(tmp_path / path, given, api.Places(tmp_path, tmp_path / "runs"))
+
+
+def test_folder_without_images_and_missing_prompts_are_errors(tmp_path: Path) -> None:
+    images, prompts = save_images(tmp_path, IMAGES[:0], [])
+    images.mkdir(parents=True)
+    for missing in (tmp_path, tmp_path / "nowhere.txt"):
+        with pytest.raises(UserError, match=f"^there is no file {missing}; name a text file with one prompt per line with --prompts$"):
+            api.score(images, missing, api.Places(tmp_path, tmp_path / "runs"))
+    with pytest.raises(UserError, match=rf"{images} holds no images \(\.jpeg, \.jpg, \.png, \.webp\)$"):
+        api.score(images, prompts, api.Places(tmp_path, tmp_path / "runs"))
