@@ -313,9 +313,7 @@ def _missing_from_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", argument
     from sdbench.run import recording, requirements
     from sdbench.run.context import RunContext
 
-    if suite.sampling is None or not requirements.inputs_are_here(suite):
+    if not requirements.inputs_are_here(suite):
         return []
     where = places_from(arguments)
-    return recording.missing_of_teacher(
-        specs, RunContext(suite, suite.sampling, choose_device(arguments.device), where.results, where.work)
-    )
+    return recording.missing_of_teacher(specs, RunContext(suite, choose_device(arguments.device), where.results, where.work))

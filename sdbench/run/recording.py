@@ -199,7 +199,6 @@ def _find_teacher(context: RunContext, jobs: Sequence[Job]) -> tuple[Path, Recor
     Of the records of the newest weights, those whose images were drawn as this run draws come first.
     """
     of_teacher = context.suite.teacher_suite()
-    assert of_teacher.sampling
     of_family = records.find(context.results, context.suite.family or "", of_teacher.id, teacher_name(context.suite))
     with_images = [found for found in of_family if found[1].n_images]
     if not with_images:
@@ -209,7 +208,7 @@ def _find_teacher(context: RunContext, jobs: Sequence[Job]) -> tuple[Path, Recor
         found for found in with_images if found[1].model.weights_digest == newest and not _drawing_differences(found[1], context)
     ]
     folder, record = (drawn_alike or with_images)[-1]
-    return folder, record, _find_images(record.model, replace(context, suite=of_teacher, sampling=of_teacher.sampling), jobs)
+    return folder, record, _find_images(record.model, replace(context, suite=of_teacher), jobs)
 
 
 def _drawing_differences(record: Record, context: RunContext) -> list[str]:
