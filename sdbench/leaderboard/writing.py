@@ -124,12 +124,12 @@ def quality_grid(section: Section) -> Grid:
 def _quality_row(row: Row, columns: Sequence[Value], latency: str, teacher: Record | None) -> tuple[str, ...]:
     n, samples = row.record.n_images, row.record.samples
     cells = (tables.format_value(row.record.value(column.name), row.record.n_prompts) for column in columns)
-    times = speed_up(row, teacher, latency)
+    times = speed.speed_up(row.record, teacher, latency)
     return (
         row.name,
         f"{n} ({samples} per prompt)" if samples > 1 else str(n),
         *cells,
-        probe_cell(row, latency),
+        speed.probe_cell(row.record, latency),
         times if isinstance(times, str) else str(times),
     )
 
@@ -155,14 +155,8 @@ def group_grids(section: Section) -> dict[str, Grid]:
 def efficiency_grid(section: Section) -> Grid:
     """Probes and counts down, models across: tails of the latency, its stages, memory, size and work."""
     header = ("", *(row.name for row in section.rows))
-    lines = ((probe_title(value), *(probe_cell(row, value.name) for row in section.rows)) for value in probes(section))
+    lines = ((probe_title(value), *(speed.probe_cell(record, value.name) for record in section.records)) for value in probes(section))
     return Grid(header, tuple(lines))
-
-
-def probe_cell(row: Row, name: str) -> str:
-    """The cell of a probe or count; "no model" for images without a model, which can have none."""
-    value = row.record.value(name)
-    return "no model" if value is None and row.is_images_only else tables.format_value(value)
 
 
 def footer_lines(section: Section) -> list[str]:
@@ -234,13 +228,3 @@ def probe_title(value: Value) -> str:
 
 def _title(title: str, value: Value) -> str:
     return f"{title} ({value.unit}){tables.ARROWS[value.direction]}"
-
-
-def speed_up(row: Row, teacher: Record | None, latency: str) -> speed.SpeedUp | str:
-    """How many times as fast as the teacher by a latency of this name, or why that is not known."""
-    own = row.record.value(latency)
-    if not own or not own.value:
-        return probe_cell(row, latency)
-    if teacher is None:
-        return tables.format_absent("missing", "the teacher's latency was not measured on this machine")
-    return speed.speed_up(row.record, teacher, latency)

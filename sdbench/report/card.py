@@ -10,7 +10,7 @@ from sdbench import tables
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.leaderboard import standings, writing
-from sdbench.leaderboard.speed import P50
+from sdbench.leaderboard.speed import P50, probe_cell
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Value
 from sdbench.tables import Grid
@@ -79,7 +79,7 @@ def _section_parts(section: Section, row: Row) -> list[str]:
 
 
 def _row(title: str, value: Value, shown: list[Row]) -> tuple[str, ...]:
-    return title, *(writing.probe_cell(row, value.name) for row in shown)
+    return title, *(probe_cell(row.record, value.name) for row in shown)
 
 
 def _replace_results(text: str, results: str, path: Path) -> str:

@@ -160,7 +160,7 @@ def _column(section: Section, value: Value) -> Column:
 
 def _speed_ups(section: Section, latency: str) -> Column:
     teacher = section.speed_baseline
-    cells = [_speed_up(writing.speed_up(row, teacher, latency)) for row in section.rows]
+    cells = [_speed_up(speed.speed_up(record, teacher, latency)) for record in section.records]
     over = speed.teacher_title(teacher, section.records) if teacher and not section.teacher else "the teacher"
     return Column("speed-up", f"over {over}", "higher", _align(cells))
 
@@ -175,7 +175,7 @@ def _speed_up(found: speed.SpeedUp | str) -> Cell:
 def _cell(row: Row, name: str, rank: int | None) -> Cell:
     value = row.record.value(name)
     if value is None or value.value is None:
-        return _absent(writing.probe_cell(row, name))
+        return _absent(speed.probe_cell(row.record, name))
     if value.kind == "count":
         return Cell(tables.format_count(value.value), value.value)
     number, interval = tables.estimate_parts(value.value, value.low, value.high)
