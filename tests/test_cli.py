@@ -735,60 +735,12 @@ def test_unrelated_files_in_the_suites_folder_do_not_hide_shipped_suites(tmp_pat
     assert "quality@" in out
 
 
-def test_custom_prompts_and_reference_make_a_custom_suite_identified_by_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plain = suites.load("standard")
-    for name in ("mine.txt", "copied.txt"):
-        (tmp_path / name).write_text("a cat\n\na dog\na fox\n", encoding="utf-8")
-    mine, copied, two = (
-        api.Overrides(prompts=Path(name), n=n).apply(plain) for name, n in (("mine.txt", None), ("copied.txt", None), ("mine.txt", 2))
-    )
-    assert (mine.name, [*mine.prompt_list().values()]) == ("standard-custom", ["a cat", "a dog", "a fox"])
-    assert mine.id == copied.id != two.id
-    assert len(two.prompt_list()) == 2
-    (tmp_path / "captions.csv").write_text("file,caption\n0.png,a cat\n1.png,a dog\n2.png,a fox\n", encoding="utf-8")
-    table = api.Overrides(prompts="captions.csv").apply(plain)
-    assert table.prompt_list() == mine.prompt_list()
-    capsys.readouterr()  # `datasets` shows its progress
-    to_mine = api.Overrides(reference="mine").apply(plain)
-    assert (to_mine.name, to_mine.reference, to_mine.prompt_list()) == ("standard-custom", "mine", plain.prompt_list())
-    with pytest.raises(UserError, match=r"prompts nowhere\.txt cannot be read"):
-        api.Overrides(prompts=Path("nowhere.txt")).apply(plain)
+def test_prompts_that_are_no_captions_of_scenes_are_refused_for_the_embedded_family(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("a cat\n", encoding="utf-8")
     message = error_message(["run", "--model", "scenes-vega", "--prompts", "mine.txt", "--dry-run"], capsys)
     assert "suite 'quality-custom': not a caption of the scenes grammar: 'a cat'. The embedded family draws only captions" in message
     assert (
         "such as 'a large red circle left of a small blue star on a pink background'; other prompts need a model of family sdxl" in message
     )
-
-
-def test_overridden_settings_make_a_custom_suite() -> None:
-    plain = suites.load("quality")
-    assert api.Overrides().apply(plain) is plain
-    few = api.Overrides(guidance_scale=1.0, scheduler="lcm", timesteps=[999, 749, 499, 249]).apply(plain).sampling
-    assert few
-    assert (few.steps, few.guidance_scale, few.scheduler, few.timesteps) == (4, 1.0, "lcm", (999, 749, 499, 249))
-    with pytest.raises(UserError, match=r"prompts\.n: Input should be greater than 0 \(found 0\)"):
-        api.Overrides(n=0).apply(plain)
-    changed = api.Overrides(steps=3, n=5).apply(plain)
-    assert changed.name == "quality-custom"
-    assert changed.id.digest != plain.id.digest
-    assert (changed.sampling and changed.sampling.steps, len(changed.prompt_list())) == (3, 5)
-    assert changed.sampling is not None
-    assert plain.sampling is not None
-    assert changed.sampling.model_dump(exclude={"steps"}) == plain.sampling.model_dump(exclude={"steps"})
-
-
-def test_overridden_rounds_and_calls_apply_to_every_setting() -> None:
-    plain = suites.load("efficiency")
-    short = api.Overrides(rounds=1, calls=3).apply(plain)
-    assert plain.probes
-    assert short.probes
-    assert (short.name, short.probes.rounds, short.probes.calls, short.probes.warmup) == ("efficiency-custom", 1, 3, 2)
-    assert short.probes.select().keys() == plain.probes.select().keys()
-    assert {setting.calls for setting in plain.probes.select().values()} == {None, 2}
-    assert {setting.calls for setting in short.probes.select().values()} == {None}
-    once = api.Overrides(rounds=1).apply(plain).probes
-    assert once == plain.probes.model_copy(update={"rounds": 1}), "overriding only the rounds keeps the calls of each setting"
-    with pytest.raises(UserError, match=r"probes\.calls: Input should be greater than 1 \(found 1\)"):
-        api.Overrides(calls=1).apply(plain)
-    with pytest.raises(UserError, match="suite 'coco-30k' has no probes, so rounds and calls have no effect; leave them out"):
-        api.Overrides(rounds=1, calls=3).apply(suites.load("coco-30k"))

@@ -439,13 +439,3 @@ def test_samples_from_one_latent_are_refused(folder: Path) -> None:
 def test_more_images_than_can_be_listed_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"'n' times 'samples' is 3,000,000 images; at most 1,000,000"):
         suites.load(write(folder, "n = 3", "n = 3\nsamples = 1_000_000"))
-
-
-def test_samples_per_prompt_make_a_custom_suite_and_other_prompts_keep_them(folder: Path) -> None:
-    plain = suites.load("quality")
-    two = api.Overrides(samples_per_prompt=2).apply(plain)
-    assert (two.name, two.samples, two.prompt_list()) == ("quality-custom", 2, plain.prompt_list())
-    (folder / "mine.txt").write_text(f"{scene_at(0, 'heldout').caption}\n", encoding="utf-8")
-    assert api.Overrides(prompts=folder / "mine.txt").apply(two).samples == 2
-    with pytest.raises(UserError, match=r"prompts\.samples: Input should be greater than 0"):
-        api.Overrides(samples_per_prompt=0).apply(plain)
