@@ -22,10 +22,18 @@ from sdbench.report.image_wall import Album, Wall
 from sdbench.report.worst import Case, Worst
 from sdbench.tables import Grid, Noted
 
-_PARTS = {
-    "table": "Table", "trade": "Trade-offs", "groups": "By group of prompts", "stages": "Where the time goes",
-    "wins": "Who beats whom", "truth": "Against the truth", "gate": "Verdicts", "worst": "Worst images", "images": "Image wall", "made": "How the numbers were made",
-}  # fmt: skip  # a table
+_PARTS = {  # id of a part of the page -> its title, and the entries of the view that it shows
+    "table": ("Table", ("rows",)),
+    "trade": ("Trade-offs", ("charts",)),
+    "groups": ("By group of prompts", ("groups",)),
+    "stages": ("Where the time goes", ("stages",)),
+    "wins": ("Who beats whom", ("matrices",)),
+    "truth": ("Against the truth", ("truth",)),
+    "gate": ("Verdicts", ("verdicts",)),
+    "worst": ("Worst images", ("regressions", "costly")),
+    "images": ("Image wall", ("wall",)),
+    "made": ("How the numbers were made", ("footer",)),
+}
 _FIGURE_SPACE, _PUNCTUATION_SPACE = "\u2007", "\u2008"  # as wide as a digit and as a point
 
 
@@ -91,8 +99,8 @@ def build_view(section: Section, number: int, wall: Wall, album: Album, policy: 
     """
     judges = wins.judges(section)
     keys = {(image.model, shot.name): image.key for shot in wall.shots for image in shot.images if image}
-    verdicts = list(_verdicts(section, policy, results))
     columns, notes = _with_notes_below(_columns(section))
+    has_room, footer = len(section.rows) <= MAX_MODELS, writing.footer_lines(section)
     view = {
         "columns": columns,
         "notes": notes,
@@ -104,25 +112,23 @@ def build_view(section: Section, number: int, wall: Wall, album: Album, policy: 
         "charts": (charts := _charts(section)),
         "chart_metrics": list(dict.fromkeys(chart.metric for chart in charts)),
         "charts_left": len(section.models) > figures.MAX_LABELS,
-        "groups": writing.group_grids(section) if len(section.rows) <= MAX_MODELS else {},
+        "groups": writing.group_grids(section) if has_room else {},
         "stages": figures.stage_chart(section),
-        "efficiency": writing.efficiency_grid(section) if len(section.rows) <= MAX_MODELS else Grid((), ()),
+        "efficiency": writing.efficiency_grid(section) if has_room else Grid((), ()),
         "settings": speed.grids(section.records, section.speed_baseline),
         "matrices": [found for judge in judges if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
-        "verdicts": verdicts,
+        "verdicts": list(_verdicts(section, policy, results)),
         "limit": MAX_MODELS if len(section.models) > MAX_MODELS else None,
         "regressions": [_worst_view(one, keys, section.teacher) for one in worst.regressions(section, judges)],
         "costly": [_worst_view(one, keys, None) for one in worst.costliest(section)],
         "worst_note": _worst_note(section),
-        "wall": wall,
+        "wall": wall if album.names else None,
         "wall_note": _wall_note(wall, album),
-        "footer": writing.footer_lines(section) if len(section.rows) <= MAX_MODELS else writing.footer_lines(section)[:1],
+        "footer": footer if has_room else footer[:1],
         "teacher": section.teacher.name if section.teacher else "",
     }
-    present = {"table": True, "trade": view["charts"], "groups": view["groups"], "stages": view["stages"],
-               "wins": view["matrices"], "truth": view["truth"], "gate": verdicts, "worst": view["regressions"] or view["costly"], "images": wall.shots or wall.left, "made": True}  # fmt: skip
-    parts = [(title, part) for part, title in _PARTS.items() if present[part]]
+    parts = [(title, part) for part, (title, entries) in _PARTS.items() if any(view[entry] for entry in entries)]
     return {"id": f"s{number}", "title": section.title, "only_wall": False, "beside": "", "parts": parts, **view}
 
 
