@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,8 @@ class Column:
 
 
 def build_album(section: Section) -> Album:
-    """The section's images, with the prompts of the worst ones."""
-    judges = wins.judges(section)
-    lists = [found.cases for found in chain(worst.regressions(section, judges), worst.costliest(section))]
-    cases = filter(None, chain.from_iterable(zip_longest(*lists)))  # the first of each list, then the second of each
-    names = dict.fromkeys(case.name for case in cases)
-    return Album(section, list(names), worst.losses(section, judges[0]) if judges else {})
+    """The section's images, with the worst ones."""
+    return Album(section, worst.find(section, wins.judges(section)))
 
 
 def build_view(section: Section, number: int, wall: Wall, album: Album, policy: Policy, results: Path) -> dict[str, Any]:
@@ -97,7 +93,6 @@ def build_view(section: Section, number: int, wall: Wall, album: Album, policy: 
     Raises:
         UserError: a record or a noise floor cannot be read.
     """
-    judges = wins.judges(section)
     keys = {(image.model, shot.name): image.key for shot in wall.shots for image in shot.images if image}
     columns, notes = _with_notes_below(_columns(section))
     has_room, footer = len(section.rows) <= MAX_MODELS, writing.footer_lines(section)
@@ -116,12 +111,12 @@ def build_view(section: Section, number: int, wall: Wall, album: Album, policy: 
         "stages": figures.stage_chart(section),
         "efficiency": writing.efficiency_grid(section) if has_room else Grid((), ()),
         "settings": speed.grids(section.records, section.speed_baseline),
-        "matrices": [found for judge in judges if (found := wins.matrix(section, judge))],
+        "matrices": [found for judge in wins.judges(section) if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
         "verdicts": list(_verdicts(section, policy, results)),
         "limit": MAX_MODELS if len(section.models) > MAX_MODELS else None,
-        "regressions": [_worst_view(one, keys, section.teacher) for one in worst.regressions(section, judges)],
-        "costly": [_worst_view(one, keys, None) for one in worst.costliest(section)],
+        "regressions": [_worst_view(one, keys, section.teacher) for one in album.worst.regressions],
+        "costly": [_worst_view(one, keys, None) for one in album.worst.costliest],
         "worst_note": _worst_note(section),
         "wall": wall if album.names else None,
         "wall_note": _wall_note(wall, album),
