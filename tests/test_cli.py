@@ -20,7 +20,7 @@ from distillation import cli as distillation
 from distillation.recipe import load_recipe
 from sdbench import __version__, api, cli, suites
 from sdbench.api import measuring
-from sdbench.commands import reference
+from sdbench.commands import reference, scenes
 from sdbench.doctor import checks
 from sdbench.errors import UserError
 from sdbench.gate import baselines, floors
@@ -289,8 +289,10 @@ def test_every_command_and_option_has_a_help_text() -> None:
 def test_names_in_the_help_are_complete() -> None:
     from distillation.ablation.experiment import arm_recipes
     from sdbench.encoders.catalogue import ENCODERS
+    from sdbench.scenes.training.make import PARTS
 
     assert tuple(ENCODERS) == reference.ENCODERS
+    assert tuple(PARTS) == scenes.PARTS
     assert tuple(arm_recipes(load_recipe("vega"), dict)) == distillation.ARMS
 
 
@@ -555,8 +557,9 @@ def test_sigterm_ends_child_processes_too(tmp_path: Path) -> None:
     code = """
 import subprocess
 from sdbench import cli
+from sdbench.commands import listing
 child = "import time; print('there', flush=True); time.sleep(60)"
-cli._models = lambda _: subprocess.run([sys.executable, "-c", child])
+listing._models = lambda _: subprocess.run([sys.executable, "-c", child])
 sys.exit(cli.main(["models"]))
 """
     path = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
