@@ -22,12 +22,15 @@ def add_commands(add: AddCommand) -> None:
 
     benchmarking = add("benchmark", _benchmark, "measure every model of a profile and write the leaderboard")
     benchmarking.add_argument(
-        "--profile", default="auto", help="auto, scenes, sdxl or sdxl-random (default: auto, which chooses what this machine can run)"
+        "--profile",
+        default="auto",
+        help="scenes: the embedded family; sdxl: the full-size family; sdxl-random: its latency and memory, with random weights; auto: what "
+        "this machine can run (default: auto)",
     )
     _add_dry_run(benchmarking)
     add_runs(benchmarking)
 
-    scoring = add("score", _score, "score images that another program made against their prompts")
+    scoring = add("score", _score, "score images that were made by another program, with their prompts")
     scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP images")
     scoring.add_argument(
         "--prompts",
