@@ -3,16 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import replace_all_evaluators
 
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec
 from sdbench.run import runner
-
-
-@pytest.fixture
-def fake_evaluators(monkeypatch: pytest.MonkeyPatch) -> None:
-    replace_all_evaluators(monkeypatch)
 
 
 @pytest.fixture
