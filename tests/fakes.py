@@ -1,4 +1,4 @@
-"""A suite, and fake evaluators and probes in place of the shipped ones: the tests are about what a run does with them."""
+"""A suite and rules to gate it by, and fake evaluators and probes in place of the shipped ones: the tests are about what a run does with them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from sdbench import records
 from sdbench.arrays import F32, U8
 from sdbench.encoders import scenes
 from sdbench.encoders.catalogue import TOWERS
+from sdbench.gate.policy import Policy, Rule
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
 from sdbench.records import Scores, Value
@@ -36,6 +37,15 @@ SUITE = Suite(
 )
 PROBED = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
 LATENCY = Value(name="latency.pipeline.p50", kind="probe", direction="lower", unit="s", value=0.5, n=2, samples=((0.4, 0.6),))
+RULES = Policy(
+    alpha=0.05,
+    suites={
+        "own": {
+            "fd.scenes": Rule(direction="lower", margin=1, required=True),
+            "clip_score.scenes": Rule(direction="higher", margin=1, required=True),
+        }
+    },
+)
 PROMPTS = [scene_at(index, "heldout").caption for index in range(6)]
 IMAGES = render([parse(prompt) for prompt in PROMPTS], range(6))
 

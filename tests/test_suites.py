@@ -439,3 +439,20 @@ def test_samples_from_one_latent_are_refused(folder: Path) -> None:
 def test_more_images_than_can_be_listed_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"'n' times 'samples' is 3,000,000 images; at most 1,000,000"):
         suites.load(write(folder, "n = 3", "n = 3\nsamples = 1_000_000"))
+
+
+@pytest.mark.parametrize("batch", [1, 4, 32])
+def test_look_order_takes_as_much_of_each_part_of_a_sorted_list(batch: int) -> None:
+    ids = [f"{place:05d}" for place in range(3200)]
+    order = suites.look_order(ids, batch)
+    assert sorted(order) == ids
+    for look in range(1, 101):
+        parts = [sum(int(each) // 800 == part for each in order[: 32 * look]) for part in range(4)]
+        assert max(parts) - min(parts) <= 3 * batch
+
+
+def test_look_order_keeps_batches_together_and_a_short_one_last() -> None:
+    ids = [f"{place:05d}" for place in range(11)]
+    mixed = suites.look_order(ids, 4)
+    assert mixed[8:] == ids[8:]
+    assert sorted([mixed[:4], mixed[4:8]]) == [ids[:4], ids[4:8]]

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,3 +19,9 @@ def teacher(tiny_pipeline: Path, loaded_pipeline: Any, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(runner, "load", load_copy)
     return ModelSpec("scenes-teacher", "scenes", "vega", "folder", str(tiny_pipeline))
+
+
+@pytest.fixture
+def student(teacher: ModelSpec) -> ModelSpec:
+    """A model with the teacher's weights."""
+    return replace(teacher, name="student")

@@ -74,9 +74,9 @@ def test_record_says_whether_the_range_that_its_suite_accepts_was_reproduced(tea
 
 
 def test_run_writes_one_record_per_model_and_a_second_run_nothing(
-    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    specs = [replace(teacher, name="student"), resolve("scenes-rendered"), teacher]
+    specs = [student, resolve("scenes-rendered"), teacher]
     folders = runner.run(specs, prepare_in(tmp_path))
     found = [records.read(path)[0] for path in folders]
     assert [record.model.name for record in found] == ["student", "scenes-rendered", "scenes-teacher"]
@@ -234,16 +234,16 @@ def test_weights_replaced_while_other_models_are_drawn_are_refused(
     )
 
 
-def test_damaged_record_stops_the_run_before_any_work(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_record_stops_the_run_before_any_work(
+    teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder,) = runner.run([teacher], prepare_in(tmp_path))
     (folder / "scores.parquet").write_bytes(b"half of it")
     before = modification_times(tmp_path)
     for work in ("load", "weights_digest", "fetch", "generate"):
         monkeypatch.setattr(runner, work, fail_if_called)
     with pytest.raises(UserError, match=rf"record .*{folder.name} was changed.*Restore it, or delete the folder"):
-        api.run(
-            [replace(teacher, name="student")], SUITE, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu", only="quality"
-        )
+        api.run([student], SUITE, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu", only="quality")
     assert modification_times(tmp_path) == before
 
 

@@ -23,12 +23,6 @@ pytestmark = pytest.mark.usefixtures("fake_evaluators")
 WIN_RATE = "win_rate.preference.scenes"
 
 
-@pytest.fixture
-def student(teacher: ModelSpec) -> ModelSpec:
-    """A model with the teacher's weights."""
-    return replace(teacher, name="student")
-
-
 def measure(spec: ModelSpec, folder: Path, suite: Suite = SUITE) -> Record:
     (path,) = runner.run([spec], prepare_in(folder, suite))
     return records.read_record(path)
