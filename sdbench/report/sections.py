@@ -14,7 +14,7 @@ from sdbench.errors import UserError
 from sdbench.gate import floors
 from sdbench.gate.judging import gate
 from sdbench.gate.policy import Policy
-from sdbench.leaderboard import speed, standings, truth, writing
+from sdbench.leaderboard import grids, provenance, speed, standings, truth
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Direction, Value
 from sdbench.report import MAX_MODELS, figures, wins, worst
@@ -95,7 +95,7 @@ def build_view(section: Section, number: int, wall: Wall, album: Album, policy: 
     """
     keys = {(image.model, shot.name): image.key for shot in wall.shots for image in shot.images if image}
     columns, notes = _with_notes_below(_columns(section))
-    has_room, footer = len(section.rows) <= MAX_MODELS, writing.footer_lines(section)
+    has_room, footer = len(section.rows) <= MAX_MODELS, provenance.footer_lines(section)
     view = {
         "columns": columns,
         "notes": notes,
@@ -107,9 +107,9 @@ def build_view(section: Section, number: int, wall: Wall, album: Album, policy: 
         "charts": (charts := _charts(section)),
         "chart_metrics": list(dict.fromkeys(chart.metric for chart in charts)),
         "charts_left": len(section.models) > figures.MAX_LABELS,
-        "groups": writing.group_grids(section) if has_room else {},
+        "groups": grids.group_grids(section) if has_room else {},
         "stages": figures.stage_chart(section),
-        "efficiency": writing.efficiency_grid(section) if has_room else Grid((), ()),
+        "efficiency": grids.efficiency_grid(section) if has_room else Grid((), ()),
         "settings": speed.grids(section.records, section.speed_baseline),
         "matrices": [found for judge in wins.judges(section) if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
@@ -207,7 +207,7 @@ def _pad(text: str, decimals: int) -> str:
 
 def _charts(section: Section) -> list[figures.Chart]:
     ranked = [value for value in standings.metrics(section) if not value.name.startswith("win_rate.")]
-    return list(chain.from_iterable(figures.pareto_charts(section, value, writing.metric_title(value)) for value in ranked))
+    return list(chain.from_iterable(figures.pareto_charts(section, value, grids.metric_title(value)) for value in ranked))
 
 
 def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from values import absent, count, score, speeds
 
 from sdbench import records, tables
 from sdbench.errors import UserError
-from sdbench.leaderboard import flat, published, standings, writing
+from sdbench.leaderboard import export, grids, provenance, published, standings, writing
 from sdbench.leaderboard.standings import Row
 from sdbench.records import Model, NamedTeacher, Scores, SuiteId, Value
 
@@ -123,7 +123,7 @@ def test_write_replaces_the_files_with_tables_of_the_records(tmp_path: Path) -> 
     written = writing.write(rows, tmp_path)
     assert written == [tmp_path / f"LEADERBOARD.{kind}" for kind in ("md", "tex", "csv", "json")]
     assert rows == [Row(folder, record)]
-    texts = [writing.markdown(rows), writing.latex(rows), flat.csv_text(rows), flat.json_text(rows)]
+    texts = [writing.markdown(rows), writing.latex(rows), export.csv_text(rows), export.json_text(rows)]
     assert [path.read_text(encoding="utf-8") for path in written] == texts
     assert {entry.name for entry in tmp_path.iterdir()} == {*(path.name for path in written), "scenes"}
 
@@ -144,7 +144,7 @@ def test_shipped_leaderboard_is_what_the_shipped_records_make(tmp_path: Path) ->
 
 def test_latex_has_every_cell_of_the_leaderboard(rows: list[Row]) -> None:
     text = writing.latex(rows)
-    cells = {cell for section in standings.sections(rows) for row in writing.quality_grid(section).rows for cell in row}
+    cells = {cell for section in standings.sections(rows) for row in grids.quality_grid(section).rows for cell in row}
     parts = {part for cell in cells for part in ((cell.short, cell.note) if isinstance(cell, tables.Noted) else (cell,))}
     assert all(tables.escape_latex(part) in text for part in parts)
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\caption{") >= 2
@@ -155,9 +155,9 @@ def test_latex_has_every_cell_of_the_leaderboard(rows: list[Row]) -> None:
 def test_noise_is_in_the_footer_if_a_record_has_it() -> None:
     with_noise = make_record("new", noise={"kind": "per_image", "seed": 7})
     (section,) = standings.sections([Row(Path("a"), with_noise), Row(Path("b"), make_record("old"))])
-    assert 'noise: kind "per_image", seed 7 (new); not in the record (old)' in writing.footer_lines(section)
+    assert 'noise: kind "per_image", seed 7 (new); not in the record (old)' in provenance.footer_lines(section)
     (section,) = standings.sections([Row(Path("b"), make_record("old"))])
-    assert not [line for line in writing.footer_lines(section) if line.startswith("noise")]
+    assert not [line for line in provenance.footer_lines(section) if line.startswith("noise")]
 
 
 def test_unwritable_folder_is_an_error(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_speed_up_of_a_few_step_student_is_over_the_teacher_in_its_own_suite() -
     rows = [Row(Path(str(number)), record) for number, record in enumerate((teacher, student, few_step_teacher))]
     (section,) = (found for found in standings.sections(rows) if "few-step" in found.title)
     assert section.teacher is None, "the teacher in 4 steps is not the teacher of the section"
-    grid = writing.quality_grid(section)
+    grid = grids.quality_grid(section)
     assert grid.header[-1] == "speed-up over sdxl under standard@3 ↑"
     assert {row[0]: row[-1] for row in grid.rows} == {"lcm": "6.00x", "sdxl": "3.00x"}
     (elsewhere,) = standings.sections([rows[1], Row(Path("3"), teacher.model_copy(update={"machine": GPU}))])[:1]
@@ -197,10 +197,10 @@ def test_speed_up_of_a_few_step_student_is_over_the_teacher_in_its_own_suite() -
 def test_suite_that_times_nothing_has_no_columns_of_speed() -> None:
     untimed = [Row(Path(name), make_record(name, ())) for name in ("scenes-teacher", "scenes-vega")]
     (section,) = standings.sections(untimed)
-    grid = writing.quality_grid(section)
+    grid = grids.quality_grid(section)
     assert (grid.header, grid.rows[0]) == (("model", "images"), ("scenes-teacher", str(untimed[0].record.n_images)))
     (section,) = standings.sections([untimed[0], Row(Path("timed"), make_record("scenes-vega", speeds(1.0)))])
-    assert [row[-2] for row in writing.quality_grid(section).rows].count("missing: not in this record") == 1
+    assert [row[-2] for row in grids.quality_grid(section).rows].count("missing: not in this record") == 1
 
 
 def test_setting_that_was_measured_without_base_is_shown_under_its_name() -> None:
@@ -212,6 +212,6 @@ def test_setting_that_was_measured_without_base_is_shown_under_its_name() -> Non
         for name, seconds in (("scenes-teacher", 3.0), ("scenes-vega", 1.5))
     ]
     (section,) = standings.sections(rows)
-    grid = writing.quality_grid(section)
+    grid = grids.quality_grid(section)
     assert grid.header[-2:] == ("channels-last latency p50 (s) ↓", "speed-up over scenes-teacher ↑")
     assert [row[-1] for row in grid.rows] == ["1.00x", "2.00x"]
