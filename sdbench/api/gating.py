@@ -21,6 +21,7 @@ from sdbench.models.spec import ModelSpec
 from sdbench.records import Record, SuiteId
 
 Announce = Callable[[str], None]
+_ONLY_IMAGES = "left out, as only image metrics are weighed"
 
 
 def gate(
@@ -108,14 +109,14 @@ def until_verdict(
     chosen, rules = find_suite(suite, spec), load_policy(policy)
     names = rules.rules(chosen.name)  # a policy that weighs nothing here ends the run before it begins
     left_out = [name for name in names if is_probe(name)] if only else []
-    weighed = _leave_out(left_out, rules, chosen.name) if left_out else rules
+    weighed = _leave_out(left_out, rules, chosen.name)
     check_models([spec], chosen)
     old = find_or_run_baseline(as_text(baseline), chosen, places, device, only, announce)
     reference = records.read_record(old)
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only=only)
     with evaluators_on(context.device):
         new, report = run_until_verdict(spec, context, old, weighed, floors.between_runs(reference, places.results))
-    notes = [f"left out, as only image metrics are weighed: {', '.join(left_out)}"] if left_out else []
+    notes = [f"{_ONLY_IMAGES}: {', '.join(left_out)}"] if left_out else []
     return new, _with_inputs(replace(report, notes=(*report.notes, *notes)), new, old, reference.suite, rules, str(baseline))
 
 
@@ -234,12 +235,12 @@ def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline:
     sides = Side.read(new), Side.read(old)
     candidate, reference = (side.record for side in sides)
     left_out = _left_out_probes((candidate, reference), rules, only)
-    weighed = _leave_out(left_out, rules, candidate.suite.name) if left_out else rules
+    weighed = _leave_out(left_out, rules, candidate.suite.name)
     report = judging.judge(*sides, weighed, floors.between_runs(reference, places.results))
     measured = [name for name in left_out if candidate.value(name) and reference.value(name)]
     told = {
         "not measured, so not weighed": [name for name in left_out if name not in measured],
-        "left out, as only image metrics are weighed": measured,
+        _ONLY_IMAGES: measured,
     }
     notes = (f"{what}: {', '.join(names)}" for what, names in told.items() if names)
     return _with_inputs(replace(report, notes=(*report.notes, *notes)), new, old, reference.suite, rules, baseline)
@@ -255,7 +256,9 @@ def _left_out_probes(sides: tuple[Record, Record], rules: Policy, only: str | No
 
 
 def _leave_out(names: Sequence[str], rules: Policy, suite: str) -> Policy:
-    """The policy for a suite without some metrics; an error where nothing is left."""
+    """The policy for a suite without some metrics, if any; an error where nothing is left."""
+    if not names:
+        return rules
     remaining = {name: rule for name, rule in rules.rules(suite).items() if name not in names}
     if not remaining:
         raise UserError(
