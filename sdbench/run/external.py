@@ -20,7 +20,7 @@ from sdbench.encoders.memory import evaluators_on
 from sdbench.errors import UserError
 from sdbench.generate import Job
 from sdbench.models.catalogue import CATALOGUE
-from sdbench.models.spec import NAME
+from sdbench.models.spec import NAME, NAME_RULE
 from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import BLOCK, Subject
 from sdbench.records import Model
@@ -97,7 +97,7 @@ def record_images(found: CaptionedFiles, name: str, context: RunContext) -> Path
     """
     if name in CATALOGUE or not NAME.fullmatch(name):
         raise UserError(
-            f"{name!r} cannot name images: use only letters, digits and .+-_, a letter or digit first, and not the name of a model in the catalogue; choose another with --name"
+            f"{name!r} cannot name images: {NAME_RULE}, and not the name of a model in the catalogue; choose another with --name"
         )
     if context.suite.samples > 1:
         raise UserError(
