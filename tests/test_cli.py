@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -21,8 +20,7 @@ from distillation import cli as distillation
 from distillation.recipe import load_recipe
 from sdbench import __version__, api, cli, suites
 from sdbench.api import measuring
-from sdbench.commands import reference
-from sdbench.doctor import checks
+from sdbench.commands import reference, scenes
 from sdbench.errors import UserError
 from sdbench.gate import baselines, floors
 from sdbench.gate.pairing import Side
@@ -300,8 +298,10 @@ def test_every_command_and_option_has_a_help_text() -> None:
 def test_names_in_the_help_are_complete() -> None:
     from distillation.ablation.experiment import arm_recipes
     from sdbench.encoders.catalogue import ENCODERS
+    from sdbench.scenes.training.make import PARTS
 
     assert tuple(ENCODERS) == reference.ENCODERS
+    assert tuple(PARTS) == scenes.PARTS
     assert tuple(arm_recipes(load_recipe("vega"), dict)) == distillation.ARMS
 
 
@@ -599,8 +599,9 @@ def test_sigterm_ends_child_processes_too(tmp_path: Path) -> None:
     code = """
 import subprocess
 from sdbench import cli
+from sdbench.commands import listing
 child = "import time; print('there', flush=True); time.sleep(60)"
-cli._models = lambda _: subprocess.run([sys.executable, "-c", child])
+listing._models = lambda _: subprocess.run([sys.executable, "-c", child])
 sys.exit(cli.main(["models"]))
 """
     path = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
@@ -728,48 +729,6 @@ def test_folder_without_records_is_an_error_not_an_empty_leaderboard(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_doctor_reports_old_or_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "requires", lambda _: ["numpy>=2.0", "torch>=99", "nowhere>=1"])
-    found = [*checks._packages()]
-    assert [(finding.is_ok, finding.is_fatal) for finding in found] == [(True, True), (False, True), (False, True)]
-    assert found[0].text == f"numpy {metadata.version('numpy')}"
-    assert re.match(r"torch 2\.\S+, needed is torch>=99; install sdbench again", found[1].text)
-    assert found[2].text.startswith("nowhere is not installed, needed is nowhere>=1; install")
-    monkeypatch.undo()
-    assert all(finding.is_ok for finding in checks._packages())
-    monkeypatch.setattr(metadata, "requires", lambda _: metadata.version("nowhere"))
-    assert [finding.is_fatal for finding in checks._packages()] == [False]
-
-
-def test_doctor_tells_what_compiled_settings_lack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    compiler = tmp_path / "my-cc"
-    compiler.touch(mode=0o755)
-    (tmp_path / "Python.h").touch()
-    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setenv("CC", str(compiler))
-    assert checks._compiler().is_ok
-    monkeypatch.delenv("CC")
-    (tmp_path / "Python.h").unlink()
-    finding = checks._compiler()
-    assert (finding.is_ok, finding.is_fatal) == (False, False)
-    assert "without a C compiler and Python's headers" in finding.text
-
-
-def test_doctor_checks_the_given_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(checks, "_metrics", lambda: iter(()))
-    monkeypatch.setattr(checks, "_published_values", lambda: iter(()))
-    found = {finding.text for finding in checks.examine(tmp_path / "new" / "results", tmp_path / "away")}
-    assert f"folder {tmp_path}/new/results can be written" in found
-    assert any(text.endswith(f"of disk free for {tmp_path}/away") for text in found)
-
-
-def test_doctor_finds_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "results").touch()
-    finding = checks._writable(tmp_path / "results" / "runs", "--runs")
-    assert (finding.is_ok, finding.text.endswith("results/runs cannot be written; name another with --runs")) == (False, True)
-
-
 def test_unrelated_files_in_the_suites_folder_do_not_hide_shipped_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "suites").mkdir()
     (tmp_path / "suites" / "api_tests.toml").write_text('endpoint = "/v1"', encoding="utf-8")
@@ -779,63 +738,12 @@ def test_unrelated_files_in_the_suites_folder_do_not_hide_shipped_suites(tmp_pat
     assert "quality@" in out
 
 
-def test_custom_prompts_and_reference_make_a_custom_suite_identified_by_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plain = suites.load("standard")
-    for name in ("mine.txt", "copied.txt"):
-        (tmp_path / name).write_text("a cat\n\na dog\na fox\n", encoding="utf-8")
-    mine, copied, two = (
-        api.Overrides(prompts=Path(name), n=n).apply(plain) for name, n in (("mine.txt", None), ("copied.txt", None), ("mine.txt", 2))
-    )
-    assert (mine.name, [*mine.prompt_list().values()]) == ("standard-custom", ["a cat", "a dog", "a fox"])
-    assert mine.id == copied.id != two.id
-    assert len(two.prompt_list()) == 2
-    (tmp_path / "captions.csv").write_text("file,caption\n0.png,a cat\n1.png,a dog\n2.png,a fox\n", encoding="utf-8")
-    table = api.Overrides(prompts="captions.csv").apply(plain)
-    assert table.prompt_list() == mine.prompt_list()
-    capsys.readouterr()  # `datasets` shows its progress
-    only_clip = api.Overrides(metrics=["clip_score.vit-l-14"]).apply(plain)
-    assert (only_clip.own_metrics, only_clip.name) == (("clip_score.vit-l-14",), "standard-custom")
-    assert api.Overrides(n=4).apply(only_clip).name == "standard-custom"
-    to_mine = api.Overrides(reference="mine").apply(plain)
-    assert (to_mine.name, to_mine.reference, to_mine.prompt_list()) == ("standard-custom", "mine", plain.prompt_list())
-    with pytest.raises(UserError, match=r"prompts nowhere\.txt cannot be read"):
-        api.Overrides(prompts=Path("nowhere.txt")).apply(plain)
+def test_prompts_that_are_no_captions_of_scenes_are_refused_for_the_embedded_family(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("a cat\n", encoding="utf-8")
     message = error_message(["run", "--model", "scenes-vega", "--prompts", "mine.txt", "--dry-run"], capsys)
     assert "suite 'quality-custom': not a caption of the scenes grammar: 'a cat'. The embedded family draws only captions" in message
     assert (
         "such as 'a large red circle left of a small blue star on a pink background'; other prompts need a model of family sdxl" in message
     )
-
-
-def test_overridden_settings_make_a_custom_suite() -> None:
-    plain = suites.load("quality")
-    assert api.Overrides().apply(plain) is plain
-    few = api.Overrides(guidance_scale=1.0, scheduler="lcm", timesteps=[999, 749, 499, 249]).apply(plain).sampling
-    assert few
-    assert (few.steps, few.guidance_scale, few.scheduler, few.timesteps) == (4, 1.0, "lcm", (999, 749, 499, 249))
-    with pytest.raises(UserError, match=r"prompts\.n: Input should be greater than 0 \(found 0\)"):
-        api.Overrides(n=0).apply(plain)
-    changed = api.Overrides(steps=3, n=5).apply(plain)
-    assert changed.name == "quality-custom"
-    assert changed.id.digest != plain.id.digest
-    assert (changed.sampling and changed.sampling.steps, len(changed.prompt_list())) == (3, 5)
-    assert changed.sampling is not None
-    assert plain.sampling is not None
-    assert changed.sampling.model_dump(exclude={"steps"}) == plain.sampling.model_dump(exclude={"steps"})
-
-
-def test_overridden_rounds_and_calls_apply_to_every_setting() -> None:
-    plain = suites.load("efficiency")
-    short = api.Overrides(rounds=1, calls=3).apply(plain)
-    assert plain.probes
-    assert short.probes
-    assert (short.name, short.probes.rounds, short.probes.calls, short.probes.warmup) == ("efficiency-custom", 1, 3, 2)
-    assert short.probes.select().keys() == plain.probes.select().keys()
-    assert {setting.calls for setting in plain.probes.select().values()} == {None, 2}
-    assert {setting.calls for setting in short.probes.select().values()} == {None}
-    once = api.Overrides(rounds=1).apply(plain).probes
-    assert once == plain.probes.model_copy(update={"rounds": 1}), "overriding only the rounds keeps the calls of each setting"
-    with pytest.raises(UserError, match=r"probes\.calls: Input should be greater than 1 \(found 1\)"):
-        api.Overrides(calls=1).apply(plain)
-    with pytest.raises(UserError, match="suite 'coco-30k' has no probes, so rounds and calls have no effect; leave them out"):
-        api.Overrides(rounds=1, calls=3).apply(suites.load("coco-30k"))

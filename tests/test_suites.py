@@ -444,11 +444,18 @@ def test_more_images_than_can_be_listed_are_refused(folder: Path) -> None:
         suites.load(write(folder, "n = 3", "n = 3\nsamples = 1_000_000"))
 
 
-def test_samples_per_prompt_make_a_custom_suite_and_other_prompts_keep_them(folder: Path) -> None:
-    plain = suites.load("quality")
-    two = api.Overrides(samples_per_prompt=2).apply(plain)
-    assert (two.name, two.samples, two.prompt_list()) == ("quality-custom", 2, plain.prompt_list())
-    (folder / "mine.txt").write_text(f"{scene_at(0, 'heldout').caption}\n", encoding="utf-8")
-    assert api.Overrides(prompts=folder / "mine.txt").apply(two).samples == 2
-    with pytest.raises(UserError, match=r"prompts\.samples: Input should be greater than 0"):
-        api.Overrides(samples_per_prompt=0).apply(plain)
+@pytest.mark.parametrize("batch", [1, 4, 32])
+def test_look_order_takes_as_much_of_each_part_of_a_sorted_list(batch: int) -> None:
+    ids = [f"{place:05d}" for place in range(3200)]
+    order = suites.look_order(ids, batch)
+    assert sorted(order) == ids
+    for look in range(1, 101):
+        parts = [sum(int(each) // 800 == part for each in order[: 32 * look]) for part in range(4)]
+        assert max(parts) - min(parts) <= 3 * batch
+
+
+def test_look_order_keeps_batches_together_and_a_short_one_last() -> None:
+    ids = [f"{place:05d}" for place in range(11)]
+    mixed = suites.look_order(ids, 4)
+    assert mixed[8:] == ids[8:]
+    assert sorted([mixed[:4], mixed[4:8]]) == [ids[:4], ids[4:8]]

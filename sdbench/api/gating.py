@@ -21,6 +21,7 @@ from sdbench.models.spec import ModelSpec
 from sdbench.records import Record, SuiteId
 
 Announce = Callable[[str], None]
+_ONLY_IMAGES = "left out, as only image metrics are weighed"
 
 
 def gate(
@@ -262,7 +263,7 @@ def _left_out_notes(left_out: Sequence[str], sides: tuple[Record, Record]) -> li
     measured = [name for name in left_out if all(side.value(name) for side in sides)]
     told = {
         "not measured, so not weighed": [name for name in left_out if name not in measured],
-        "left out, as only image metrics are weighed": measured,
+        _ONLY_IMAGES: measured,
     }
     return [f"{what}: {', '.join(names)}" for what, names in told.items() if names]
 

@@ -4,7 +4,7 @@ import argparse
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sdbench.arguments import add_json, print_note
 from sdbench.errors import UserError
@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from sdbench.suites import Suite
 
 Command = Callable[[argparse.Namespace], int]  # returns the process's exit code
-AddCommand = Callable[[str, Command, str], argparse.ArgumentParser]  # takes a command's name, function and help text; returns its parser
+
+
+class AddCommand(Protocol):
+    """What the modules of commands add theirs with."""
+
+    def __call__(self, name: str, command: Command, help_text: str, *, common: bool = True) -> argparse.ArgumentParser:
+        """Add a command, with the options of `add_common` unless told otherwise, and return its parser."""
 
 
 def table_width() -> int:

@@ -21,12 +21,15 @@ def add_commands(add: AddCommand) -> None:
 
     benchmarking = add("benchmark", _benchmark, "measure every model of a profile and write the leaderboard")
     benchmarking.add_argument(
-        "--profile", default="auto", help="auto, scenes, sdxl or sdxl-random (default: auto, which chooses what this machine can run)"
+        "--profile",
+        default="auto",
+        help="scenes: the embedded family; sdxl: the full-size family; sdxl-random: its latency and memory, with random weights; auto: what "
+        "this machine can run (default: auto)",
     )
     _add_dry_run(benchmarking)
     add_runs(benchmarking)
 
-    scoring = add("score", _score, "score images that another program made against their prompts")
+    scoring = add("score", _score, "score images that were made by another program, with their prompts")
     scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP images")
     scoring.add_argument(
         "--prompts",
@@ -266,9 +269,7 @@ def _missing_from_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", argument
     from sdbench.run import recording, requirements
     from sdbench.run.context import RunContext
 
-    if suite.sampling is None or not requirements.inputs_are_here(suite):
+    if not requirements.inputs_are_here(suite):
         return []
     where = places_from(arguments)
-    return recording.missing_of_teacher(
-        specs, RunContext(suite, suite.sampling, choose_device(arguments.device), where.results, where.work)
-    )
+    return recording.missing_of_teacher(specs, RunContext(suite, choose_device(arguments.device), where.results, where.work))

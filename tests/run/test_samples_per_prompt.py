@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import SUITE, prepare_in
+from fakes import RULES, SUITE, prepare_in
 from PIL import Image
 
 from sdbench import api, cli, records, suites
@@ -14,7 +14,6 @@ from sdbench.api.places import Places
 from sdbench.commands import measuring
 from sdbench.errors import UserError
 from sdbench.gate import judging
-from sdbench.gate.policy import Policy, Rule
 from sdbench.leaderboard import standings, writing
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import mean_per_prompt
@@ -28,15 +27,6 @@ from sdbench.suites import Prompts, Suite, Teacher
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")
 AGREEMENT = ("agreement.ssim", "fd_to_teacher.scenes")
-RULES = Policy(
-    alpha=0.05,
-    suites={
-        "own": {
-            "fd.scenes": Rule(direction="lower", margin=1, required=True),
-            "clip_score.scenes": Rule(direction="higher", margin=1, required=True),
-        }
-    },
-)
 
 
 def sampled(samples: int, n: int = 5, **changes: object) -> Suite:
@@ -138,10 +128,9 @@ def test_gate_passes_a_record_against_itself_and_refuses_another_number_of_sampl
     assert judging.gate(two, more, RULES).verdict == "incomparable", "as many images, but of other prompts"
 
 
-def test_looks_take_all_samples_of_a_prompt(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_looks_take_all_samples_of_a_prompt(teacher: ModelSpec, student: ModelSpec, tmp_path: Path) -> None:
     suite = sampled(2, n=6)
     (baseline,) = runner.run([teacher], prepare_in(tmp_path, suite))
-    student = replace(teacher, name="student")
     path, report = until_verdict.run_until_verdict(student, prepare_in(tmp_path, suite), baseline, RULES, {})
     assert (report.verdict, report.notes[0]) == ("pass", "stopped after 4 of 6 prompts, at the 2nd look")
     for result in report.results:
@@ -164,18 +153,20 @@ def test_looks_take_all_samples_of_a_prompt(teacher: ModelSpec, tmp_path: Path) 
     assert records.read_record(path).n_images == 12
 
 
-def test_teacher_of_another_suite_needs_as_many_samples(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_teacher_of_another_suite_needs_as_many_samples(
+    teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     others = {"three": sampled(3, name="three"), "one": sampled(1, name="one")}
     monkeypatch.setattr(suites, "load", others.__getitem__)
     runner.run([teacher], prepare_in(tmp_path, others["three"]))
-    student = sampled(2, teacher=Teacher(model="scenes-teacher", suite="three"))
-    (folder,) = runner.run([replace(teacher, name="student")], prepare_in(tmp_path, student))
+    suite = sampled(2, teacher=Teacher(model="scenes-teacher", suite="three"))
+    (folder,) = runner.run([student], prepare_in(tmp_path, suite))
     assert (value := records.read_record(folder).value("agreement.ssim"))
     assert value.value == 1
     with pytest.raises(UserError, match="'one', which draws fewer images of a prompt, 1 against 2; give both as many"):
         prepare_in(tmp_path, sampled(2, teacher=Teacher(model="scenes-teacher", suite="one")))
     context = prepare_in(tmp_path, sampled(2))
-    assert recording.missing_of_teacher([replace(teacher, name="student")], context), "records of other numbers of samples do not count"
+    assert recording.missing_of_teacher([student], context), "records of other numbers of samples do not count"
 
 
 def test_images_made_elsewhere_are_samples_of_the_prompts_that_they_share(tmp_path: Path) -> None:
