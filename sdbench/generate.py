@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from sdbench.arrays import U8
 from sdbench.disk import digest
-from sdbench.encoders.precision import full_float32
+from sdbench.encoders.inference import full_float32
 from sdbench.errors import UserError
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clips import CAPTIONS, TINY, noise, photographs, tiny
+from clips import CAPTIONS, TINY, tiny
 from PIL import Image
+from synthetic_images import noises, photographs
 from torch import Tensor, nn
 
 from sdbench.assets import weights
@@ -63,7 +64,7 @@ def test_score_of_images_needs_no_second_embedding(tmp_path: Path, monkeypatch: 
     torch.save(network.state_dict(), tmp_path / "head.pth")
     monkeypatch.setattr(weights, "find", {aesthetic.ASSET: tmp_path / "head.pth"}.__getitem__)
     monkeypatch.setitem(TOWERS, "clip.vit-l-14", lambda: replace(towers, prepare=prepare))
-    images = np.concatenate([photographs(3, 97, 160), noise(2, 97, 160)])
+    images = np.concatenate([photographs(3, 97, 160), noises(2, 97, 160)])
     (of_clip, found), scores = score(external.store_images(images, CAPTIONS, tmp_path), ["clip_score.vit-l-14", "aesthetic.laion-v2"])
     assert (of_clip.state, found.state, found.n, found.unit) == ("ok", "ok", 5, "points")
     assert len(passes) == 1
