@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sdbench.arguments import add_command, print_answer, print_json, print_note
 from sdbench.commands import showing
 from sdbench.commands.console import AddCommand, add_common, add_completion, add_device, add_runs, check_results, places_from, table_width
+from sdbench.errors import UserError
 
 if TYPE_CHECKING:
     from sdbench.gate.comparison import Comparison
@@ -169,6 +170,7 @@ def baseline(arguments: argparse.Namespace) -> int:
 
 def _judge_and_publish(judge: "Callable[[], Report]", arguments: argparse.Namespace, candidate: str) -> int:
     """Judge, publish the report, and return the exit code."""
+    _check_outputs(arguments)
     try:
         try:
             report = judge()
@@ -184,9 +186,15 @@ def _judge_and_publish(judge: "Callable[[], Report]", arguments: argparse.Namesp
     return report.exit_code
 
 
-def _describe_error(error: BaseException) -> str:
-    from sdbench.errors import UserError
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Check that the files of the report have folders, before hours of measuring."""
+    for option in ("junit", "markdown"):
+        path: Path | None = getattr(arguments, option)
+        if path and not path.absolute().parent.is_dir():
+            raise UserError(f"--{option} {path}: there is no folder {path.parent}; make it, or name another file")
 
+
+def _describe_error(error: BaseException) -> str:
     if isinstance(error, UserError | OSError):  # the latter names its file
         return str(error)
     if isinstance(error, KeyboardInterrupt):

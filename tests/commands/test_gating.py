@@ -28,6 +28,7 @@ alpha = 0.05
 [suites.quality]
 "clip_score.scenes" = { direction = "higher", margin = 0.03, required = true }
 """
+COMMANDS = [["gate", "a", "--baseline", "b"], ["run", "--model", "scenes-vega", "--until-verdict", "--baseline", "b"]]
 
 
 @pytest.fixture
@@ -206,9 +207,7 @@ def test_gate_exits_with_3_if_prompts_are_too_few(tmp_path: Path, strict: list[s
     ],
     ids=lambda error: type(error).__name__,
 )
-@pytest.mark.parametrize(
-    "words", [["gate", "a", "--baseline", "b"], ["run", "--model", "scenes-vega", "--until-verdict", "--baseline", "b"]]
-)
+@pytest.mark.parametrize("words", COMMANDS)
 def test_crash_of_the_gate_does_not_look_like_a_verdict(
     words: list[str], error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,8 +236,19 @@ def test_crash_is_reported_in_json_junit_and_markdown(
 
 @pytest.mark.parametrize("option", ["--junit", "--markdown"])
 def test_unwritable_report_is_not_a_verdict(option: str, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gate(student, student, option, str(tmp_path / "nowhere" / "file")) == 2
+    assert gate(student, student, option, str(tmp_path)) == 2
     assert "the verdict cannot be published" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+def test_report_without_a_folder_is_refused_before_anything_is_measured(
+    option: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("gate", "until_verdict"):
+        monkeypatch.setattr(api, name, lambda *_, **__: pytest.fail("measured"))
+    message = error_message([*words, option, "nowhere/file"], capsys)
+    assert message == f"sdbench: {option} nowhere/file: there is no folder nowhere; make it, or name another file\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
