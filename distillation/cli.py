@@ -127,7 +127,8 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _prune(options: argparse.Namespace) -> None:
-    from distillation.export import Provenance, check_new_or_empty, export_student
+    from distillation.export import check_new_or_empty, export_student
+    from distillation.provenance import Provenance
     from distillation.prune import prune
     from distillation.teacher import fetch_folder, open_teacher_for
 
@@ -162,7 +163,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.deterministic:
         _use_deterministic_algorithms()
     if options.device == "cuda":
-        _suggest_all_gpus(recipe.settings(options.family).accumulation)
+        _suggest_more_gpus(recipe.settings(options.family).accumulation)
     folders = [fetch_folder(name) for name in names]
     out = distil(
         recipe,
@@ -199,16 +200,16 @@ def _use_deterministic_algorithms() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _suggest_all_gpus(accumulation: int) -> None:
-    """On a machine with several GPUs, say how to train on more than one."""
+def _suggest_more_gpus(accumulation: int) -> None:
+    """On a machine with several GPUs, say how to train on more than one, if the batches of a step can be shared."""
     import torch
 
     from sdbench.training.loop import max_even_processes
 
     gpus = torch.cuda.device_count()
-    if gpus > 1 and "WORLD_SIZE" not in os.environ:
-        n = max_even_processes(accumulation, gpus)
-        sys.stderr.write(f"training on 1 of {gpus} GPUs; to train on {n}: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
+    n = max_even_processes(accumulation, gpus)
+    if n > 1 and "WORLD_SIZE" not in os.environ:
+        sys.stderr.write(f"training on 1 of {gpus} GPUs; to train on {n}: torchrun --nproc-per-node {n} -m distillation run ...\n")
 
 
 def _dry_run(

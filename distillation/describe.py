@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers import UNet2DConditionModel
-
 from distillation.estimate import (
     ASSUMED_MFU,
     FORWARD_EQUIVALENTS,
@@ -55,25 +53,21 @@ def describe_recipe(
     """
     settings = recipe.settings(family)
     settings = settings.model_copy(update={"steps": steps or settings.steps})
-    stage_steps = recipe.stage_steps(settings.steps)
-    teacher = build_on_meta("unet", unet_config(recipe.teacher, family))
-    students = [prune(teacher, plan, copy=False) for plan in recipe.plans]
-    taps = resolve_taps(students[-1].config, teacher.config, recipe.plans[-1], recipe.taps)
+    estimate = _estimate(recipe, family, settings)
     has_time = family == "sdxl" or tflops or usd_per_hour
-    estimate = _estimate(recipe, family, settings, teacher, students, taps, stage_steps)
     hours = [gpu_hours(estimate.flops, speed) for speed in _speeds(tflops)] if has_time else []
     lines = [
         f"{recipe.name}: {recipe.student or 'a student'} from {recipe.teacher}, family {family}",
         f"estimate at {estimate.size_px} px; nothing was run:",
-        *_memory_lines(estimate.memory, recipe.stages[0].name, settings.batch, settings.dtype),
+        *_memory_lines(settings, estimate),
         *(_time_lines(hours, tflops, usd_per_hour) if hours else []),
-        *_work_lines(recipe, settings, estimate),
-        f"teacher: {count_parameters(teacher):,} parameters",
-        *_stage_lines(recipe, settings, students, stage_steps),
+        *_work_lines(settings, estimate),
+        f"teacher: {estimate.teacher_parameters:,} parameters",
+        *_stage_lines(recipe, settings, estimate),
         *_training_lines(recipe, family, settings, of_run=bool(teachers)),
         *_run_lines(recipe, settings, teachers, n_images),
-        f"taps: {len(taps)} (student <- teacher, channels x height x width)",
-        *(f"  {tap}" for tap in taps),
+        f"taps: {len(estimate.taps)} (student <- teacher, channels x height x width)",
+        *(f"  {tap}" for tap in estimate.taps),
     ]
     return {
         "recipe": recipe.name,
@@ -81,18 +75,35 @@ def describe_recipe(
         "teacher": recipe.teacher,
         "family": family,
         "size_px": estimate.size_px,
-        "teacher_parameters": count_parameters(teacher),
+        "teacher_parameters": estimate.teacher_parameters,
         "teacher_macs": estimate.teacher_macs,
-        "stages": _stage_rows(recipe, students, stage_steps, estimate),
+        "stages": [vars(stage) for stage in estimate.stages],
         "memory_bytes": vars(estimate.memory) | {"total": estimate.memory.total(settings.batch, checkpointing=settings.checkpointing)},
         "flops": estimate.flops,
         "gpu_hours": hours or None,
         "usd": [each * usd_per_hour for each in hours] if usd_per_hour else None,
         "loss": recipe.loss.model_dump(),
         "settings": settings.model_dump(mode="json"),
-        "taps": [{"student": tap.student, "teacher": tap.teacher, "shape": tap.shape[1:]} for tap in taps],
+        "taps": [{"student": tap.student, "teacher": tap.teacher, "shape": tap.shape[1:]} for tap in estimate.taps],
         "text": "\n".join(lines),
     }
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """The student of a stage, and the work of training it.
+
+    Attributes:
+        macs: of a forward pass of one image.
+        flops_per_step: of an optimiser step.
+    """
+
+    name: str
+    steps: int
+    parameters: int
+    transformer_blocks: int
+    macs: int
+    flops_per_step: int
 
 
 @dataclass(frozen=True)
@@ -102,60 +113,77 @@ class _Estimate:
     Attributes:
         memory: of a process in the first stage, the largest.
         teacher_macs: of a forward pass of one image.
-        student_macs: likewise, by stage.
-        step_flops: of an optimiser step, by stage.
-        flops: of all steps.
         cached_bytes: latents and embeddings of one image, on disk.
     """
 
     size_px: int
     memory: Memory
+    teacher_parameters: int
     teacher_macs: int
-    student_macs: list[int]
-    step_flops: list[int]
-    flops: int
+    stages: list[_Stage]
+    taps: list[Tap]
     cached_bytes: int
 
+    @property
+    def flops(self) -> int:
+        """FLOPs of all steps."""
+        return sum(stage.steps * stage.flops_per_step for stage in self.stages)
 
-def _stage_rows(
-    recipe: Recipe, students: Sequence[UNet2DConditionModel], stage_steps: Sequence[int], estimate: _Estimate
-) -> list[dict[str, Any]]:
-    """Each stage's size and work, as JSON."""
-    return [
-        {
-            "name": stage.name,
-            "steps": steps,
-            "parameters": count_parameters(student),
-            "transformer_blocks": sum(plan.depths.values()),
-            "macs": macs,
-            "flops_per_step": flops,
-        }
-        for stage, plan, steps, student, macs, flops in zip(
-            recipe.stages, recipe.plans, stage_steps, students, estimate.student_macs, estimate.step_flops, strict=True
+
+def _estimate(recipe: Recipe, family: Family, settings: Training) -> _Estimate:
+    stage_steps, size_px = recipe.stage_steps(settings.steps), recipe.size_px(family)
+    latent_size, tokens = input_sizes(PARTS[family], size_px)
+    teacher = build_on_meta("unet", unet_config(recipe.teacher, family))
+    students = [prune(teacher, plan, copy=False) for plan in recipe.plans]
+    taps = resolve_taps(students[-1].config, teacher.config, recipe.plans[-1], recipe.taps)
+    memory = estimate_memory(
+        students[0], count_parameters(teacher), taps, latent_size=latent_size, tokens=tokens, dtype=settings.dtype, ema=settings.ema > 0
+    )
+    teacher_macs, *student_macs = (unet_macs(network.config, latent_size, tokens) for network in (teacher, *students))
+    images = settings.batch * settings.accumulation
+    stages = [
+        _Stage(
+            name=stage.name,
+            steps=steps,
+            parameters=count_parameters(student),
+            transformer_blocks=sum(plan.depths.values()),
+            macs=macs,
+            flops_per_step=step_flops(teacher_macs, macs, images, checkpointing=settings.checkpointing),
         )
+        for stage, plan, steps, student, macs in zip(recipe.stages, recipe.plans, stage_steps, students, student_macs, strict=True)
     ]
+    latents = teacher.config.in_channels * latent_size**2
+    embeddings = tokens * teacher.config.cross_attention_dim + pooled_width(teacher.config)
+    return _Estimate(
+        size_px=size_px,
+        memory=memory,
+        teacher_parameters=count_parameters(teacher),
+        teacher_macs=teacher_macs,
+        stages=stages,
+        taps=taps,
+        cached_bytes=2 * (latents + embeddings),  # float16
+    )
 
 
 def _run_lines(recipe: Recipe, settings: Training, teachers: Sequence[str], n_images: int | None) -> Iterator[str]:
     """What a particular run has of its own: teachers and images."""
     if teachers:
-        shares = [1.0] if len(teachers) == 1 else [teacher_share.share for teacher_share in recipe.sdxl.teachers]
-        names = (f"{name} ({share:.0%} of the steps)" for name, share in zip(teachers, shares, strict=True))
+        shares = zip(teachers, recipe.teacher_shares(len(teachers)), strict=True)
+        names = (f"{name} ({share:.0%} of the steps)" for name, share in shares)
         yield f"this run: teachers {', '.join(names)}"
     if n_images:
         yield f"this run: {settings.describe_epochs(n_images, settings.steps)}"
 
 
-def _stage_lines(recipe: Recipe, settings: Training, students: list[UNet2DConditionModel], stage_steps: list[int]) -> list[str]:
+def _stage_lines(recipe: Recipe, settings: Training, estimate: _Estimate) -> list[str]:
     lines = []
-    for stage, plan, steps, student in zip(recipe.stages, recipe.plans, stage_steps, students, strict=True):
-        blocks = sum(plan.depths.values())
-        only_warmup = f" (all of them warm-up, to {steps / settings.warmup:.0%} of lr)" if steps < settings.warmup else ""
+    for cut, stage in zip(recipe.stages, estimate.stages, strict=True):
+        only_warmup = f" (all of them warm-up, to {stage.steps / settings.warmup:.0%} of lr)" if stage.steps < settings.warmup else ""
         lines.append(
-            f"stage {stage.name}: {steps:,} steps{only_warmup}, {count_parameters(student):,} parameters, {blocks} transformer blocks"
+            f"stage {stage.name}: {stage.steps:,} steps{only_warmup}, {stage.parameters:,} parameters, {stage.transformer_blocks} transformer blocks"
         )
-        lines += [f"  {row.block} keeps resnets {_format_numbers(row.resnets)}  ({row.source})" for row in stage.shorten or ()]
-        lines += [f"  {row.attentions} keeps {_format_numbers(row.blocks)}  ({row.source})" for row in stage.keep]
+        lines += [f"  {row.block} keeps resnets {_format_numbers(row.resnets)}  ({row.source})" for row in cut.shorten or ()]
+        lines += [f"  {row.attentions} keeps {_format_numbers(row.blocks)}  ({row.source})" for row in cut.keep]
     return lines + _middle_lines(recipe)
 
 
@@ -180,50 +208,13 @@ def _training_lines(recipe: Recipe, family: Family, settings: Training, *, of_ru
     ]
 
 
-def _estimate(
-    recipe: Recipe,
-    family: Family,
-    settings: Training,
-    teacher: UNet2DConditionModel,
-    students: list[UNet2DConditionModel],
-    taps: list[Tap],
-    stage_steps: list[int],
-) -> _Estimate:
-    size_px = recipe.size_px(family)
-    latent_size, tokens = input_sizes(PARTS[family], size_px)
-    memory = estimate_memory(
-        students[0], count_parameters(teacher), taps, latent_size=latent_size, tokens=tokens, dtype=settings.dtype, ema=settings.ema > 0
-    )
-    teacher_macs, *student_macs = (unet_macs(network.config, latent_size, tokens) for network in (teacher, *students))
-    flops = [
-        step_flops(teacher_macs, macs, settings.batch * settings.accumulation, checkpointing=settings.checkpointing)
-        for macs in student_macs
-    ]
-    latents, embeddings = (
-        teacher.config.in_channels * latent_size**2,
-        tokens * teacher.config.cross_attention_dim + pooled_width(teacher.config),
-    )
-    return _Estimate(
-        size_px=size_px,
-        memory=memory,
-        teacher_macs=teacher_macs,
-        student_macs=student_macs,
-        step_flops=flops,
-        flops=sum(steps * per_step for steps, per_step in zip(stage_steps, flops, strict=True)),
-        cached_bytes=2 * (latents + embeddings),
-    )
-
-
-def _work_lines(recipe: Recipe, settings: Training, estimate: _Estimate) -> list[str]:
+def _work_lines(settings: Training, estimate: _Estimate) -> list[str]:
     memory, passes = estimate.memory, FORWARD_EQUIVALENTS[settings.checkpointing]
     checkpoints = (MAX_CHECKPOINTS + 1) * (memory.weights + memory.moments + memory.ema)
     return [
         f"  disk: {size_text(1000 * estimate.cached_bytes)} for latents and embeddings of 1,000 images; {size_text(checkpoints)} for checkpoints",
         f"  forward pass of an image: teacher {_format_macs(estimate.teacher_macs)}",
-        *(
-            f"  stage {stage.name}: student {_format_macs(macs)}, {per_step:.4g} FLOP a step"
-            for stage, macs, per_step in zip(recipe.stages, estimate.student_macs, estimate.step_flops, strict=True)
-        ),
+        *(f"  stage {stage.name}: student {_format_macs(stage.macs)}, {stage.flops_per_step:.4g} FLOP a step" for stage in estimate.stages),
         f"  work: {estimate.flops:.4g} FLOP; per image, a forward pass of the teacher and the work of {passes:g} forward passes of the student",
     ]
 
@@ -245,13 +236,14 @@ def _time_lines(hours: Sequence[float], tflops: float | None, usd_per_hour: floa
     ]
 
 
-def _memory_lines(memory: Memory, stage: str, batch: int, dtype: str) -> list[str]:
+def _memory_lines(settings: Training, estimate: _Estimate) -> list[str]:
+    memory, batch = estimate.memory, settings.batch
     sizes = {name: size_text(size) for name, size in vars(memory).items()}
     total, checkpointed = (size_text(memory.total(batch, checkpointing=checkpointing)) for checkpointing in (False, True))
     return [
-        f"  memory of each process, one per GPU, in stage {stage}, the largest:",
+        f"  memory of each process, one per GPU, in stage {estimate.stages[0].name}, the largest:",
         f"    student in float32: weights {sizes['weights']}, gradients {sizes['gradients']}, AdamW's moments {sizes['moments']}, EMA {sizes['ema']}",
-        f"    in {dtype}: copies of these weights {sizes['autocast_copies']}, the teacher's weights {sizes['teacher']}",
+        f"    in {settings.dtype}: copies of these weights {sizes['autocast_copies']}, the teacher's weights {sizes['teacher']}",
         f"    activations saved per image: {sizes['activations']}; with gradient checkpointing {sizes['checkpointed']}; the teacher's taps {sizes['taps']}",
         f"    recomputed with checkpointing, the largest block per image: {sizes['recomputed']}",
         f"    total, with {batch} images per forward pass: {total}; with gradient checkpointing {checkpointed}",

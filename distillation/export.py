@@ -2,143 +2,26 @@
 
 import glob
 import json
-import platform
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
-from typing import Self
 
 import torch
 from diffusers import UNet2DConditionModel
 from filelock import FileLock
-from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
 
-from distillation.recipe import Recipe
-from distillation.recipe_tables import Training
+from distillation.provenance import Provenance, model_card
 from distillation.teacher import Teacher
-from sdbench import __version__
 from sdbench.disk import locked
 from sdbench.errors import UserError
-from sdbench.machine import checkout_state, this_machine
 from sdbench.models.files import part_files
-from sdbench.models.loading import count_parameters
 
 INDEX = "model_index.json"
 EXPORTING = "exporting.lock"  # held while its folder is filled
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What decides the last digits of trained weights.
-
-    Attributes:
-        versions: of Python and packages.
-        commit: of the checkout, if there is one.
-        device: name of the GPU or CPU.
-        threads: of each process, on CPUs.
-    """
-
-    versions: dict[str, str]
-    commit: str | None
-    device: str
-    processes: int
-    threads: int
-
-    @classmethod
-    def of_this_process(cls, device: str, processes: int) -> Self:
-        """That of one of `processes` processes, which trains on `device` ("cpu", "cuda" or "cuda:<index>")."""
-        machine = this_machine(device)
-        name = machine.cpu if device == "cpu" else machine.device
-        return cls(package_versions(), _commit(), name, processes, torch.get_num_threads())
-
-
-@dataclass(frozen=True)
-class SegmentResult:
-    """How a segment (one stage under one teacher) was trained.
-
-    Attributes:
-        name: of its stage.
-        losses: final weighted terms, averaged over a few batches after its own.
-        environments: in which it was trained; several, in order, if it was resumed in another one.
-    """
-
-    name: str
-    teacher_digest: str
-    steps: int
-    losses: dict[str, float]
-    environments: list[Environment]
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """How a student was made; written to `provenance.json`. `data_digest`, `images`, `passes` and `seed` are None without training.
-
-    Attributes:
-        student: its architecture, or the recipe's name if the architecture has none.
-        teacher_digest: of all weights of the teacher that the student was cut from, as in records of that teacher.
-        data_digest: of the training images and captions.
-        images: number of training images that could be decoded.
-        passes: how often each image was seen, on average.
-        licences: of the teachers, which a student inherits; None for a teacher whose folder names none.
-        seed: of the training.
-        steps: in total over all stages; 0 for a student that was only cut.
-        versions: of Python and packages when this was written; each stage has those it was trained with.
-        commit: of the checkout then, if there is one.
-    """
-
-    recipe: str
-    recipe_digest: str
-    student: str
-    teacher: str
-    teacher_digest: str
-    data_digest: str | None
-    images: int | None
-    passes: float | None
-    licences: list[str | None]
-    family: str
-    parameters: int
-    seed: int | None
-    steps: int
-    stages: list[SegmentResult]
-    versions: dict[str, str]
-    commit: str | None
-
-    @classmethod
-    def from_run(
-        cls,
-        recipe: Recipe,
-        teachers: Sequence[Teacher],
-        student: UNet2DConditionModel,
-        settings: Training | None = None,
-        stages: list[SegmentResult] | None = None,
-        data_digest: str | None = None,
-        images: int | None = None,
-    ) -> Self:
-        """Describe a student of a recipe, cut from the first of its teachers, and the software that writes it."""
-        steps = sum(stage.steps for stage in stages or [])
-        return cls(
-            recipe=recipe.name,
-            recipe_digest=recipe.digest,
-            student=recipe.student or recipe.name,
-            teacher=recipe.teacher,
-            teacher_digest=teachers[0].digest,
-            data_digest=data_digest,
-            images=images,
-            passes=settings.epochs(images, steps) if images and settings else None,
-            licences=list(dict.fromkeys(teacher.licence for teacher in teachers)),
-            family=teachers[0].spec.family,
-            parameters=count_parameters(student),
-            seed=settings.seed if settings else None,
-            steps=steps,
-            stages=stages or [],
-            versions=package_versions(),
-            commit=_commit(),
-        )
 
 
 def export_student(
@@ -215,42 +98,6 @@ def check_new_or_empty(out: Path) -> None:
         raise UserError(f"{out} exists; expected a new or empty folder. Remove it, or name another with --out")
 
 
-def model_card(provenance: Provenance, *, unet_only: bool) -> str:
-    """A short model card in Markdown."""
-    licence = provenance.licences[0] if len(provenance.licences) == 1 else "other"
-    kind = "UNet2DConditionModel" if unet_only else "StableDiffusionXLPipeline"
-    seen = f" on {provenance.images:,} images, each seen {provenance.passes:,.1f} times on average," if provenance.images else ""
-    trained = (
-        f"trained for {provenance.steps} steps{seen} with layer-level losses (arXiv 2401.02677)" if provenance.steps else "not trained"
-    )
-    owner = "the teacher's" if len(provenance.licences) == 1 else "those of the teachers"
-    stages = [
-        f"- stage `{stage.name}`, {stage.steps} steps: {', '.join(f'{name} loss {value:.4g}' for name, value in stage.losses.items())}"
-        for stage in provenance.stages
-    ]
-    return "\n".join(
-        [
-            "---",
-            ModelCardData(library_name="diffusers", license=licence, tags=["distillation", provenance.student]).to_yaml(),
-            "---",
-            f"# {provenance.student}, family {provenance.family}",
-            "",
-            f"A UNet of {provenance.parameters:,} parameters, cut from a teacher of architecture {provenance.teacher} by recipe",
-            f"`{provenance.recipe}` and {trained}. `provenance.json` records how it was made.",
-            "",
-            "These are not released weights, nor a copy of them; the recipe file gives the source of each choice.",
-            "",
-            *stages,
-            *([""] if stages else []),
-            "Licence: the teacher's, which its folder does not name."
-            if licence is None
-            else f"Licence: {' and '.join(name or 'one that is not named' for name in provenance.licences)}, as {owner}.",
-            f"Load it with `diffusers.{kind}.from_pretrained`.",
-            "",
-        ]
-    )
-
-
 def _copy_parts(teacher: Path, out: Path) -> None:
     shutil.copy(teacher / INDEX, out / INDEX)
     for name, kind in json.loads((teacher / INDEX).read_text(encoding="utf-8")).items():
@@ -269,13 +116,3 @@ def _copy_without_variant(path: Path, folder: Path) -> None:
         copy.write_text(path.read_text(encoding="utf-8").replace(".fp16", ""), encoding="utf-8")
     else:
         shutil.copy(path, copy)
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide weights and images."""
-    packages = ("torch", "accelerate", "diffusers", "transformers")
-    return {"python": platform.python_version(), "sdbench": __version__} | {name: version(name) for name in packages}
-
-
-def _commit() -> str | None:
-    return checkout_state(Path(__file__).resolve().parents[1])[0]

@@ -119,14 +119,14 @@ class Recipe(Table):
             )
         return counts
 
-    def segments(self, steps: int, teachers: int) -> list[Segment]:
-        """The run in segments of one stage and one teacher each; none is empty.
+    def teacher_shares(self, teachers: int) -> list[float]:
+        """Each teacher's share of the steps: a single one teaches all of them, several each teach the share that the recipe states.
 
         Args:
-            teachers: number of teachers. A single one teaches all steps; several each teach their share.
+            teachers: number of teachers.
 
         Raises:
-            UserError: neither one teacher nor as many as the recipe names, or too few steps.
+            UserError: neither one teacher nor as many as the recipe names.
         """
         shares = [1.0] if teachers == 1 else [teacher.share for teacher in self.sdxl.teachers]
         if len(shares) != teachers:
@@ -134,6 +134,18 @@ class Recipe(Table):
             raise UserError(
                 f"{teachers} teachers for recipe {self.name!r}, which names {len(shares)} ({names}); give one, or all of them in that order"
             )
+        return shares
+
+    def segments(self, steps: int, teachers: int) -> list[Segment]:
+        """The run in segments of one stage and one teacher each; none is empty.
+
+        Args:
+            teachers: number of teachers.
+
+        Raises:
+            UserError: neither one teacher nor as many as the recipe names, or too few steps.
+        """
+        shares = self.teacher_shares(teachers)
         stage_ends, teacher_ends = (list(itertools.accumulate(counts)) for counts in (self.stage_steps(steps), _split_steps(steps, shares)))
         ends = sorted({*stage_ends, *teacher_ends} - {0})
         return [

@@ -12,7 +12,8 @@ from distillation.recipe import Family, Recipe, Segment
 from distillation.taps import Tap, resolve_taps
 from distillation.teacher import Teacher, check_family, open_teacher_for
 from sdbench.errors import UserError
-from sdbench.training.latents import CaptionedImages, check_diffusion
+from sdbench.training.diffusion import check_diffusion
+from sdbench.training.latents import CaptionedImages
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,24 @@ import gc
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from distillation.accelerator import explain_out_of_memory, make_accelerator
 from distillation.data.batches import numbered_batches, scene_pool
-from distillation.export import Environment, Provenance, SegmentResult, check_new_or_empty, export_student
+from distillation.export import check_new_or_empty, export_student
 from distillation.losses import min_snr_weights, weighted_terms
 from distillation.plan import Plan
+from distillation.provenance import Environment, Provenance, SegmentResult
 from distillation.prune import prune
 from distillation.recipe import Family, Recipe
 from distillation.recipe_tables import Training
@@ -39,19 +39,17 @@ from sdbench.disk import digest, locked, read_json, write_json
 from sdbench.errors import UserError
 from sdbench.models.checks import check_finite
 from sdbench.models.loading import read_part
-from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.scenes.embedded import verified_path
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.evaluation import SceneEvaluation
 from sdbench.training.checkpoints import atomic_folder
+from sdbench.training.diffusion import Batch, add_noise, predict, target
 from sdbench.training.journal import Evaluate
-from sdbench.training.latents import Batch, CaptionedImages, LatentPool, add_noise, predict, target
+from sdbench.training.latents import CaptionedImages, LatentPool
 from sdbench.training.loop import Schedule, check_even_split, fit
 from sdbench.training.processes import broadcast_from_main
 
 FINAL_BATCHES = 4  # batches after a stage's own, over which its final losses are averaged
-PROCESS_TIMEOUT = timedelta(minutes=30)  # for processes that wait while another one saves a checkpoint or draws samples
-DATA_PARALLEL = DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU
 STUDENT, LOSSES, IDENTITY, ENVIRONMENTS = "student", "losses.json", "identity.json", "environments.json"
 
 
@@ -121,7 +119,7 @@ def distil(
     folders = broadcast_from_main(
         lambda: _segment_folders(work, recipe, plan, run_identity(recipe, family, plan, pool.images.digest, device))
     )
-    with ExitStack() as alone, _explain_out_of_memory(settings, str(accelerator.device)):
+    with ExitStack() as alone, explain_out_of_memory(settings, str(accelerator.device)):
         broadcast_from_main(lambda: alone.enter_context(locked(folders[0].parent / ".lock")))
         _train_segments(make_context, recipe, plan, folders, accelerator)
     if accelerator.is_main_process:
@@ -132,37 +130,6 @@ def distil(
         logs = {folder.name: folder / "log.jsonl" for folder in folders}
         export_student(student, out, plan.teachers[0], provenance, logs=logs, unet_only=unet_only)
     return out
-
-
-def make_accelerator(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", "float32"]) -> Accelerator:
-    """The accelerator for one process or several.
-
-    Raises:
-        UserError: the device is missing; or this process has already trained on another device or in another precision; or accelerate is
-            set up to shard networks (FSDP, DeepSpeed), of which each process would then train and save only its part.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "no device 'cuda' here: torch finds no GPU; `sdbench doctor` shows what this machine can run, --device cpu always works"
-        )
-    handlers = [
-        InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),
-        DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # keeps one copy of the gradients
-    ]
-    try:
-        accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if dtype == "bfloat16" else "no", kwargs_handlers=handlers)
-    except ValueError as error:  # accelerate keeps one global state per process
-        raise UserError(
-            f"this process has already trained with other settings; start a new one to train in {dtype} on {device} ({error})"
-        ) from error
-    if accelerator.device.type != device:
-        raise UserError(f"this process has already trained on {accelerator.device.type}; start a new one to train on {device}")
-    if accelerator.distributed_type not in DATA_PARALLEL:
-        raise UserError(
-            f"accelerate is set up for {accelerator.distributed_type.value}, which shards networks; here each process holds whole ones. Start the "
-            "processes with torchrun, or with `accelerate launch --multi_gpu`"
-        )
-    return accelerator
 
 
 def _encode_images(
@@ -199,22 +166,6 @@ def _run_folder(work: Path, name: str, identity: dict[str, Any]) -> Path:
             tqdm.write(f"starting a new run in {run}; the run in {other.parent} differs in: {differences}", file=sys.stderr)
         write_json(run / IDENTITY, identity)
     return run
-
-
-@contextmanager
-def _explain_out_of_memory(settings: Training, device: str) -> Iterator[None]:
-    """While open, turn an out-of-memory error into one that says how to make a step need less memory."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        advice = "" if settings.checkpointing else ", or set checkpointing = true, which recomputes activations instead of keeping them"
-        raise UserError(
-            f"{device} has too little memory to train with batch = {settings.batch}, accumulation = {settings.accumulation} and "
-            f"checkpointing = {str(settings.checkpointing).lower()} ({str(error).splitlines()[0]}). In a copy of the recipe, halve batch "
-            f"and double accumulation, which keeps the images per step{advice}; `distillation plan` estimates the memory needed"
-        ) from error
 
 
 def _train_segments(

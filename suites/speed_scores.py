@@ -15,13 +15,15 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from clips import Adapted, for_transformers, photographs, processor
+from clips import Adapted, for_transformers, processor
 from PIL import Image
+from synthetic_images import photograph
 from torchmetrics.multimodal import CLIPScore
 from transformers import CLIPImageProcessor
 
 from sdbench.encoders import clip
-from sdbench.encoders.pixels import device, exact_inference, resize_shortest_edge
+from sdbench.encoders.inference import device, exact_inference
+from sdbench.encoders.pixels import resize_shortest_edge
 from sdbench.encoders.towers import image_features
 from sdbench.metrics.cosine import caption_score
 from sdbench.probes.meters import synchronised_clock
@@ -38,7 +40,7 @@ VERSIONS = ", ".join(f"{name} {version(name)}" for name in ("torch", "open_clip_
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("images")
     for row in range(N):
-        Image.fromarray(photographs(1, 1024, 1024, row)[0]).save(folder / f"{row:02d}.png")
+        Image.fromarray(photograph(row, 1024, 1024)).save(folder / f"{row:02d}.png")
     return sorted(folder.iterdir())
 
 

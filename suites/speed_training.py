@@ -26,19 +26,21 @@ from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from distillation.accelerator import make_accelerator
 from distillation.data.batches import numbered_batches, scene_pool
 from distillation.estimate import step_flops
 from distillation.losses import mse
 from distillation.prune import prune, student_config
 from distillation.recipe import Family, load_recipe
 from distillation.taps import collect_outputs, resolve_taps
-from distillation.train import StepContext, batch_loss_terms, make_accelerator
+from distillation.train import StepContext, batch_loss_terms
 from sdbench.models.loading import load, load_unet
 from sdbench.models.spec import resolve as model
 from sdbench.probes import ceilings, meters, profiling
 from sdbench.probes.work import unet_macs
 from sdbench.scenes.embedded import WEIGHTS
-from sdbench.training.latents import Batch, LatentPool, add_noise, predict, target
+from sdbench.training.diffusion import Batch, add_noise, predict, target
+from sdbench.training.latents import LatentPool
 from sdbench.training.loop import Schedule, draw_rows, fit
 
 DEVICE: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,9 +1,8 @@
-"""CLIP models with random weights, the same for open_clip and transformers, and images for them."""
+"""CLIP models with random weights, the same for open_clip and transformers, and HPSv2's preprocessing."""
 
 from functools import cache
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 from PIL import Image
@@ -12,7 +11,6 @@ from torchvision.transforms import functional
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.initialization import no_init_weights
 
-from sdbench.arrays import U8
 from sdbench.encoders import pixels
 
 TINY: dict[str, Any] = {
@@ -141,25 +139,3 @@ def hps_transform(image: Image.Image, side: int) -> torch.Tensor:
         tensor = functional.pad(tensor, [left, top, side - width - left, side - height - top])
     normalised: Tensor = functional.normalize(tensor, pixels.MEAN, pixels.STD)
     return normalised
-
-
-def noise(n: int, height: int, width: int, seed: int = 0) -> U8:
-    """Uniform noise, the hardest input of a resize, (n, height, width, 3)."""
-    return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
-
-
-def photographs(n: int, height: int, width: int, seed: int = 1) -> U8:
-    """Smooth shapes under fine grain, as in a photograph, (n, height, width, 3)."""
-    rng = np.random.default_rng(seed)
-    coarse = [
-        np.asarray(Image.fromarray(noise(1, height // 16, width // 16, seed + row)[0]).resize((width, height), Image.Resampling.BICUBIC))
-        for row in range(n)
-    ]
-    return (np.stack(coarse) + rng.normal(0, 5, (n, height, width, 3))).clip(0, 255).astype(np.uint8)
-
-
-def golden(side: int = 64) -> dict[str, U8]:
-    """Images that have fooled metrics before, by name, each as a batch of one."""
-    image = photographs(1, side, side)
-    gray = np.repeat(image.mean(axis=3, keepdims=True).astype(np.uint8), 3, axis=3)
-    return {"black": image * np.uint8(0), "noise": noise(1, side, side), "inverted": 255 - image, "gray": gray, "photograph": image}

@@ -31,6 +31,28 @@ def noise(seed: int, height: int, width: int) -> U8:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def photographs(n: int, height: int, width: int, seed: int = 1) -> U8:
+    """Synthetic photographs, n x height x width x 3."""
+    return np.stack([photograph(seed + index, height, width) for index in range(n)])
+
+
+def noises(n: int, height: int, width: int, seed: int = 0) -> U8:
+    """Uniformly random bytes, the hardest input of a resize, n x height x width x 3."""
+    return np.stack([noise(seed + index, height, width) for index in range(n)])
+
+
+def photographs_and_noise(height: int, width: int) -> U8:
+    """Three synthetic photographs, and two images of random bytes."""
+    return np.concatenate([photographs(3, height, width), noises(2, height, width)])
+
+
+def golden(side: int = 64) -> dict[str, U8]:
+    """Images that have fooled metrics before, by name, each as a batch of one."""
+    image = photographs(1, side, side)
+    gray = np.repeat(image.mean(axis=3, keepdims=True).astype(np.uint8), 3, axis=3)
+    return {"black": image * np.uint8(0), "noise": noises(1, side, side), "inverted": 255 - image, "gray": gray, "photograph": image}
+
+
 def mixed(n: int, seed: int = 0) -> list[U8]:
     """Photographs in four sizes, with noise as every fifth image."""
     sizes = [SIZES[index % len(SIZES)] for index in range(n)]

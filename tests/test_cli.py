@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,9 @@ from distillation import cli as distillation
 from distillation.recipe import load_recipe
 from sdbench import __version__, api, cli
 from sdbench.commands import reference, scenes
+from sdbench.errors import UserError
 from sdbench.gate.verdicts import Report
+from sdbench.suites import Suite
 
 pytestmark = pytest.mark.usefixtures("empty_working_directory")
 
@@ -35,6 +38,15 @@ print("imported:", sorted({SLOW!r} & set(sys.modules)))
 """
     done = run_in_process(code, tmp_path)
     assert done.stdout.splitlines()[-1:] == ["imported: []"], done.stderr
+
+
+@pytest.mark.parametrize("package", ["sdbench", "distillation"])
+def test_packages_run_as_modules(package: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", package, "--version"], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"{package} {__version__}\n"), done.stderr
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,6 +268,21 @@ def test_names_in_the_help_are_complete() -> None:
     assert tuple(ENCODERS) == reference.ENCODERS
     assert tuple(PARTS) == scenes.PARTS
     assert tuple(arm_recipes(load_recipe("vega"), dict)) == distillation.ARMS
+
+
+def test_score_takes_other_metrics_and_another_reference(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found: list[Suite] = []
+
+    def stop(*_: object, suite: Suite, **__: object) -> None:
+        found.append(suite)
+        raise UserError("stopped by the test")
+
+    monkeypatch.setattr(api, "score", stop)
+    score = ["score", "--images", "images", "--suite", "standard", "--metrics", "clip_score.vit-l-14", "fid.clean", "--reference"]
+    error_message([*score, "scenes"], capsys)
+    assert [(suite.own_metrics, suite.reference) for suite in found] == [(("clip_score.vit-l-14", "fid.clean"), "scenes")]
+    assert "unknown reference 'mine'" in error_message([*score, "mine"], capsys)
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize(("columns", "widest"), [("90", 90), ("400", 160), ("", 160)])  # widths of a terminal; a pipe has none

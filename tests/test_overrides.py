@@ -19,11 +19,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "timesteps": {"scheduler": "euler", "timesteps": [999, 499]},
     "eta": {"scheduler": "ddim", "eta": 0.5},
     "size_px": {"size_px": 128},
+    "height_px": {"height_px": 128},
     "batch": {"batch": 8},
     "dtype": {"dtype": "float16"},
     "n": {"n": 5},
     "samples_per_prompt": {"samples_per_prompt": 2},
     "prompts": {"prompts": "mine.txt"},
+    "metrics": {"metrics": ["clip_score.scenes"]},
     "reference": {"reference": "mine"},
     "rounds": {"rounds": 2},
     "calls": {"calls": 3},
@@ -82,7 +84,7 @@ def test_overridden_settings_make_a_custom_suite() -> None:
     with pytest.raises(UserError, match=r"prompts\.n: Input should be greater than 0 \(found 0\)"):
         Overrides(n=0).apply(plain)
     changed = Overrides(steps=3, n=5).apply(plain)
-    assert changed.name == "quality-custom"
+    assert changed.name == Overrides(batch=8).apply(changed).name == "quality-custom"
     assert changed.id.digest != plain.id.digest
     assert (changed.sampling and changed.sampling.steps, len(changed.prompt_list())) == (3, 5)
     assert changed.sampling is not None

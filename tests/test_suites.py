@@ -121,6 +121,7 @@ def test_misspelt_key_is_reported_with_the_right_one(right: str, wrong: str, whe
             "exclude each other",
         ),
         ("size_px = 64", "size_px = 60", r"sampling\.size_px: .*multiple of 8"),
+        ("size_px = 64", "size_px = 64\nheight_px = 64", "height_px is for images that are not square; with a size_px of 64, leave it out"),
         ('"float32"', '"float64"', r"sampling\.dtype: unknown value 'float64'; did you mean 'float16'\?$"),
         ("calls = 2", "calls = 1", r"probes\.calls"),
         ("warmup = 0", "warmup = 0\nsettings = [{ batch = 0 }]", r"probes\.settings\.0\.batch: .*greater than 0"),
@@ -226,6 +227,7 @@ def test_unknown_include_is_an_error(folder: Path) -> None:
         ("steps = 4", "steps = 5"),
         ("guidance_scale = 2.5", "guidance_scale = 2.6"),
         ("size_px = 64", "size_px = 72"),
+        ("size_px = 64", "size_px = 64\nheight_px = 72"),
         ("size_px = 64", 'size_px = 64\nscheduler = "euler"'),
         ("size_px = 64", 'size_px = 64\nnegative_prompt = ""'),
         ('"float32"', '"bfloat16"'),
@@ -270,6 +272,7 @@ def test_suite_of_the_teacher_is_in_the_digest(folder: Path) -> None:
     [
         ("seed = 7", "seed = 8", r"cannot be paired with its own: noise \{'kind': 'per_image', 'seed': 7\} against .*8"),
         ("size_px = 64", "size_px = 72", "size_px 64 against 72"),
+        ("size_px = 64", "size_px = 64\nheight_px = 72", "height_px None against 72"),
         ('family = "scenes"', 'family = "sdxl"', "family scenes against sdxl"),
         ("n = 3", "n = 2", "lacks 1 of its prompts at their places, such as 'a "),
         ("include = []", 'teacher = { model = "y", suite = "own" }', "takes its own from 'own'; name that one"),
@@ -409,8 +412,8 @@ DIGESTS = {
     "quality": (4, "39ce964345b3e9c7"),
     "efficiency-scenes": (1, "09e9c32843e0dd51"),
     "efficiency": (1, "a18de73947890156"),
-    "standard": (3, "0c63a5029cc42277"),
-    "few-step": (1, "4f12f666f631abc9"),
+    "standard": (4, "01b1d7a655c12b82"),
+    "few-step": (2, "9acb7f9c3d928551"),
 }
 
 

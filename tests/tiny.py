@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from sdbench.models.architectures import PARTS, unet_config
 from sdbench.models.text_encoders import letter_tokenizer, save_text_encoder
-from sdbench.training.latents import Batch
+from sdbench.training.diffusion import Batch
 
 SIZE_PX = 16
 Family = Literal["sdxl", "scenes"]

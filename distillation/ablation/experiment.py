@@ -16,8 +16,8 @@ import numpy as np
 from diffusers import UNet2DConditionModel
 
 from distillation.data.batches import numbered_batches, scene_pool
-from distillation.export import package_versions
 from distillation.plan import MIDDLE_ATTENTION
+from distillation.provenance import package_versions
 from distillation.recipe import Recipe
 from distillation.recipe_tables import KeepBlocks, KeepResnets, Stage
 from distillation.run_plan import plan_run, run_identity

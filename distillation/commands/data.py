@@ -24,7 +24,7 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     fetch.add_argument("list", help="CSV, JSON-lines or parquet file, or Hub dataset, with links and captions")
     make.add_argument("prompts", type=Path, help="text file with one prompt per line; prompts become the captions")
     show_source.add_argument(
-        "what",
+        "source",
         help="folder with metadata.jsonl, metadata.csv or a .txt beside each image; parquet files; webdataset tars (folder or glob); Hub dataset",
     )
     for command in (fetch, make):
@@ -115,7 +115,7 @@ def _show(options: argparse.Namespace) -> object:
 
     from distillation.data.images import open_images
 
-    images = open_images(options.what, caption_column=options.caption_column)
+    images = open_images(options.source, caption_column=options.caption_column)
     sizes = [images.size(row) for row in tqdm(range(len(images)), desc="sizes", unit="image", mininterval=1)]
     sides = {"width": [size[0] for size in sizes], "height": [size[1] for size in sizes], "smaller side": [min(size) for size in sizes]}
     ranges = (f"{name} {min(values)}..{max(values)} px" for name, values in sides.items())

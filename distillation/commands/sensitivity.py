@@ -11,7 +11,7 @@ from sdbench.errors import UserError
 
 if TYPE_CHECKING:
     from distillation.sensitivity.budget import Cost
-    from distillation.sensitivity.removal import Sensitivity, Settings
+    from distillation.sensitivity.removal import Sensitivity
     from distillation.teacher import Teacher
     from sdbench.arguments import Parser
     from sdbench.training.latents import CaptionedImages
@@ -63,7 +63,6 @@ def run(options: argparse.Namespace) -> None:
     from distillation.sensitivity.removal import Settings, measure_sensitivity, rank_parts, ranking_table
     from distillation.teacher import fetch_folder, named_family, open_teacher
 
-    guidance_pair = Settings(bins=1, batches=2, images=2)  # with guidance, a call of the UNet has two halves
     like = load_recipe(options.like)
     if options.write_recipe:
         check_recipe_path(options.write_recipe, budget=bool(options.parameters or options.latency))
@@ -73,26 +72,30 @@ def run(options: argparse.Namespace) -> None:
     _check_has_images(options, teacher.spec.family)
     name = Path(options.teacher).resolve().name if options.teacher else "scenes-teacher"
     settings = Settings(bins=options.bins, batches=options.batches, images=options.images)
-    images = _open_images(options, teacher, like, max(settings.n, guidance_pair.n))
+    images = _open_images(options, teacher, like, settings.n)
     sensitivity = measure_sensitivity(teacher, name, settings, images, options.work, options.results, options.device)
     plot_sensitivity(sensitivity, options.results / "sensitivity" / f"{name}.png")
     parameters = parameter_cost(teacher.config)
     print_answer(ranking_table(sensitivity, parameters.shares), options)
     stages = None
     if budget := options.latency or options.parameters:
-        cost = _measure_times(options, teacher, images, guidance_pair) if options.latency else parameters
+        cost = _measure_times(options, teacher, images) if options.latency else parameters
         stages = _derive(options, teacher, like, sensitivity, parameters, cost, budget)
     if options.json:
         parts = rank_parts(sensitivity, parameters.shares)
         print_json({"teacher": name, "digest": sensitivity.digest, "parts": parts, "stages": stages, "recipe": options.write_recipe})
 
 
-def _measure_times(options: argparse.Namespace, teacher: "Teacher", images: "CaptionedImages", guidance_pair: "Settings") -> "Cost":
-    from distillation.sensitivity.budget import measure_time_cost
-    from distillation.sensitivity.removal import measurement_dtype, sensitivity_batches
+def _measure_times(options: argparse.Namespace, teacher: "Teacher", images: "CaptionedImages") -> "Cost":
+    import numpy as np
 
-    (batch, _), scheduler = sensitivity_batches(teacher, guidance_pair, images, options.work, options.device)
-    return measure_time_cost(teacher.unet(measurement_dtype(teacher), options.device), batch, scheduler)
+    from distillation.sensitivity.budget import measure_time_cost
+    from distillation.sensitivity.removal import measurement_dtype
+    from sdbench.training.latents import LatentPool
+
+    pool = LatentPool(teacher.folder, images, options.work / "latents", options.device)
+    batch = pool.batch_of_rows(np.arange(2), seed=0, device=options.device)  # with guidance, a call of the UNet has two halves
+    return measure_time_cost(teacher.unet(measurement_dtype(teacher), options.device), batch, pool.scheduler)
 
 
 def _derive(

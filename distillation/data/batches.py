@@ -17,7 +17,8 @@ from distillation.recipe_tables import Training
 from sdbench.arrays import U8
 from sdbench.scenes.networks import to_pixels
 from sdbench.scenes.training.pool import Pool
-from sdbench.training.latents import Batch, LatentPool
+from sdbench.training.diffusion import Batch
+from sdbench.training.latents import LatentPool
 
 
 class SquareImages:

@@ -11,7 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from distillation.export import check_new_or_empty, package_versions
+from distillation.export import check_new_or_empty
+from distillation.provenance import package_versions
 from distillation.teacher import pipeline_spec
 from sdbench.assets.prompts import read_lines
 from sdbench.assets.sources import METADATA

@@ -19,11 +19,11 @@ from distillation.data.images import open_images
 from distillation.export import check_new_or_empty
 from sdbench.assets.prompts import COLUMNS
 from sdbench.assets.sources import METADATA, Rows, read_rows, read_texts
-from sdbench.disk import json_line, read_json_lines, write_bytes, write_json_lines
+from sdbench.disk import json_line, locked, read_json_lines, write_bytes, write_json_lines
 from sdbench.errors import UserError
 
 URL_COLUMNS = ("url", "image_url", "link", "attachments")  # the last in lists taken from Discord, such as Vega's Midjourney set
-LINK_LOG = "links.jsonl"
+LINK_LOG, LOCK = "links.jsonl", "links.lock"
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,22 @@ class FetchReport:
     digest: str
 
     def __str__(self) -> str:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.dead.items(), key=lambda item: -item[1]))
         return "\n".join(
             [
                 f"fetched: {self.images:,} images, {self.size_bytes:,} bytes",
                 f"duplicates: {self.duplicates:,}",
                 f"too small: {self.small:,}",
-                f"dead: {sum(self.dead.values()):,}" + (f" ({reasons})" if reasons else ""),
+                f"dead: {_with_reasons(self.dead)}",
                 f"rows without link or caption: {self.skipped:,}",
                 f"digest: {self.digest}",
             ]
         )
+
+
+def _with_reasons(dead: Mapping[str, int]) -> str:
+    """The number of dead links, and how many of them for which reason: `3 (timeout 2, status 404 1)`."""
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(dead.items(), key=lambda item: -item[1]))
+    return f"{sum(dead.values()):,}" + (f" ({reasons})" if reasons else "")
 
 
 def fetch_images(
@@ -75,6 +80,8 @@ def fetch_images(
     retry_dead: bool = False,
 ) -> FetchReport:
     """Fetch the images of a list into an image folder. Images of an earlier run are not fetched again.
+
+    Another command that fetches into the folder is waited for.
 
     Args:
         source: CSV, JSON-lines or parquet file, or Hub dataset, with a column of links and one of captions.
@@ -92,14 +99,17 @@ def fetch_images(
     """
     listed = read_rows(source)
     column = listed.column(url_column, URL_COLUMNS, "--url-column")
-    _check_same_list(listed, column, out)
     rows = list(_rows(listed.where(*where) if where else listed, column, caption_column, n))
     captions: dict[str, str] = {}
     for url, caption in rows:
         if url and caption:
             captions.setdefault(url, caption)
-    links = _follow_links(list(captions), out, rules, threads, retry_dead=retry_dead)
-    return _write_metadata(out, rows, captions, links, rules.min_px)
+    if not any((out / name).exists() for name in (LINK_LOG, LOCK)):  # no other fetch has begun there
+        check_new_or_empty(out)
+    with locked(out / LOCK):
+        _check_same_list(listed, column, out)
+        links = _follow_links(list(captions), out, rules, threads, retry_dead=retry_dead)
+        return _write_metadata(out, rows, captions, links, rules.min_px)
 
 
 def _write_metadata(out: Path, rows: list[tuple[str, str]], captions: Mapping[str, str], links: list[Link], min_px: int) -> FetchReport:
@@ -111,7 +121,9 @@ def _write_metadata(out: Path, rows: list[tuple[str, str]], captions: Mapping[st
     dead = Counter(link.reason for link in links if link.state == "dead")
     small = sum(link.state != "dead" and link.px < min_px for link in links)
     if not kept:
-        raise UserError(f"none of {len(rows):,} rows leads to an image: {small:,} too small, dead {dict(dead)}; see {out / LINK_LOG}")
+        raise UserError(
+            f"none of {len(rows):,} rows leads to an image; too small: {small:,}, dead: {_with_reasons(dead)}. {out / LINK_LOG} lists all links"
+        )
     write_json_lines(
         out / METADATA[0], ({"file_name": link.file, "caption": captions[link.url], "url": link.url} for link in kept.values())
     )
@@ -148,8 +160,6 @@ def _rows(listed: Rows, url_column: str, caption_column: str | None, n: int | No
 def _follow_links(urls: list[str], out: Path, rules: FetchRules, threads: int, *, retry_dead: bool) -> list[Link]:
     """The result of each link; only links without a final result are followed. An image is stored before its link is logged."""
     log = out / LINK_LOG
-    if out.exists() and not log.exists():
-        check_new_or_empty(out)
     results = {link.url: link for link in _read_log(log)}
     for url in urls:
         if url in results and not _is_final(results[url], out, rules, retry_dead=retry_dead):

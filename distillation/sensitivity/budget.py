@@ -29,7 +29,7 @@ from sdbench.errors import UserError
 from sdbench.models.architectures import Config, depths
 from sdbench.models.loading import build_on_meta, count_parameters
 from sdbench.probes.meters import synchronised_clock
-from sdbench.training.latents import Batch, add_noise, predict
+from sdbench.training.diffusion import Batch, add_noise, predict
 
 I64 = npt.NDArray[np.int64]
 Parts = Mapping[str, F64] | Mapping[str, I64]

@@ -21,16 +21,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from distillation.export import package_versions
 from distillation.losses import mse
 from distillation.plan import MIDDLE_ATTENTION
+from distillation.provenance import package_versions
 from distillation.taps import collect_outputs
 from distillation.teacher import Teacher
 from sdbench.arrays import F64
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths
-from sdbench.training.latents import Batch, CaptionedImages, LatentPool, add_noise, predict
+from sdbench.training.diffusion import Batch, add_noise, predict
+from sdbench.training.latents import CaptionedImages, LatentPool
 from sdbench.validation import Table, error_message
 
 WHOLE_MIDDLE = "mid_block"  # key for the middle's attention and second resnet together

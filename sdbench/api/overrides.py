@@ -8,7 +8,7 @@ from typing import Any
 from sdbench.assets.prompts import count_prompts
 from sdbench.errors import UserError
 from sdbench.settings import Sampling
-from sdbench.suites import Prompts, Suite
+from sdbench.suites import Prompts, Suite, base_name
 from sdbench.validation import validate
 
 
@@ -17,10 +17,12 @@ class Overrides:
     """Settings in place of a suite's own. The changed suite is named `<name>-custom`, so its rows stay separate.
 
     Attributes:
+        height_px: of images that are not square.
         timesteps: one for each step; sets `steps` to their number where that is not given.
         n: number of prompts.
         samples_per_prompt: number of images for each prompt; at the same number of images, more prompts tell more.
         prompts: text file with one prompt per line; all of them are taken unless `n` says otherwise.
+        metrics: names of the image metrics.
         reference: name of the reference that distances are measured to.
         rounds: processes for each model and setting.
         calls: timed calls of each stage in a process.
@@ -33,11 +35,13 @@ class Overrides:
     timesteps: Sequence[int] | None = None
     eta: float | None = None
     size_px: int | None = None
+    height_px: int | None = None
     batch: int | None = None
     dtype: str | None = None
     n: int | None = None
     samples_per_prompt: int | None = None
     prompts: str | Path | None = None
+    metrics: Sequence[str] | None = None
     reference: str | None = None
     rounds: int | None = None
     calls: int | None = None
@@ -51,7 +55,8 @@ class Overrides:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if not given or suite.sampling is None or suite.prompts is None:
             return suite
-        content = suite.model_dump() | {"name": f"{suite.name}-custom", "reference": self.reference or suite.reference}
+        content = suite.model_dump() | {"name": f"{base_name(suite.name)}-custom", "reference": self.reference or suite.reference}
+        content["metrics"] |= {suite.family: self.metrics} if self.metrics else {}
         content["sampling"] |= {"steps": len(self.timesteps)} if self.timesteps else {}
         content["sampling"] |= {name: value for name, value in given.items() if name in Sampling.model_fields}
         content["prompts"] = self._change_prompts(suite.prompts)

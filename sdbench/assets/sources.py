@@ -8,7 +8,7 @@ from glob import escape, glob
 from pathlib import Path
 from typing import Any, Self
 
-from datasets import Dataset, Features, Value, load_dataset_builder
+from datasets import Dataset, Features, Value, disable_progress_bars, load_dataset_builder
 from datasets import Image as ImageColumn
 from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
@@ -97,6 +97,7 @@ def read_rows(what: str, split: str = "train") -> Rows:
             raise UserError(f"{what} has no split {split!r}: images with a text file beside each are all of split 'train'")
         return captioned
     arguments = _loader_arguments(what)
+    disable_progress_bars()  # "Generating train split"; those of downloads are huggingface_hub's, and stay
     try:
         builder = load_dataset_builder(**arguments)
         builder.download_and_prepare()

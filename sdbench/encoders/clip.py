@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
-from sdbench.encoders.pixels import device, encode, resize_shortest_edge
+from sdbench.encoders.inference import device, encode
+from sdbench.encoders.pixels import resize_shortest_edge
 from sdbench.encoders.towers import image_features, text_features
 
 Prepare = Callable[[U8, int, torch.device], Tensor]  # takes images, the side of the network's input and the device

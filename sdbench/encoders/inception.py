@@ -15,7 +15,7 @@ from torchvision.models import inception as stock
 
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
-from sdbench.encoders.pixels import device, encode
+from sdbench.encoders.inference import device, encode
 from sdbench.encoders.resize import INCEPTION_RESIZES
 
 BATCH = 32  # fixed: another size changes the last digits of features

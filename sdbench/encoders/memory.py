@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from sdbench.encoders import clip, inception, perceptual, pixels, preference, vit
+from sdbench.encoders import clip, inception, inference, perceptual, preference, vit
 
 LOADERS = (clip.load, inception.network, perceptual.network, preference.hps, preference.pickscore, vit.clip_network, vit.dinov2_network)
 
@@ -19,11 +19,11 @@ def evaluators_on(device: str) -> Iterator[None]:
         device: "cuda", "cuda:<index>", or anything else for the CPU.
     """
     release_evaluators()  # loaded ones may be on another device
-    token = pixels.RUN_DEVICE.set(torch.device(device if device.startswith("cuda") else "cpu"))
+    token = inference.RUN_DEVICE.set(torch.device(device if device.startswith("cuda") else "cpu"))
     try:
         yield
     finally:
-        pixels.RUN_DEVICE.reset(token)
+        inference.RUN_DEVICE.reset(token)
         release_evaluators()
 
 

@@ -12,7 +12,8 @@ from torchmetrics.functional.image.lpips import _LPIPS  # it ships the weights o
 
 from sdbench.arrays import F64, U8
 from sdbench.assets import weights
-from sdbench.encoders.pixels import device, exact_inference, verified_rgb
+from sdbench.encoders.inference import device, exact_inference
+from sdbench.encoders.pixels import verified_rgb
 
 BATCH = 8
 RADIUS, SIGMA = 5, 1.5  # of SSIM's window, px

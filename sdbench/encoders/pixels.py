@@ -7,12 +7,9 @@ square (for others, Pillow 13 decides by their shape whether columns or rows go 
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,30 +18,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from sdbench.arrays import F32, U8
-from sdbench.encoders.precision import full_float32
+from sdbench.arrays import U8
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images, from OpenAI
 _BITS = 22  # of Pillow's weights: 32, less 8 for the pixel and 2 for bicubic's overshoot
-RUN_DEVICE: ContextVar[torch.device | None] = ContextVar("RUN_DEVICE", default=None)  # set by `memory.evaluators_on`
-
-
-def device() -> torch.device:
-    """The device that encoders run on: that of the run, or outside a run the GPU if there is one."""
-    return RUN_DEVICE.get() or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def exact_inference() -> Iterator[None]:
-    """Run encoders in inference mode and full float32."""
-    with full_float32(), torch.inference_mode():
-        yield
-
-
-def encode(given: U8 | Tensor, encoder: Callable[[Any], Tensor], batch: int) -> F32:
-    """Encode images, N x H x W x 3 uint8 RGB, or token ids of N texts, by batches; returns N x d float32 (float64 if the network is)."""
-    with exact_inference():
-        return np.concatenate([encoder(given[start : start + batch]).cpu().numpy() for start in range(0, len(given), batch)])
 
 
 def verified_rgb(images: U8) -> U8:

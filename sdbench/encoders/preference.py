@@ -10,8 +10,9 @@ from transformers import CLIPModel
 
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
-from sdbench.encoders import clip, folders
-from sdbench.encoders.pixels import encode, resize_longest_edge, resize_shortest_edge
+from sdbench.encoders import clip, pretrained
+from sdbench.encoders.inference import encode
+from sdbench.encoders.pixels import resize_longest_edge, resize_shortest_edge
 
 HPS_ARCHITECTURE = "ViT-H-14"
 _preprocess = partial(resize_shortest_edge, corner=math.floor)  # as transformers' processor crops
@@ -56,7 +57,8 @@ def pickscore() -> PickScore:
         UserError: they are damaged.
     """
     asset = "pickscore-v1"
-    return PickScore(folders.load_network(CLIPModel, weights.find(asset), safetensors=True), f"pickscore.v1-{weights.digest(asset)[:12]}")
+    model = pretrained.load_network(CLIPModel, weights.find(asset), safetensors=True)
+    return PickScore(model, f"pickscore.v1-{weights.digest(asset)[:12]}")
 
 
 @cache

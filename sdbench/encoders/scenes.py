@@ -14,7 +14,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from sdbench.arrays import F32, U8
 from sdbench.disk import file_digest
-from sdbench.encoders.pixels import encode, exact_inference
+from sdbench.encoders.inference import encode, exact_inference
 from sdbench.models.stock import silence_libraries
 from sdbench.models.text_encoders import token_ids
 from sdbench.scenes.attributes import read_layouts

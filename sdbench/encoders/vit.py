@@ -15,8 +15,9 @@ from transformers import CLIPVisionModelWithProjection, Dinov2Model
 
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
-from sdbench.encoders import folders
-from sdbench.encoders.pixels import device, encode, normalise, pillow_bicubic
+from sdbench.encoders import pretrained
+from sdbench.encoders.inference import device, encode
+from sdbench.encoders.pixels import normalise, pillow_bicubic
 
 BATCH = 16  # fixed: another size may change the last digits of features
 DINOV2, CLIP = "dinov2-vit-l-14", "clip-vit-l-14-336"
@@ -79,7 +80,7 @@ def dinov2_network(folder: Path) -> Any:
     Raises:
         UserError: see `load_network`.
     """
-    model = folders.load_network(Dinov2Model, folder, safetensors=True)
+    model = pretrained.load_network(Dinov2Model, folder, safetensors=True)
     embeddings = model.embeddings
     embeddings.position_embeddings = nn.Parameter(
         interpolate_positions(embeddings.position_embeddings, DINOV2_PX // model.config.patch_size)
@@ -94,7 +95,7 @@ def clip_network(folder: Path) -> Any:
     Raises:
         UserError: see `load_network`.
     """
-    return folders.load_network(CLIPVisionModelWithProjection, folder, safetensors=False)
+    return pretrained.load_network(CLIPVisionModelWithProjection, folder, safetensors=False)
 
 
 def interpolate_positions(trained: Tensor, side: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The tables of a section: quality, ranks, scores by group, efficiency; and the titles of their columns and lines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 
 from sdbench import tables
 from sdbench.leaderboard import groups, speed
@@ -13,31 +14,33 @@ BIAS = "Frechet distances and CMMD, like their intervals, depend on the number o
 
 
 def quality_grid(section: Section) -> Grid:
-    """The first table: models down, image metrics across, then median latency and speed-up, unless no model was timed."""
-    columns, latency = metrics(section), speed.headline(section.records)
-    header: tuple[str, ...] = ("model", "images", *map(metric_title, columns))
-    rows = [_quality_cells(row, columns) for row in section.rows]
+    """The first table: models down, image metrics across, then median latency and speed-up; without what no model has."""
+    columns: dict[str, Callable[[Row], str]] = {"model": lambda row: row.name}
+    if any(record.n_images for record in section.records):
+        columns["images"] = _images_cell
+    for metric in metrics(section):
+        columns[metric_title(metric)] = partial(_metric_cell, name=metric.name)
+    latency, teacher = speed.headline(section.records), section.speed_baseline
     if any(record.value(latency) for record in section.records):
-        header += _speed_titles(section, latency)
-        rows = [cells + _speed_cells(section, row.record, latency) for row, cells in zip(section.rows, rows, strict=True)]
-    return Grid(header, tuple(rows))
+        setting = latency.partition("@")[2]
+        columns[f"{setting} latency p50 (s) ↓".strip()] = lambda row: speed.probe_cell(row.record, latency)
+        over = speed.teacher_title(teacher, section.records) if teacher else TEACHERS.get(section.family, "the teacher")
+        columns[f"speed-up over {over} ↑"] = lambda row: _speed_up_cell(row, teacher, latency)
+    return Grid(tuple(columns), tuple(tuple(cell(row) for cell in columns.values()) for row in section.rows))
 
 
-def _quality_cells(row: Row, columns: Sequence[Value]) -> tuple[str, ...]:
-    record = row.record
-    images = f"{record.n_images} ({record.samples} per prompt)" if record.samples > 1 else str(record.n_images)
-    return row.name, images, *(tables.format_value(record.value(column.name), record.n_prompts) for column in columns)
+def _images_cell(row: Row) -> str:
+    n, samples = row.record.n_images, row.record.samples
+    return f"{n} ({samples} per prompt)" if samples > 1 else str(n)
 
 
-def _speed_titles(section: Section, latency: str) -> tuple[str, str]:
-    setting, teacher = latency.partition("@")[2], section.speed_baseline
-    over = speed.teacher_title(teacher, section.records) if teacher else TEACHERS.get(section.family, "the teacher")
-    return f"{f'{setting} ' if setting else ''}latency p50 (s) ↓", f"speed-up over {over} ↑"
+def _metric_cell(row: Row, name: str) -> str:
+    return tables.format_value(row.record.value(name), row.record.n_prompts)
 
 
-def _speed_cells(section: Section, record: Record, latency: str) -> tuple[str, str]:
-    times = speed.speed_up(record, section.speed_baseline, latency)
-    return speed.probe_cell(record, latency), times if isinstance(times, str) else str(times)
+def _speed_up_cell(row: Row, teacher: Record | None, latency: str) -> str:
+    times = speed.speed_up(row.record, teacher, latency)
+    return times if isinstance(times, str) else str(times)  # str() would drop the note of a cell
 
 
 def rank_grid(section: Section) -> Grid:

@@ -10,7 +10,7 @@ those of the time: the ceiling is taken as exact.
 from collections.abc import Mapping, Sequence
 
 from sdbench.probes.request import CEILINGS
-from sdbench.probes.rounds import Round, collect_info, failed_value, failure_reason, median_value
+from sdbench.probes.rounds import Round, collect_info, failed_value, failure_reason, median_value, ratio_value
 from sdbench.probes.work import Load
 from sdbench.records import Value
 
@@ -53,11 +53,8 @@ def _stage_shares(stage: str, load: Load, p50: Value, ceilings: Mapping[str, flo
     found = []
     for name, seconds in least_s.items():
         title = f"{name}.{stage}"
-        if seconds is None or not p50.value:
+        if seconds is None:
             found.append(failed_value(title, "probe", "share", p50.reason or "no ceiling was measured", direction="higher"))
-            continue
-        low, high = (seconds / end if end else None for end in (p50.high, p50.low))
-        share = seconds / p50.value
-        note = _ABOVE if share > 1 else ""
-        found.append(Value(name=title, kind="probe", direction="higher", unit="share", value=share, low=low, high=high, n=p50.n, note=note))
+        else:
+            found.append(ratio_value(title, "share", seconds, p50, note=_ABOVE if p50.value and seconds > p50.value else ""))
     return found

@@ -106,3 +106,11 @@ def median_value(name: str, unit: str, numbers: Sequence[float], reason: str, *,
         samples=samples,
         note=note,
     )
+
+
+def ratio_value(name: str, unit: str, amount: float, time: Value, *, note: str = "") -> Value:
+    """An amount over a measured time, with the interval of the time: the amount is taken as exact. Where there is no time, a failed value."""
+    if not time.value:
+        return failed_value(name, "probe", unit, time.reason, direction="higher")
+    low, high = (amount / end if end else None for end in (time.high, time.low))
+    return Value(name=name, kind="probe", direction="higher", unit=unit, value=amount / time.value, low=low, high=high, n=time.n, note=note)

@@ -8,7 +8,7 @@ from sdbench.probes.capacity import CARDS_GB
 from sdbench.probes.conditions import conditions, remarks
 from sdbench.probes.meters import HOST_PEAKS, MIB
 from sdbench.probes.request import STAGES
-from sdbench.probes.rounds import Round, collect_info, failed_value, failure_note, failure_reason, median_value
+from sdbench.probes.rounds import Round, collect_info, failed_value, failure_note, failure_reason, median_value, ratio_value
 from sdbench.probes.work import Load
 from sdbench.records import Value
 from sdbench.settings import BASE, Setting
@@ -28,7 +28,7 @@ def values(rounds: Sequence[Round], setting: Setting, loads: Mapping[str, Load],
     latencies = {stage: _latency(stage, rounds) for stage in STAGES}
     found = [
         *chain.from_iterable(latencies.values()),
-        _images_per_second(latencies["pipeline"][0], setting.batch, failure_note(rounds, "pipeline")),
+        ratio_value("images_per_second", "images/s", setting.batch, latencies["pipeline"][0], note=failure_note(rounds, "pipeline")),
         *_memory(rounds, on_cuda=on_cuda),
         *_cold_start(rounds, compiling=setting.compile is not None),
         *roofline.values(rounds, {stage: quantiles[0] for stage, quantiles in latencies.items()}, loads),
@@ -65,14 +65,6 @@ def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
             )
         )
     return found
-
-
-def _images_per_second(p50: Value, batch: int, note: str) -> Value:
-    name, unit = "images_per_second", "images/s"
-    if p50.value is None:
-        return failed_value(name, "probe", unit, p50.reason, direction="higher")
-    low, high = (batch / end if end else None for end in (p50.high, p50.low))
-    return Value(name=name, kind="probe", direction="higher", unit=unit, value=batch / p50.value, low=low, high=high, n=p50.n, note=note)
 
 
 def _memory(rounds: Sequence[Round], *, on_cuda: bool) -> list[Value]:

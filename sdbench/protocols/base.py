@@ -12,7 +12,7 @@ from tqdm import tqdm
 from sdbench import __version__
 from sdbench.arrays import F32, F64, U8
 from sdbench.disk import digest
-from sdbench.encoders.pixels import device
+from sdbench.encoders.inference import device
 from sdbench.machine import version
 from sdbench.records import ENCODING_PACKAGES, Direction, Scores, State, Value, column_of, mean_per_prompt
 from sdbench.stats import intervals

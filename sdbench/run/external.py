@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -78,16 +79,24 @@ def find_images(folder: Path, prompts: Path | None, suite: Suite) -> CaptionedFi
 
 
 def load_images(found: CaptionedFiles, suite: Suite, runs: Path) -> Subject:
-    """Store images, to be scored by a suite.
+    """Store images, to be scored by a suite; where it draws several of each prompt, those with one caption are samples of one prompt.
 
     Raises:
         UserError: a file cannot be read, or has another size than the first.
     """
-    return replace(store_images(_read_images(found.paths), found.prompts, runs), reference=suite.reference)
+    subject = replace(store_images(_read_images(found.paths), found.prompts, runs), reference=suite.reference)
+    if suite.samples == 1:
+        return subject
+    ids = dict(zip(reversed(found.prompts), reversed(subject.prompt_ids), strict=True))  # of the first image of each caption
+    seen, samples = Counter[str](), list[int]()
+    for prompt in found.prompts:
+        samples.append(seen[prompt])
+        seen[prompt] += 1
+    return replace(subject, prompt_ids=[ids[prompt] for prompt in found.prompts], samples=samples)
 
 
 def record_images(found: CaptionedFiles, name: str, context: RunContext) -> Path:
-    """Score images by the context's suite, whose prompts they have, write the record, and return its folder.
+    """Score images by the context's suite, whose prompts they have, in the order of its images, write the record, and return its folder.
 
     Args:
         name: what tables call the images.
@@ -99,13 +108,9 @@ def record_images(found: CaptionedFiles, name: str, context: RunContext) -> Path
         raise UserError(
             f"{name!r} cannot name images: {NAME_RULE}, and not the name of a model in the catalogue; choose another with --name"
         )
-    if context.suite.samples > 1:
-        raise UserError(
-            f"suite {context.suite.name!r} draws {context.suite.samples} images of each prompt, but images made elsewhere have one prompt each; "
-            "name a suite that draws one"
-        )
     images, prompt_list = load_images(found, context.suite, context.runs), context.suite.prompt_list().items()
-    jobs = [Job(prompt_id, 0, text, image_id) for (prompt_id, text), image_id in zip(prompt_list, images.image_ids, strict=True)]
+    keys = [(prompt_id, sample, text) for sample in range(context.suite.samples) for prompt_id, text in prompt_list]
+    jobs = [Job(*key, image_id) for key, image_id in zip(keys, images.image_ids, strict=True)]
     model = Model(name=name, architecture="", source=f"images:{_describe_source(found, images)}", weights_digest=None)
     with evaluators_on(context.device):
         return write_record(model, context, build_subject(model, context, images.store, jobs), ProbeResult({}, ""), {})

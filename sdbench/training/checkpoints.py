@@ -1,5 +1,6 @@
-"""Checkpoints of a training run: the newest ones are kept, and each is written atomically."""
+"""Checkpoints of a training run: the newest ones are kept; each is written atomically, with digests of its files."""
 
+import json
 import os
 import shutil
 import sys
@@ -14,12 +15,14 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 from tqdm import tqdm
 
+from sdbench.disk import file_digest, write_json
 from sdbench.errors import UserError
 from sdbench.training.processes import broadcast_from_main, rank_and_local_size
 
 SLOW_SAVE_S = 1.2  # if saving takes longer, it is done less often: full-size checkpoints are tens of GB
 MAX_CHECKPOINTS = 2  # of each run: the newest may be lost when the machine goes down
 STEP = "step-{:08d}"
+DIGESTS = "digests.json"
 
 
 class Checkpoints:
@@ -56,6 +59,7 @@ class Checkpoints:
             for network_name, network in self._networks.items():
                 save_model(network, str(temporary / f"{network_name}.safetensors"))
             torch.save(self._optimiser.state_dict(), temporary / "optimiser.pt")
+            write_json(temporary / DIGESTS, {path.name: file_digest(path) for path in sorted(temporary.iterdir())})
         kept = sorted(path for path in self._folder.glob("step-*") if path.name <= name)[-MAX_CHECKPOINTS:]
         for old in set(self._folder.glob("step-*")) - set(kept):
             shutil.rmtree(old)
@@ -93,6 +97,7 @@ class Checkpoints:
     def _load(self, folder: Path) -> None:
         device = next(self._networks["model"].parameters()).device
         try:
+            _check_digests(folder)
             for name, network in self._networks.items():
                 load_model(network, folder / f"{name}.safetensors", device=str(device))
             self._optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True, map_location=device))
@@ -101,6 +106,17 @@ class Checkpoints:
         except Exception as error:  # damaged bytes make torch's reader raise anything, even a KeyError
             reason = str(error).partition(". ")[0]  # the next sentence of torch advises to load it unsafely
             raise UserError(f"cannot continue from checkpoint {folder}: {type(error).__name__}: {reason}") from error
+
+
+def _check_digests(folder: Path) -> None:
+    """Check the files of a checkpoint against their digests: a number that a bit was flipped in could be read, and trained on.
+
+    Raises:
+        OSError, ValueError: a file is missing or was changed, or the digests cannot be read.
+    """
+    digests: dict[str, str] = json.loads((folder / DIGESTS).read_bytes())
+    if changed := [name for name, digest in digests.items() if file_digest(folder / name) != digest]:
+        raise ValueError(f"{changed[0]} is not as it was written")
 
 
 def describe_last_checkpoint(folder: Path) -> str:

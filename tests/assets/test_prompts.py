@@ -69,8 +69,11 @@ def write_list(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "json", "txt"])
-def test_every_file_format_gives_the_same_list(kind: str, tmp_path: Path) -> None:
-    assert read_prompts(write_list(tmp_path, kind)) == CAPTIONS
+def test_every_file_format_gives_the_same_list(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_list(tmp_path, kind)
+    capsys.readouterr()  # how `datasets` writes it
+    assert read_prompts(path) == CAPTIONS
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
@@ -192,11 +195,14 @@ print(requirements.inputs_are_here(suite), suite.describe_prompts())
 """
     hf_home = tmp_path / "hf"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(hf_home), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
+    environment["TQDM_POSITION"] = "-1"  # shows bars without a terminal
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", check=False)
     hub.shutdown()
     hub.server_close()
     description = f"3 of owner/prompts, digest {hashlib.sha256(json.dumps(CAPTIONS[:3]).encode()).hexdigest()} (unverified)"
     assert done.stdout.strip() == f"False {description}", done.stderr
+    assert "test-00000-of-00001.parquet: 100%" in done.stderr, "the download is shown"
+    assert "Generating" not in done.stderr
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(hf_home))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hf_home / "hub"))

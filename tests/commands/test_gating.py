@@ -16,11 +16,12 @@ from sdbench import api, cli, suites
 from sdbench.api import measuring
 from sdbench.errors import UserError
 from sdbench.gate import baselines, floors
-from sdbench.gate.compare import Side
+from sdbench.gate.pairing import Side
 from sdbench.gate.verdicts import Report
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import SuiteId
 from sdbench.run import runner
+from sdbench.suites import Suite
 
 pytestmark = pytest.mark.usefixtures("empty_working_directory")
 STRICT = """
@@ -89,6 +90,24 @@ def test_gate_and_noise_complete_a_unet_with_the_given_base(
     error_message(["noise", unet, *more], capsys)
     own = resolve(unet, base=teacher, name="mine")
     assert stopped_runs == [([own, resolve("scenes-vega-pruned")], "cpu"), ([own], "cpu")]
+
+
+def test_gate_and_noise_change_settings_of_a_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ran: list[Suite] = []
+
+    def stop(_: object, suite: Suite, *__: object, **___: object) -> None:
+        ran.append(suite)
+        raise UserError("stopped by the test")
+
+    monkeypatch.setattr(measuring, "run", stop)
+    monkeypatch.setattr(runner, "run", lambda specs, context: stop(specs, context.suite))
+    few = ["--n", "8", "--steps", "2", "--device", "cpu"]
+    assert cli.main(["gate", "scenes-vega-pruned", "--baseline", "scenes-vega", "--suite", "quality", *few]) == 2
+    assert cli.main(["noise", "scenes-vega", *few]) == 2
+    capsys.readouterr()
+    settings = [(suite.name, suite.sampling.steps, suite.prompts.n) for suite in ran if suite.sampling and suite.prompts]
+    assert settings == [("quality-custom", 2, 8)] * 2
+    assert "name the suite that these settings change" in error_message(["gate", "a", "--baseline", "b", *few], capsys)
 
 
 def test_missing_record_is_announced_before_it_is_measured(

@@ -32,9 +32,11 @@ from torch import nn
 
 from distillation import export, train
 from distillation.ablation.experiment import one_shot_recipe
+from distillation.accelerator import explain_out_of_memory, make_accelerator
 from distillation.data import batches
-from distillation.export import Provenance, export_student
+from distillation.export import export_student
 from distillation.plan import MIDDLE_ATTENTION
+from distillation.provenance import Provenance
 from distillation.prune import prune
 from distillation.recipe import Recipe, load_recipe
 from distillation.recipe_tables import KeepBlocks
@@ -43,7 +45,7 @@ from distillation.sensitivity.budget import TIED_TO_MIDDLE
 from distillation.succession import different_parts, warn_of_different_parts
 from distillation.teacher import EMBEDDED, fetch_folder, open_teacher_for
 from distillation.train import distil
-from sdbench.disk import digest
+from sdbench.disk import digest, read_json, read_json_lines, write_json
 from sdbench.errors import UserError
 from sdbench.machine import this_machine
 from sdbench.models.digest import weights_digest
@@ -51,7 +53,8 @@ from sdbench.models.files import part_files
 from sdbench.models.spec import resolve
 from sdbench.models.text_encoders import PREFIX
 from sdbench.scenes.training.pool import Pool
-from sdbench.training.latents import Batch, LatentPool
+from sdbench.training.diffusion import Batch
+from sdbench.training.latents import LatentPool
 from sdbench.training.loop import Schedule, fit
 
 STEPS = 4
@@ -83,9 +86,29 @@ def count_unets() -> int:
     return sum(type(thing) is UNet2DConditionModel for thing in gc.get_objects())
 
 
-def work_after_first_stage(student: Path, folder: Path) -> Path:
+@pytest.fixture
+def work(student: Path, tmp_path: Path) -> Path:
     """A copy of the student's work folder without the second stage."""
-    return shutil.copytree(student.parent / "work", folder / "work", ignore=shutil.ignore_patterns("2-depth"))
+    return shutil.copytree(student.parent / "work", tmp_path / "work", ignore=shutil.ignore_patterns("2-depth"))
+
+
+@pytest.fixture
+def finish(vega: Recipe, teacher_folder: Path, work: Path, tmp_path: Path) -> Callable[[], Path]:
+    """Trains the second stage, and writes the student to `out`."""
+    return partial(distil, vega, "scenes", [teacher_folder], work, tmp_path / "out", steps=STEPS)
+
+
+def cut(teacher_folder: Path, recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The student's weights before any training."""
+    weights: dict[str, torch.Tensor] = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), recipe.plans[-1]).state_dict()
+    return weights
+
+
+def export_cut(teacher_folder: Path, recipe: Recipe, out: Path, *, unet_only: bool = False) -> Path:
+    """Export the student without any training."""
+    teacher = open_teacher_for(teacher_folder, recipe)
+    student = prune(teacher.unet("float32", "cpu"), recipe.plans[-1])
+    return export_student(student, out, teacher, Provenance.from_run(recipe, [teacher], student), unet_only=unet_only)
 
 
 class Interrupted:
@@ -107,37 +130,30 @@ class Interrupted:
 
 
 def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_step(
-    vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finish: Callable[[], Path], student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "fit", partial(fit, save_every_s=0))
-    run = partial(distil, vega, "scenes", [teacher_folder], work_after_first_stage(student, tmp_path), tmp_path / "out", steps=STEPS)
     stopped, resumed = Interrupted(2), Interrupted(0)
     monkeypatch.setattr(train, "numbered_batches", stopped)
     with pytest.raises(KeyboardInterrupt):
-        run()
+        finish()
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(train, "numbered_batches", resumed)
-    out = run()
+    out = finish()
     assert resumed.calls == STEPS // 2 + train.FINAL_BATCHES - 1  # the first stage and the second one's first step were there
     assert (out / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
-    assert (
-        json.loads((out / "provenance.json").read_text(encoding="utf-8"))["stages"]
-        == json.loads((student / "provenance.json").read_text(encoding="utf-8"))["stages"]
-    )
+    assert read_json(out / "provenance.json")["stages"] == read_json(student / "provenance.json")["stages"]
 
 
-def test_each_stage_names_the_versions_that_it_was_trained_with(
-    vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = partial(distil, vega, "scenes", [teacher_folder], work_after_first_stage(student, tmp_path), tmp_path / "out", steps=STEPS)
+def test_each_stage_names_the_versions_that_it_was_trained_with(finish: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "fit", partial(fit, save_every_s=0))
     for torch_version, stop in (("1", 1), ("2", 2), ("3", 0)):  # the first upgrade comes before the first checkpoint, the second after it
-        monkeypatch.setattr("distillation.export.package_versions", lambda version=torch_version: {"torch": version})
+        monkeypatch.setattr("distillation.provenance.package_versions", lambda version=torch_version: {"torch": version})
         monkeypatch.setattr(train, "numbered_batches", Interrupted(stop))
         if stop:
             with pytest.raises(KeyboardInterrupt):
-                run()
-    first, second = json.loads((run() / "provenance.json").read_text(encoding="utf-8"))["stages"]
+                finish()
+    first, second = read_json(finish() / "provenance.json")["stages"]
     (earlier,) = first["environments"]
     assert earlier["versions"]["torch"] == metadata.version("torch")
     assert (earlier["device"], earlier["processes"], earlier["threads"]) == (this_machine("cpu").cpu, 1, torch.get_num_threads())
@@ -149,9 +165,9 @@ def test_a_gpu_trains_in_bfloat16(vega: Recipe, teacher_folder: Path, tmp_path: 
     settings = vega.scenes.model_copy(update={"dtype": "bfloat16", "checkpointing": True})
     recipe, places = vega.model_copy(update={"scenes": settings}), (tmp_path / "work", tmp_path / "out")
     trained = load_file(distil(recipe, "scenes", [teacher_folder], *places, steps=STEPS, device="cuda", unet_only=True) / WEIGHTS)
-    cut = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), vega.plans[-1]).state_dict()
+    start = cut(teacher_folder, vega)
     assert all(tensor.isfinite().all() for tensor in trained.values())
-    assert sum(not torch.equal(tensor, cut[name]) for name, tensor in trained.items()) > len(cut) / 2
+    assert sum(not torch.equal(tensor, start[name]) for name, tensor in trained.items()) > len(start) / 2
 
 
 def of_two_batches(recipe: Recipe, teacher: Path, folder: Path) -> Path:
@@ -164,9 +180,9 @@ def of_two_batches(recipe: Recipe, teacher: Path, folder: Path) -> Path:
 def test_two_processes_make_the_student_that_one_makes(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     assert by_two(of_two_batches, vega, teacher_folder, tmp_path / "by-2") == [0, 0]
     together, alone = load_file(tmp_path / "by-2" / "out" / WEIGHTS), load_file(of_two_batches(vega, teacher_folder, tmp_path / "by-1"))
-    cut = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), vega.plans[-1]).state_dict()
+    start = cut(teacher_folder, vega)
     apart = torch.stack([(together[name] - tensor).square().sum() for name, tensor in alone.items()]).sum().sqrt()
-    moved = torch.stack([(tensor - cut[name]).square().sum() for name, tensor in alone.items()]).sum().sqrt()
+    moved = torch.stack([(tensor - start[name]).square().sum() for name, tensor in alone.items()]).sum().sqrt()
     assert apart < 0.01 * moved
     (run,) = (tmp_path / "by-2" / "work").glob("vega-*")
     assert [path.name for path in (tmp_path / "by-1" / "work").glob("vega-*")] == [run.name], "either can continue the other's run"
@@ -183,29 +199,29 @@ def test_processes_that_cannot_share_a_step_evenly_are_refused_first(
 
 def test_a_process_trains_on_one_device_in_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
-    train.make_accelerator("cpu", "float32")
+    make_accelerator("cpu", "float32")
     with pytest.raises(UserError, match="already trained with other settings; start a new one to train in bfloat16 on cpu"):
-        train.make_accelerator("cpu", "bfloat16")
+        make_accelerator("cpu", "bfloat16")
     monkeypatch.setattr(Accelerator, "device", torch.device("cuda"))
     with pytest.raises(UserError, match="already trained on cuda; start a new one to train on cpu"):
-        train.make_accelerator("cpu", "float32")
+        make_accelerator("cpu", "float32")
 
 
 def test_a_launcher_that_shards_networks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
     with pytest.raises(UserError, match=r"accelerate is set up for FSDP, which shards networks; .* with torchrun"):
-        train.make_accelerator("cpu", "float32")
+        make_accelerator("cpu", "float32")
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_an_out_of_memory_error_tells_the_way_out(checkpointing: bool, vega: Recipe) -> None:
     settings = vega.sdxl.model_copy(update={"checkpointing": checkpointing})
     said = r"cuda has too little memory .* batch = 16, accumulation = 8 .*halve batch and double"
-    with pytest.raises(UserError, match=said) as error, train._explain_out_of_memory(settings, "cuda"):
+    with pytest.raises(UserError, match=said) as error, explain_out_of_memory(settings, "cuda"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it")
     assert ("set checkpointing = true" in str(error.value)) != checkpointing
-    with pytest.raises(RuntimeError, match="something else"), train._explain_out_of_memory(settings, "cuda"):
+    with pytest.raises(RuntimeError, match="something else"), explain_out_of_memory(settings, "cuda"):
         raise RuntimeError("something else")
 
 
@@ -223,21 +239,20 @@ def test_a_finished_run_is_only_exported(
 
 
 def test_a_full_disk_keeps_the_stages_last_checkpoint(
-    vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finish: Callable[[], Path], student: Path, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    run = partial(distil, vega, "scenes", [teacher_folder], work_after_first_stage(student, tmp_path), tmp_path / "out", steps=STEPS)
     with monkeypatch.context() as patch:
         patch.setattr(UNet2DConditionModel, "save_pretrained", full)
         with pytest.raises(
             UserError, match=r"cannot write student to .*2-depth.*No space left.*the last good checkpoint is .*step-00000002"
         ):
-            run()
-    (stage,) = (tmp_path / "work").glob("vega-*/2-depth")
+            finish()
+    (stage,) = work.glob("vega-*/2-depth")
     assert {path.name for path in stage.iterdir()} == {"environments.json", "log.jsonl", "samples", "step-00000002", "tensorboard"}
-    assert (run() / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
+    assert (finish() / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
 
 
 @pytest.mark.usefixtures("student")
@@ -257,26 +272,24 @@ def test_a_student_with_fewer_resnets_and_no_middle_trains_too(vega: Recipe, tea
     koala = one_shot_recipe(load_recipe("koala-700m")).model_copy(update={"scenes": vega.scenes})
     out = distil(koala, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=1)
     assert resolve(str(out), name="student").architecture == "koala-700m"
-    cut = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), koala.plans[-1]).state_dict()
-    trained = StableDiffusionXLPipeline.from_pretrained(out).unet.state_dict()
-    assert cut.keys() == trained.keys()
-    assert not torch.equal(cut["up_blocks.0.resnets.1.conv1.weight"], trained["up_blocks.0.resnets.1.conv1.weight"])
+    start, trained = cut(teacher_folder, koala), StableDiffusionXLPipeline.from_pretrained(out).unet.state_dict()
+    assert start.keys() == trained.keys()
+    assert not torch.equal(start["up_blocks.0.resnets.1.conv1.weight"], trained["up_blocks.0.resnets.1.conv1.weight"])
 
 
 def test_samples_are_saved_after_each_stage(student: Path) -> None:
     for stage in ("1-half", "2-depth"):
         (folder,) = (student.parent / "work").glob(f"vega-*/{stage}")
         assert [path.name for path in (folder / "samples").iterdir()] == [f"step-{STEPS // 2:08d}.png"]
-        assert "scene_accuracy" in json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        assert "scene_accuracy" in [*read_json_lines(folder / "log.jsonl")][-1]
         assert not list(folder.glob("step-*"))
 
 
 def test_the_student_is_a_stock_pipeline_that_was_trained(vega: Recipe, teacher_folder: Path, student: Path) -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(student)
-    cut = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), vega.plans[-1]).state_dict()
-    trained = pipeline.unet.state_dict()
-    assert cut.keys() == trained.keys()
-    assert not torch.equal(cut["conv_in.weight"], trained["conv_in.weight"])
+    start, trained = cut(teacher_folder, vega), pipeline.unet.state_dict()
+    assert start.keys() == trained.keys()
+    assert not torch.equal(start["conv_in.weight"], trained["conv_in.weight"])
     assert resolve(str(student), name="student").architecture == "vega"
     for part in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):
         for file in (teacher_folder / part).iterdir():
@@ -284,7 +297,7 @@ def test_the_student_is_a_stock_pipeline_that_was_trained(vega: Recipe, teacher_
 
 
 def test_provenance_records_how_the_student_was_made(vega: Recipe, teacher_folder: Path, student: Path) -> None:
-    noted = json.loads((student / "provenance.json").read_text(encoding="utf-8"))
+    noted = read_json(student / "provenance.json")
     unet = UNet2DConditionModel.from_pretrained(student / "unet")
     assert noted["recipe_digest"] == vega.digest
     assert noted["teacher_digest"] == weights_digest(resolve(str(teacher_folder), name="teacher"))
@@ -304,9 +317,7 @@ def test_the_model_card_has_the_teachers_licence(vega: Recipe, teacher_folder: P
     assert "which its folder does not name" in (student / "README.md").read_text(encoding="utf-8")
     shutil.copytree(teacher_folder, tmp_path / "named")
     (tmp_path / "named" / "README.md").write_text("---\nlicense: openrail++\n---\nA teacher.\n", encoding="utf-8")
-    teacher = open_teacher_for(tmp_path / "named", vega)
-    cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
-    out = export_student(cut, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], cut), unet_only=True)
+    out = export_cut(tmp_path / "named", vega, tmp_path / "out", unet_only=True)
     metadata = metadata_load(out / "README.md")
     assert metadata
     assert metadata["license"] == "openrail++"
@@ -367,8 +378,8 @@ def test_several_teachers_licences_are_all_named(vega: Recipe, teacher_folder: P
         (tmp_path / name / "README.md").write_text(f"---\nlicense: {licence}\n---\n", encoding="utf-8")
     (tmp_path / "one" / "LICENSE.md").write_text("its text", encoding="utf-8")
     found = [open_teacher_for(tmp_path / name, vega) for name in ("one", "two", "one")] + [open_teacher_for(teacher_folder, vega)]
-    cut = prune(found[0].unet("float32", "cpu"), vega.plans[-1])
-    out = export_student(cut, tmp_path / "out", found[0], Provenance.from_run(vega, found, cut))
+    student = prune(found[0].unet("float32", "cpu"), vega.plans[-1])
+    out = export_student(student, tmp_path / "out", found[0], Provenance.from_run(vega, found, student))
     metadata = metadata_load(out / "README.md")
     assert metadata
     assert metadata["license"] == "other"
@@ -382,9 +393,7 @@ def test_a_student_of_a_16_bit_teacher_loads_without_a_variant(vega: Recipe, tea
     assert list((tmp_path / "half" / "text_encoder").glob("*.index.fp16.json"))
     (tmp_path / "half" / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"of another kind")
     (tmp_path / "half" / "tokenizer" / ".ipynb_checkpoints").mkdir()
-    teacher = open_teacher_for(tmp_path / "half", vega)
-    cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
-    out = export_student(cut, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], cut))
+    out = export_cut(tmp_path / "half", vega, tmp_path / "out")
     loaded = StableDiffusionXLPipeline.from_pretrained(out, dtype=torch.float16)
     expected = pipeline.text_encoder.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.text_encoder.state_dict().items())
@@ -394,7 +403,7 @@ def test_a_student_of_a_16_bit_teacher_loads_without_a_variant(vega: Recipe, tea
 def test_teachers_with_different_noise_are_refused(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(teacher_folder, tmp_path / "other")
     config = tmp_path / "other" / "scheduler" / "scheduler_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"prediction_type": "epsilon"}), encoding="utf-8")
+    write_json(config, read_json(config) | {"prediction_type": "epsilon"})
     with pytest.raises(
         UserError, match=r"different noise from the one in .*: its scheduler's prediction_type is epsilon, not v_prediction"
     ):
@@ -415,8 +424,7 @@ def test_a_teacher_with_another_diffusion_process_is_refused(
     file: str, changes: dict[str, Any], said: str, vega: Recipe, teacher_folder: Path, tmp_path: Path
 ) -> None:
     config = shutil.copytree(teacher_folder, tmp_path / "other") / file
-    kept = {key: value for key, value in json.loads(config.read_text(encoding="utf-8")).items() if not key.startswith("beta_")}
-    config.write_text(json.dumps(kept | changes), encoding="utf-8")
+    write_json(config, {key: value for key, value in read_json(config).items() if not key.startswith("beta_")} | changes)
     with pytest.raises(UserError, match=f"other uses a kind of diffusion that cannot be trained here: .*{said}"):
         plan_run(vega, "scenes", [tmp_path / "other"])
     with pytest.raises(UserError, match=said):
@@ -506,7 +514,7 @@ def test_repeatable_bytes_are_not_taken_from_a_run_that_did_not_ask_for_them(
 
 
 def test_other_shares_of_the_teachers_are_another_run(
-    vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vega: Recipe, teacher_folder: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, place = list[Path](), train._run_folder
 
@@ -515,7 +523,6 @@ def test_other_shares_of_the_teachers_are_another_run(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "_run_folder", placed)
-    work = work_after_first_stage(student, tmp_path)
     for shares in ((0.5, 0.25, 0.25), (0.25, 0.5, 0.25), (0.5, 0.25, 0.25)):
         rows = tuple(row.model_copy(update={"share": share}) for row, share in zip(vega.sdxl.teachers, shares, strict=True))
         recipe = vega.model_copy(update={"sdxl": vega.sdxl.model_copy(update={"teachers": rows})})
@@ -567,8 +574,8 @@ def test_training_brings_the_student_closer_to_the_teacher(vega: Recipe, teacher
     scenes = vega.scenes.model_copy(update={"lr": 5e-3})
     brisk = one_shot_recipe(vega).model_copy(update={"scenes": scenes, "loss": vega.loss.model_copy(update={"task": 0.0})})
     out = distil(brisk, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=10)
-    log = next((tmp_path / "work").glob("vega-*/1-all/log.jsonl")).read_text(encoding="utf-8")
-    first, last = json.loads(log.splitlines()[0]), json.loads((out / "provenance.json").read_text(encoding="utf-8"))["stages"][-1]["losses"]
+    (log,) = (tmp_path / "work").glob("vega-*/1-all/log.jsonl")
+    first, last = next(read_json_lines(log)), read_json(out / "provenance.json")["stages"][-1]["losses"]
     assert last["output"] + last["feature"] < 0.9 * (first["output"] + first["feature"])
 
 
@@ -592,18 +599,15 @@ def test_the_final_losses_are_of_the_network_that_is_stored(
     monkeypatch.setattr(train, "batch_loss_terms", noted)
     out = distil(one_shot_recipe(vega), "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=2)
     assert judged == averages * 3
-    assert json.loads((out / "provenance.json").read_text(encoding="utf-8"))["stages"][-1]["losses"] == {"task": 2.0}
+    assert read_json(out / "provenance.json")["stages"][-1]["losses"] == {"task": 2.0}
 
 
 def test_a_half_precision_teacher_teaches_in_float32_and_its_student_is_stored_in_half(
     vega: Recipe, teacher_folder: Path, tmp_path: Path
 ) -> None:
     StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
-    teacher = open_teacher_for(tmp_path / "half", vega)
-    unet = teacher.unet("float32", "cpu")
-    assert unet.dtype == torch.float32
-    student = prune(unet, vega.plans[-1])
-    out = export_student(student, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], student), unet_only=True)
+    assert open_teacher_for(tmp_path / "half", vega).unet("float32", "cpu").dtype == torch.float32
+    out = export_cut(tmp_path / "half", vega, tmp_path / "out", unet_only=True)
     assert {tensor.dtype for tensor in load_file(out / WEIGHTS).values()} == {torch.float16}
 
 
@@ -646,9 +650,8 @@ def test_export_overwrites_nothing(vega: Recipe, teacher_folder: Path, tmp_path:
 def test_of_two_exports_to_one_folder_at_once_the_second_is_refused_and_the_first_stays(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher, copy_parts, others = open_teacher_for(teacher_folder, vega), export._copy_parts, [0]
-    cut, out = prune(teacher.unet("float32", "cpu"), vega.plans[-1]), tmp_path / "students" / "out"
-    write = partial(export_student, cut, out, teacher, Provenance.from_run(vega, [teacher], cut))
+    copy_parts, others, out = export._copy_parts, [0], tmp_path / "students" / "out"
+    write = partial(export_cut, teacher_folder, vega, out)
 
     def copy_while_another_exports(source: Path, folder: Path) -> None:
         assert folder.is_relative_to(out.parent)  # a folder elsewhere may be on another disk, from which none can be renamed
@@ -667,9 +670,7 @@ def test_of_two_exports_to_one_folder_at_once_the_second_is_refused_and_the_firs
 def test_what_a_killed_export_left_is_removed_by_the_next_one(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = open_teacher_for(teacher_folder, vega)
-    cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
-    write = partial(export_student, cut, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], cut), unet_only=True)
+    write = partial(export_cut, teacher_folder, vega, tmp_path / "out", unet_only=True)
     (tmp_path / ".out-mine").mkdir()  # of the user
     with monkeypatch.context() as patch:
         patch.setattr(export, "_write_folder", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
@@ -681,15 +682,14 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one(
 
 @pytest.mark.parametrize(("file", "content"), [(WEIGHTS, b""), ("config.json", b"{"), ("config.json", b"{}"), ("losses.json", b"[]")])
 def test_damaged_student_of_a_finished_stage_is_named_with_the_way_out(
-    file: str, content: bytes, vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path
+    file: str, content: bytes, finish: Callable[[], Path], student: Path, work: Path
 ) -> None:
-    run = partial(distil, vega, "scenes", [teacher_folder], work_after_first_stage(student, tmp_path), tmp_path / "out", steps=STEPS)
-    (first,) = (tmp_path / "work").glob("vega-*/1-half/student")
+    (first,) = work.glob("vega-*/1-half/student")
     (first / file).write_bytes(content)
     with pytest.raises(UserError, match=rf"damaged.*[Mm]ove {re.escape(str(first))} away"):
-        run()
+        finish()
     shutil.rmtree(first)
-    assert (run() / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
+    assert (finish() / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
 
 
 def test_a_student_can_be_written_to_the_current_folder(
@@ -697,9 +697,7 @@ def test_a_student_can_be_written_to_the_current_folder(
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    teacher = open_teacher_for(teacher_folder, vega)
-    cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
-    export_student(cut, Path(), teacher, Provenance.from_run(vega, [teacher], cut), unet_only=True)
+    export_cut(teacher_folder, vega, Path(), unet_only=True)
     assert (tmp_path / "here" / WEIGHTS).exists()
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
@@ -713,5 +711,5 @@ def test_the_commit_is_not_that_of_a_repository_around_the_environment(
     for words in (("init", "-q"), (*who, "commit", "-q", "--allow-empty", "-m", "first")):
         subprocess.run(["git", "-C", str(tmp_path / "mine"), *words], check=True)
     teacher = open_teacher_for(teacher_folder, vega)
-    monkeypatch.setattr("distillation.export.__file__", str(around / "export.py"))
+    monkeypatch.setattr("distillation.provenance.__file__", str(around / "provenance.py"))
     assert Provenance.from_run(vega, [teacher], teacher.unet("float32", "cpu")).commit is None

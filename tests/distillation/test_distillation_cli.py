@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
+from distillation import cli
 from distillation.cli import main
 from distillation.recipe import load_recipe
 from sdbench.models.architectures import unet_config
@@ -123,6 +124,16 @@ def test_a_user_error_goes_to_stderr_with_exit_code_2(capsys: pytest.CaptureFixt
 def test_a_missing_device_is_refused(more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "vega", "--out", str(tmp_path / "out"), "--device", "cuda", *more]) == 2
     assert "distillation: no device 'cuda' here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("accumulation", "said"), [(4, "training on 1 of 7 GPUs; to train on 4: torchrun --nproc-per-node 4 "), (1, "")])
+def test_a_run_on_one_of_several_gpus_says_how_to_use_more_where_it_could(
+    accumulation: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 7)
+    cli._suggest_more_gpus(accumulation)
+    assert capsys.readouterr().err.partition("$")[0] == said
 
 
 @pytest.mark.parametrize(

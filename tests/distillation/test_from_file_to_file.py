@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from tiny import noise_unet, tiny_unet, with_unet
 
 from distillation.cli import main
-from distillation.export import Provenance, export_student
+from distillation.export import export_student
 from distillation.plan import Plan
+from distillation.provenance import Provenance
 from distillation.prune import prune
 from distillation.recipe import load_recipe
 from distillation.teacher import open_teacher_for

@@ -8,10 +8,11 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from clips import CAPTIONS, TINY, Adapted, for_transformers, golden, noise, photographs, processor, tiny
+from clips import CAPTIONS, TINY, Adapted, for_transformers, processor, tiny
 from open_clip.transform import image_transform
 from PIL import Image
 from safetensors.torch import save_file
+from synthetic_images import golden, noises, photographs, photographs_and_noise
 from torchmetrics.multimodal import CLIPScore
 
 from sdbench.arrays import U8
@@ -27,10 +28,6 @@ SIDE = TINY["vision_cfg"]["image_size"]
 @pytest.fixture(scope="module")
 def towers() -> Clip:
     return Clip(tiny(), "tiny")
-
-
-def mixed_images(height: int, width: int) -> U8:
-    return np.concatenate([photographs(3, height, width), noise(2, height, width)])
 
 
 def scores(towers: Clip, images: U8, captions: list[str], **how: Any) -> Any:
@@ -54,7 +51,7 @@ def open_clip_scores(model: open_clip.CLIP, images: U8, captions: list[str]) -> 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_scores_match_open_clip_and_mlperfs_formula(towers: Clip, height: int, width: int) -> None:
-    images = mixed_images(height, width)
+    images = photographs_and_noise(height, width)
     found = scores(towers, images, CAPTIONS)
     np.testing.assert_allclose(found, open_clip_scores(towers.model, images, CAPTIONS), rtol=0, atol=1e-5 * 100)
     assert found.std() > 1  # the scores differ
@@ -62,7 +59,7 @@ def test_scores_match_open_clip_and_mlperfs_formula(towers: Clip, height: int, w
 
 @pytest.mark.parametrize(("height", "width"), SIZES[:2])
 def test_scores_match_torchmetrics_for_captions_of_supported_length(towers: Clip, height: int, width: int) -> None:
-    images, captions = mixed_images(height, width)[:4], [CAPTIONS[row] for row in (0, 1, 2, 4)]
+    images, captions = photographs_and_noise(height, width)[:4], [CAPTIONS[row] for row in (0, 1, 2, 4)]
     model = for_transformers(towers.model, TINY)
     metric = CLIPScore(model_name_or_path=lambda: (Adapted(model), processor(SIDE)))
     found = scores(towers, images, captions)
@@ -86,7 +83,7 @@ def test_long_caption_keeps_its_end_of_text(towers: Clip) -> None:
 
 @pytest.mark.gpu
 def test_gpu_scores_match_the_cpu(towers: Clip) -> None:
-    images = mixed_images(64, 64)  # square images are resized on the GPU, too
+    images = photographs_and_noise(64, 64)  # square images are resized on the GPU, too
     on_gpu = Clip(tiny().cuda(), "tiny")
     np.testing.assert_allclose(scores(on_gpu, images, CAPTIONS), scores(towers, images, CAPTIONS), rtol=0, atol=1e-3)
 
@@ -100,7 +97,7 @@ def test_leaving_out_padding_does_not_change_text_features(towers: Clip) -> None
 
 def test_batch_size_does_not_affect_scores_in_float64_and_hardly_in_float32() -> None:
     """Bounds on the scale 100 cos. A suite always runs with one batch size anyhow."""
-    images, captions = np.concatenate([photographs(40, 40, 40), noise(24, 40, 40)]), CAPTIONS * 12 + CAPTIONS[:4]
+    images, captions = np.concatenate([photographs(40, 40, 40), noises(24, 40, 40)]), CAPTIONS * 12 + CAPTIONS[:4]
     for dtype, bound in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
         towers = Clip(tiny().to(dtype), "tiny")
         one, seven, all_at_once = (scores(towers, images, captions, batch=batch) for batch in (1, 7, 64))
@@ -198,7 +195,7 @@ def test_real_architectures_match_open_clip_and_transformers(backbone: str) -> N
     config = open_clip.get_model_config(clip.BACKBONES[backbone])
     torch.manual_seed(0)
     model = clip.build(config)
-    towers, images = Clip(model, backbone), np.concatenate([photographs(1, 512, 512), noise(1, 512, 512)])
+    towers, images = Clip(model, backbone), np.concatenate([photographs(1, 512, 512), noises(1, 512, 512)])
     ours = scores(towers, images, CAPTIONS[:2])
     transform = image_transform(224, is_train=False)
     with torch.no_grad():

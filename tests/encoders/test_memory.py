@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from sdbench.encoders import clip, inception, memory, perceptual, pixels, preference, vit
+from sdbench.encoders import clip, inception, inference, memory, perceptual, preference, vit
 
 
 def loaders(module: ModuleType) -> set[object]:
@@ -31,8 +31,8 @@ def test_evaluators_run_on_the_requested_device_and_are_released_even_after_an_e
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(memory, "release_evaluators", lambda: events.append("released"))
     with memory.evaluators_on(device):
-        events.append(pixels.device())
+        events.append(inference.device())
     with pytest.raises(ZeroDivisionError), memory.evaluators_on(device):
         1 / 0  # noqa: B018
     assert events == ["released", torch.device(device), "released", "released", "released"]
-    assert pixels.device() == torch.device("cuda")
+    assert inference.device() == torch.device("cuda")

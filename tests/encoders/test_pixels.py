@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clips import golden, hps_transform, noise, photographs
+from clips import hps_transform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.transform import image_transform
 from PIL import Image
+from synthetic_images import golden, noises, photographs
 from torchvision.transforms import functional
 from torchvision.transforms.v2 import functional as v2
 
@@ -25,7 +26,7 @@ def pillow_resize(images: U8, side: int) -> U8:
 
 
 @pytest.mark.parametrize("side", [1024, 512, 256, 64])
-@pytest.mark.parametrize("make", [noise, photographs])
+@pytest.mark.parametrize("make", [noises, photographs])
 def test_resampling_on_a_gpu_is_bit_identical_to_pillow(make: Any, side: int) -> None:
     images = make(1, side, side)
     found = pixels.resample_square(torch.from_numpy(images).permute(0, 3, 1, 2), 224)
@@ -36,21 +37,21 @@ def test_resampling_on_a_gpu_is_bit_identical_to_pillow(make: Any, side: int) ->
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1))
 def test_resampling_is_bit_identical_to_pillow_for_squares_of_any_size(side: int, to: int, seed: int) -> None:
-    images = noise(1, side, side, seed)
+    images = noises(1, side, side, seed)
     found = pixels.resample_square(torch.from_numpy(images).permute(0, 3, 1, 2), to)
     np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), pillow_resize(images, to))
 
 
 def test_torchvision_on_bytes_differs_from_pillow() -> None:
     """Otherwise the arithmetic here would be unnecessary."""
-    images = noise(1, 1024, 1024)
+    images = noises(1, 1024, 1024)
     found = v2.resize(torch.from_numpy(images).permute(0, 3, 1, 2), [224, 224], functional.InterpolationMode.BICUBIC, antialias=True)
     assert 0.0005 < (found.permute(0, 2, 3, 1).numpy() != pillow_resize(images, 224)).mean() < 0.02
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_resize_shortest_edge_matches_open_clip(height: int, width: int) -> None:
-    images = np.concatenate([noise(1, height, width), photographs(1, height, width)])
+    images = np.concatenate([noises(1, height, width), photographs(1, height, width)])
     transform = image_transform(224, is_train=False)
     expected = torch.stack([transform(Image.fromarray(image)) for image in images])
     torch.testing.assert_close(pixels.resize_shortest_edge(images, 224, CPU), expected, rtol=0, atol=1e-6)
@@ -58,14 +59,14 @@ def test_resize_shortest_edge_matches_open_clip(height: int, width: int) -> None
 
 @pytest.mark.parametrize(("height", "width"), [*SIZES, (224, 224)])
 def test_resize_longest_edge_matches_hpsv2(height: int, width: int) -> None:
-    images = np.concatenate([noise(1, height, width), photographs(1, height, width)])
+    images = np.concatenate([noises(1, height, width), photographs(1, height, width)])
     expected = torch.stack([hps_transform(Image.fromarray(image), 224) for image in images])
     torch.testing.assert_close(pixels.resize_longest_edge(images, 224, CPU), expected, rtol=0, atol=1e-5)
 
 
 def test_resize_longest_edge_pads_an_image_that_fits_already() -> None:
     """HPSv2 leaves it as it is, so that its network, which takes squares, refuses it."""
-    images = noise(1, 100, 224)
+    images = noises(1, 100, 224)
     plain = hps_transform(Image.fromarray(images[0]), 224)
     assert plain.shape == (3, 100, 224)
     found = pixels.resize_longest_edge(images, 224, CPU)[0]
@@ -89,13 +90,13 @@ def test_golden_images_keep_their_appearance(prepare: Any) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        noise(2, 8, 8).astype(np.float32) / 255,
-        noise(2, 8, 8).astype(np.int16),
-        noise(2, 8, 8)[..., :1],
-        noise(2, 8, 8)[..., [0, 1, 2, 0]],
-        noise(2, 8, 8)[0],
-        noise(2, 8, 8)[:0],
-        noise(2, 8, 8).transpose(0, 3, 1, 2),
+        noises(2, 8, 8).astype(np.float32) / 255,
+        noises(2, 8, 8).astype(np.int16),
+        noises(2, 8, 8)[..., :1],
+        noises(2, 8, 8)[..., [0, 1, 2, 0]],
+        noises(2, 8, 8)[0],
+        noises(2, 8, 8)[:0],
+        noises(2, 8, 8).transpose(0, 3, 1, 2),
         torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
     ],
     ids=["float", "int16", "gray", "RGBA", "one", "none", "channels first", "tensor"],

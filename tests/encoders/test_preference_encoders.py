@@ -8,24 +8,20 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from clips import CAPTIONS, TINY, for_transformers, hps_transform, noise, photographs, processor, tiny
+from clips import CAPTIONS, TINY, for_transformers, hps_transform, processor, tiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from synthetic_images import noises, photographs, photographs_and_noise
 from transformers import CLIPModel
 
-from sdbench.arrays import U8
 from sdbench.assets import weights
-from sdbench.encoders import clip, folders, pixels, preference
+from sdbench.encoders import clip, pixels, preference, pretrained
 from sdbench.encoders.preference import PickScore
 from sdbench.errors import UserError
 from sdbench.metrics.cosine import caption_score
 
 SIZES = [(256, 256), (97, 160), (160, 97), (24, 24)]
 SIDE = TINY["vision_cfg"]["image_size"]
-
-
-def mixed_images(height: int, width: int) -> U8:
-    return np.concatenate([photographs(3, height, width), noise(2, height, width)])
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +46,10 @@ def published_pickscore(model: Any, prompt: str, images: list[Image.Image]) -> A
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_pickscore_matches_its_published_code(pickscore_folder: Path, height: int, width: int) -> None:
-    judge, images = PickScore(folders.load_network(CLIPModel, pickscore_folder, safetensors=True), "tiny"), mixed_images(height, width)
+    judge, images = (
+        PickScore(pretrained.load_network(CLIPModel, pickscore_folder, safetensors=True), "tiny"),
+        photographs_and_noise(height, width),
+    )
     found = caption_score(judge.images(images), judge.texts(CAPTIONS), judge.scale)
     expected = [
         published_pickscore(judge.model, caption, [Image.fromarray(image)])[0] for image, caption in zip(images, CAPTIONS, strict=True)
@@ -62,7 +61,7 @@ def test_pickscore_matches_its_published_code(pickscore_folder: Path, height: in
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_score_matches_hpsv2(height: int, width: int) -> None:
     """100 x the cosine, as in `evaluate_benchmark`; images are resized by the longer edge as floats."""
-    model, images = tiny(), mixed_images(height, width)
+    model, images = tiny(), photographs_and_noise(height, width)
     judge = clip.Clip(model, "hps", pixels.resize_longest_edge)
     found = caption_score(judge.images(images), judge.texts(CAPTIONS), judge.scale)
     with torch.no_grad():
@@ -74,7 +73,7 @@ def test_score_matches_hpsv2(height: int, width: int) -> None:
 
 def test_batch_size_does_not_affect_scores_in_float64_and_hardly_in_float32() -> None:
     """In float32 within 1e-6 of the logit scale."""
-    images, captions = np.concatenate([photographs(40, 40, 40), noise(24, 40, 40)]), CAPTIONS * 12 + CAPTIONS[:4]
+    images, captions = np.concatenate([photographs(40, 40, 40), noises(24, 40, 40)]), CAPTIONS * 12 + CAPTIONS[:4]
     for dtype, bound in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
         judge = PickScore(for_transformers(tiny(), TINY).to(dtype), "tiny")
         one, seven, all_at_once = (caption_score(judge.images(images, n), judge.texts(captions, n), judge.scale) for n in (1, 7, 64))
@@ -106,17 +105,17 @@ def test_missing_nan_or_damaged_weights_are_rejected(pickscore_folder: Path, tmp
     for content, message in ((incomplete, "lacks 1 tensors of CLIPModel, such as 'visual_projection.weight'"), (broken, "NaN or infinite")):
         save_file(content, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(UserError, match=message):
-            folders.load_network(CLIPModel, tmp_path, safetensors=True)
+            pretrained.load_network(CLIPModel, tmp_path, safetensors=True)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"holds no CLIPModel in transformers' layout \(SafetensorError: .*fetch it again"):
-        folders.load_network(CLIPModel, tmp_path, safetensors=True)
+        pretrained.load_network(CLIPModel, tmp_path, safetensors=True)
 
 
 @pytest.mark.slow
 def test_real_architecture_matches_hpsv2() -> None:
     config = open_clip.get_model_config(preference.HPS_ARCHITECTURE)
     torch.manual_seed(0)
-    model, images = clip.build(config), np.concatenate([photographs(1, 300, 400), noise(1, 300, 400)])
+    model, images = clip.build(config), np.concatenate([photographs(1, 300, 400), noises(1, 300, 400)])
     judge = clip.Clip(model, "hps", pixels.resize_longest_edge)
     with torch.no_grad():
         image_features = model.encode_image(torch.stack([hps_transform(Image.fromarray(image), 224) for image in images]), normalize=True)

@@ -1,8 +1,8 @@
 """Whole rounds of the real benchmark file, on a pipeline so small that imports take most of the time."""
 
-import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,15 +13,18 @@ from factories import number
 from tiny import SIZE_PX, tiny_unet
 from torch._inductor.exc import InductorError
 
+from sdbench.disk import read_json
 from sdbench.models.spec import resolve
 from sdbench.probes import driver, plugin, setup
 from sdbench.probes.driver import BENCHMARK_FILE, measure
 from sdbench.probes.request import STAGES
 from sdbench.probes.work import unet_macs
+from sdbench.records import Value
 from sdbench.settings import Probes, Sampling, Setting
 
 SUITES = Path(__file__).parents[2] / "suites"
 PROBES = Probes(rounds=1, calls=3, warmup=1, settings=(Setting(batch=2, dtype="bfloat16", channels_last=True, vae="tiny"),))
+Measure = Callable[..., dict[str, Value]]
 SAMPLING = Sampling(steps=4, guidance_scale=3.0, size_px=SIZE_PX, dtype="float32", batch=1)
 
 
@@ -42,11 +45,20 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
 
 
-def test_a_round_measures_every_stage(tiny_pipeline: Path, tmp_path: Path) -> None:
-    values = measure(
-        [resolve(str(tiny_pipeline), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=["base"]
-    ).values
-    found = {value.name: value for value in values["tiny"]}
+@pytest.fixture
+def measure_tiny(tiny_pipeline: Path, tmp_path: Path) -> Measure:
+    """Measures a tiny pipeline in settings given by their labels, by default in all; returns its values by name."""
+
+    def measured(probes: Probes, *settings: str) -> dict[str, Value]:
+        spec = resolve(str(tiny_pipeline), name="tiny")
+        values = measure([spec], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu", settings=settings).values["tiny"]
+        return {value.name: value for value in values}
+
+    return measured
+
+
+def test_a_round_measures_every_stage(measure_tiny: Measure) -> None:
+    found = measure_tiny(PROBES, "base")
     assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
     p50 = {stage: found[f"latency.{stage}.p50"] for stage in STAGES}
     assert all(value.samples and len(value.samples[0]) == 3 and number(value) > 0 for value in p50.values())
@@ -63,55 +75,48 @@ def test_a_round_measures_every_stage(tiny_pipeline: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("_in_this_process")
-def test_setting_is_applied_and_labels_its_values(tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_setting_is_applied_and_labels_its_values(measure_tiny: Measure, tmp_path: Path) -> None:
     label = "b2+bfloat16+channels-last+tiny-vae"
-    values = measure(
-        [resolve(str(tiny_pipeline), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=[label]
-    ).values
-    found = {value.name: value for value in values["tiny"]}
+    found = measure_tiny(PROBES, label)
     assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
     assert all(name.endswith(f"@{label}") for name in found)
     rate, seconds = number(found[f"images_per_second@{label}"]), number(found[f"latency.pipeline.p50@{label}"])
     assert rate == pytest.approx(2 / seconds)
     (raw,) = tmp_path.glob("tiny-b2*-0.json")
-    assert json.loads(raw.read_text(encoding="utf-8"))["benchmarks"][0]["extra_info"]["configs"]["vae"]["_class_name"] == "AutoencoderTiny"
+    assert read_json(raw)["benchmarks"][0]["extra_info"]["configs"]["vae"]["_class_name"] == "AutoencoderTiny"
 
 
 @pytest.mark.usefixtures("_in_this_process")
-def test_model_too_large_to_load_is_reported_and_not_retried(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_too_large_to_load_is_reported_and_not_retried(
+    measure_tiny: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def raise_out_of_memory(_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. Of the allocated memory 70 GiB is held elsewhere")
 
     monkeypatch.setattr(setup, "load", raise_out_of_memory)
-    probes = PROBES.model_copy(update={"rounds": 2, "settings": ()})
-    values = measure([resolve(str(tiny_pipeline), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu").values[
-        "tiny"
-    ]
-    reasons = {value.reason for value in values if value.name.startswith("latency.")}
+    found = measure_tiny(PROBES.model_copy(update={"rounds": 2, "settings": ()}))
+    reasons = {value.reason for name, value in found.items() if name.startswith("latency.")}
     assert reasons == {"out of memory while the model was loaded: no batch fits. CUDA out of memory. Tried to allocate 9 GiB"}
     assert len(list(tmp_path.glob("tiny-base-*.log"))) == 1
 
 
 @pytest.mark.usefixtures("_in_this_process")
-def test_what_cannot_be_compiled_is_reported_and_not_retried(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_compiled_is_reported_and_not_retried(
+    measure_tiny: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise InductorError(RuntimeError("Failed to find C compiler"), None)
 
     monkeypatch.setattr(setup, "apply_setting", lambda pipe, _: pipe.unet.register_forward_pre_hook(refuse))
-    probes = PROBES.model_copy(update={"rounds": 2, "settings": (Setting(compile="whole"),)})
-    values = measure(
-        [resolve(str(tiny_pipeline), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu", settings=["compiled"]
-    ).values["tiny"]
-    (reason,) = {value.reason for value in values if value.name.startswith("latency.")}  # no other stage was tried
+    found = measure_tiny(PROBES.model_copy(update={"rounds": 2, "settings": (Setting(compile="whole"),)}), "compiled")
+    (reason,) = {value.reason for name, value in found.items() if name.startswith("latency.")}  # no other stage was tried
     assert reason.startswith("not compiled: InductorError: RuntimeError: Failed to find C compiler")
     assert len(list(tmp_path.glob("tiny-compiled-*.log"))) == 1
 
 
 @pytest.mark.slow
-def test_compiled_settings_report_compilation_separately_and_reuse_it_from_disk(tiny_pipeline: Path, tmp_path: Path) -> None:
-    probes = Probes(rounds=2, calls=2, warmup=1, settings=(Setting(compile="whole"), Setting(compile="blocks")))
-    values = measure([resolve(str(tiny_pipeline), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu").values
-    found = {value.name: value for value in values["tiny"]}
+def test_compiled_settings_report_compilation_separately_and_reuse_it_from_disk(measure_tiny: Measure, tmp_path: Path) -> None:
+    found = measure_tiny(Probes(rounds=2, calls=2, warmup=1, settings=(Setting(compile="whole"), Setting(compile="blocks"))))
     assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
     for label in ("compiled", "compiled-blocks"):
         cold, warm = (found[f"cold_start.{name}@{label}"] for name in ("first_call_compiling", "first_call"))

@@ -17,6 +17,7 @@ from factories import number
 from processes import is_locked
 
 from sdbench import api
+from sdbench.disk import read_json
 from sdbench.errors import UserError
 from sdbench.gate import floors
 from sdbench.machine import environment, this_machine
@@ -288,7 +289,7 @@ def test_values_match_the_clock(harness: DriverHarness) -> None:
 def test_raw_pytest_benchmark_files_are_kept_with_machine_info(harness: DriverHarness) -> None:
     harness.measure("timed")
     (raw,) = harness.work.glob("timed-*-0.json")
-    content = json.loads(raw.read_text(encoding="utf-8"))
+    content = read_json(raw)
     assert [item["stats"]["data"] for item in content["benchmarks"]] == [[0.5, 0.5]] * 7
     assert content["machine_info"]["device"] == "cpu"
 
@@ -529,7 +530,7 @@ def test_pytest_benchmark_compares_and_plots_the_joined_rounds_file(
     harness.measure("timed", rounds=2)
     monkeypatch.delenv("PYTEST_PLUGINS")  # for pytest-benchmark's own command
     joined = harness.work / driver.ROUNDS_FILE
-    content = json.loads(joined.read_text(encoding="utf-8"))
+    content = read_json(joined)
     assert [item["params"] for item in content["benchmarks"]] == [
         {"model": "timed", "setting": "base", "stage": stage} for stage in (*STAGES, *CEILINGS)
     ]

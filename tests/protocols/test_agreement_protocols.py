@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clips import golden, noise, photographs
 from factories import number
 from scipy.ndimage import correlate1d
 from subjects import make_subject
+from synthetic_images import golden, noises, photographs
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchvision.models import alexnet
 
@@ -180,13 +180,13 @@ def test_ssim_equals_the_paper_and_torchmetrics(name: str) -> None:
 
 
 def test_ssim_does_not_depend_on_the_batch() -> None:
-    x, y = photographs(11, 48, 48), noise(11, 48, 48)
+    x, y = photographs(11, 48, 48), noises(11, 48, 48)
     np.testing.assert_allclose(
         perceptual.ssim(x, y), np.concatenate([perceptual.ssim(x[row : row + 1], y[row : row + 1]) for row in range(11)]), atol=1e-6
     )
 
 
-@pytest.mark.parametrize("wrong", [(noise(2, 16, 16), noise(2, 16, 17)), (noise(2, 16, 16), noise(2, 16, 16) / 255)])
+@pytest.mark.parametrize("wrong", [(noises(2, 16, 16), noises(2, 16, 17)), (noises(2, 16, 16), noises(2, 16, 16) / 255)])
 def test_invalid_pairs_of_images_are_rejected(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"one shape|uint8 RGB"):
         perceptual.ssim(*wrong)
@@ -198,7 +198,7 @@ def test_lpips_over_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     torch.save(state, tmp_path / "alexnet.pth")
     monkeypatch.setattr(weights, "find", lambda _: tmp_path / "alexnet.pth")
     perceptual.network.cache_clear()
-    x, y = photographs(9, 64, 64), noise(9, 64, 64)
+    x, y = photographs(9, 64, 64), noises(9, 64, 64)
     found = perceptual.lpips(x, y)
     np.testing.assert_allclose(found, perceptual.lpips(y, x), rtol=1e-5)
     np.testing.assert_array_equal(perceptual.lpips(x, x), 0)

@@ -22,7 +22,7 @@ from sdbench.arrays import F32, U8
 from sdbench.disk import locked
 from sdbench.encoders import scenes
 from sdbench.encoders.catalogue import ENCODERS, Encoder
-from sdbench.encoders.pixels import device
+from sdbench.encoders.inference import device
 from sdbench.errors import MissingError, UserError
 from sdbench.reference import build as building
 from sdbench.reference import cards

@@ -6,17 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clips import photographs, tiny
+from clips import tiny
 from fakes import IMAGES, METRICS, PROMPTS, colours
 from PIL import Image
 from subjects import make_subject
+from synthetic_images import photographs
 
 from sdbench import api, cli, records, suites
 from sdbench.arrays import F32, U8
 from sdbench.encoders import scenes
 from sdbench.encoders.catalogue import TOWERS
 from sdbench.encoders.clip import Clip
-from sdbench.encoders.pixels import device
+from sdbench.encoders.inference import device
 from sdbench.errors import UserError
 from sdbench.leaderboard import standings, writing
 from sdbench.metrics.cosine import caption_score

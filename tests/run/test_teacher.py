@@ -10,8 +10,8 @@ from factories import number
 from fakes import METRICS, SUITE, prepare_in, write_again
 
 from sdbench import machine, records, suites
-from sdbench.gate import compare
-from sdbench.gate.compare import Side
+from sdbench.gate import pairing
+from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Rule
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import NamedTeacher, Record, Scores, Value
@@ -138,8 +138,8 @@ def test_values_against_different_teachers_of_the_same_name_are_incomparable(tmp
     assert references == [rendered.name] * 2, "there are no weights to name it by"
     write_again(rendered, model=records.read_record(rendered).model.model_copy(update={"weights_digest": 16 * "07e4"}))
     (second,) = runner.run(specs[1:], prepare_in(tmp_path, suite))
-    found = compare.measure(WIN_RATE, wins, Side.read(second), Side.read(first), 0.05)
-    assert isinstance(found, compare.Obstacle)
+    found = pairing.measure(WIN_RATE, wins, Side.read(second), Side.read(first), 0.05)
+    assert isinstance(found, pairing.Obstacle)
     assert found.reason == f"the candidate was measured against {6 * '07e4'}, the baseline against {rendered.name}; run both again"
 
 

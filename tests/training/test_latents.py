@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +19,47 @@ from processes import by_two, is_locked
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
-from sdbench.disk import size_text
+from sdbench.disk import read_json, size_text, write_json
 from sdbench.errors import UndecodableError, UserError
 from sdbench.scenes.training.pool import Pool
 from sdbench.training import latents as latents_module
 from sdbench.training import row_files
-from sdbench.training.latents import Batch, LatentPool, add_noise, encode, load_components, predict, target
+from sdbench.training.diffusion import Batch, add_noise, predict, target
+from sdbench.training.latents import LatentPool, encode, load_components
 from sdbench.training.loop import draw_rows
 from sdbench.training.row_files import RowFile
+
+
+def squares_of(rows: np.ndarray) -> dict[str, torch.Tensor]:
+    return {"squares": torch.from_numpy(rows**2)}
+
+
+def refuse_damaged(damaged: set[int]) -> Callable[[np.ndarray], np.ndarray]:
+    """Reads row numbers as images, of which those in `damaged` cannot be decoded."""
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        if damaged & set(rows.tolist()):
+            raise UndecodableError(f"{rows} is damaged")
+        return rows
+
+    return read
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[set[Path]]:
+    """The files that each pool asks for; it is interrupted then."""
+    asked: list[set[Path]] = []
+
+    def note(*files: RowFile) -> None:
+        asked.append({file.path for file in files})
+        raise InterruptedError
+
+    monkeypatch.setattr(latents_module, "fill_and_load", note)
+    return asked
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +133,7 @@ def test_dropped_captions_are_the_empty_prompt_if_the_pipeline_says_so(
 ) -> None:
     shutil.copytree(teacher_folder, tmp_path / "teacher")
     index = tmp_path / "teacher" / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text(encoding="utf-8")) | {"force_zeros_for_empty_prompt": False}), encoding="utf-8")
+    write_json(index, read_json(index) | {"force_zeros_for_empty_prompt": False})
     pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path / "teacher")
     with torch.no_grad():
         _, unconditional, _, unconditional_pooled = pipeline.encode_prompt("a circle")
@@ -159,16 +193,7 @@ def test_latents_and_embeddings_are_computed_once_for_the_same_networks_and_imag
         LatentPool(teacher_folder, other, work)
 
 
-def test_latents_of_another_kind_of_device_are_not_reused(
-    teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[set[Path]] = []
-
-    def fail(*files: RowFile) -> None:
-        asked.append({file.path for file in files})
-        raise InterruptedError
-
-    monkeypatch.setattr(latents_module, "fill_and_load", fail)
+def test_latents_of_another_kind_of_device_are_not_reused(teacher_folder: Path, pool: Pool, tmp_path: Path, asked: list[set[Path]]) -> None:
     for device in ("cpu", "cuda", "cuda:1"):
         with pytest.raises(InterruptedError):
             LatentPool(teacher_folder, pool, tmp_path, device)
@@ -180,15 +205,8 @@ def test_latents_of_another_kind_of_device_are_not_reused(
     ("changed", "recomputed"), [("vae", "latents"), ("text_encoder", "captions"), ("text_encoder_2", "captions"), ("tokenizer", "captions")]
 )
 def test_only_what_a_changed_part_made_is_computed_again(
-    changed: str, recomputed: str, teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changed: str, recomputed: str, teacher_folder: Path, pool: Pool, tmp_path: Path, asked: list[set[Path]]
 ) -> None:
-    asked: list[set[str]] = []
-
-    def fail(*files: RowFile) -> None:
-        asked.append({file.path.name for file in files})
-        raise InterruptedError
-
-    monkeypatch.setattr(latents_module, "fill_and_load", fail)
     part = Path(shutil.copytree(teacher_folder, tmp_path / "teacher")) / changed
     for _ in range(2):
         with pytest.raises(InterruptedError):
@@ -197,7 +215,7 @@ def test_only_what_a_changed_part_made_is_computed_again(
             save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
         for file in part.glob("tokenizer*.json"):
             file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    assert [name.partition("-")[0] for name in asked[1] - asked[0]] == [recomputed]
+    assert [path.name.partition("-")[0] for path in asked[1] - asked[0]] == [recomputed]
 
 
 def test_an_image_larger_than_a_pass_is_encoded_alone(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
@@ -274,7 +292,7 @@ def test_rows_are_filled_by_one_run_at_a_time(tmp_path: Path) -> None:
 
     def squares(rows: np.ndarray) -> dict[str, torch.Tensor]:
         held.append(is_locked(tmp_path / ".lock"))
-        return {"squares": torch.from_numpy(rows**2)}
+        return squares_of(rows)
 
     for _ in range(2):  # the second finds the rows of the first
         (kept,) = row_files.fill_and_load(RowFile(tmp_path / "kept.npy", 4, 2, squares))
@@ -307,7 +325,7 @@ def test_progress_marks_without_their_file_are_ignored(teacher_folder: Path, poo
 
 def test_marks_of_a_deleted_file_do_not_survive_a_crash_while_the_next_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create = np.lib.format.open_memmap
-    file = row_files.RowFile(tmp_path / "kept.npy", 4, 2, lambda rows: {"squares": torch.from_numpy(rows**2)})
+    file = RowFile(tmp_path / "kept.npy", 4, 2, squares_of)
     file.marks_path.write_bytes(b"\1" * 4)
 
     def create_and_crash(*arguments: Any) -> None:
@@ -327,14 +345,11 @@ def test_a_run_killed_just_before_its_file_is_complete_computes_nothing_again(tm
 
     def squares(rows: np.ndarray) -> dict[str, torch.Tensor]:
         computed.extend(rows.tolist())
-        return {"squares": torch.from_numpy(rows**2)}
-
-    def kill(*_: Path) -> None:
-        raise KeyboardInterrupt
+        return squares_of(rows)
 
     file = RowFile(tmp_path / "kept.npy", 4, 2, squares)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", kill)
+        patch.setattr(Path, "rename", interrupt)
         with pytest.raises(KeyboardInterrupt):
             row_files.fill_and_load(file)
     computed.clear()
@@ -344,28 +359,19 @@ def test_a_run_killed_just_before_its_file_is_complete_computes_nothing_again(tm
 
 def test_an_image_that_can_be_decoded_again_is_left_out_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damaged = {7}
-
-    def read(rows: np.ndarray) -> np.ndarray:
-        if damaged & set(rows.tolist()):
-            raise UndecodableError(f"{rows} is damaged")
-        return rows
-
-    def kill(*_: Path) -> None:
-        raise KeyboardInterrupt
-
-    file = RowFile(tmp_path / "kept.npy", 100, 10, lambda rows: {"rows": torch.from_numpy(rows)}, read)
+    file = RowFile(tmp_path / "kept.npy", 100, 10, squares_of, refuse_damaged(damaged))
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", kill)
+        patch.setattr(Path, "rename", interrupt)
         with pytest.raises(KeyboardInterrupt):
             row_files.fill_and_load(file)
     assert file.undecodable_rows().tolist() == [7]
     damaged.clear()
     (kept,) = row_files.fill_and_load(file)
-    assert (kept["rows"][7], file.undecodable_rows().tolist()) == (7, [])
+    assert (kept["squares"][7], file.undecodable_rows().tolist()) == (49, [])
 
 
 def test_marks_that_a_crash_left_incomplete_are_ignored(tmp_path: Path) -> None:
-    file = RowFile(tmp_path / "kept.npy", 4, 2, lambda rows: {"squares": torch.from_numpy(rows**2)})
+    file = RowFile(tmp_path / "kept.npy", 4, 2, squares_of)
     np.save(tmp_path / "kept", np.zeros(4, [("squares", np.int64)]))
     file.path.rename(file.part_path)
     file.marks_path.write_bytes(b"\1\1")
@@ -395,16 +401,16 @@ def fill_shared_file(folder: Path, fails_at: int | None = None) -> None:
             os._exit(9)
         computed.extend(rows.tolist())
         (folder / f"computed.{rank}").write_text(json.dumps(computed), encoding="utf-8")
-        return {"squares": torch.from_numpy(rows[:, None] ** 2)}
+        return squares_of(rows)
 
-    row_files.fill_and_load(row_files.RowFile(folder / "kept.npy", 10, 3, squares))
+    row_files.fill_and_load(RowFile(folder / "kept.npy", 10, 3, squares))
 
 
 def test_two_processes_share_the_encoding(tmp_path: Path) -> None:
     assert by_two(fill_shared_file, tmp_path) == [0, 0]
-    computed = [json.loads((tmp_path / f"computed.{rank}").read_text(encoding="utf-8")) for rank in range(2)]
+    computed = [read_json(tmp_path / f"computed.{rank}") for rank in range(2)]
     assert computed == [[0, 0, 1, 2, 6, 7, 8], [3, 4, 5, 9]]  # the main process computes row 0 alone, to find the file's size
-    assert np.load(tmp_path / "kept.npy")["squares"].ravel().tolist() == [row**2 for row in range(10)]
+    assert np.load(tmp_path / "kept.npy")["squares"].tolist() == [row**2 for row in range(10)]
     assert sorted(path.name for path in tmp_path.glob("kept*")) == ["kept.npy"]
 
 
@@ -417,18 +423,12 @@ def test_processes_of_another_machine_leave_the_encoding_to_the_first(tmp_path: 
     """They may not see what it maps into memory."""
     assert by_two(fill_file_by_two_machines, tmp_path) == [0, 0]
     assert [path.name for path in tmp_path.glob("computed.*")] == ["computed.0"]
-    assert np.load(tmp_path / "kept.npy")["squares"].ravel().tolist() == [row**2 for row in range(10)]
+    assert np.load(tmp_path / "kept.npy")["squares"].tolist() == [row**2 for row in range(10)]
 
 
 def fill_file_of_damaged_images(folder: Path, damaged: set[int]) -> None:
     distributed.init_process_group("gloo")
-
-    def read(rows: np.ndarray) -> np.ndarray:
-        if damaged & set(rows.tolist()):
-            raise UndecodableError(f"{rows} is damaged")
-        return rows
-
-    row_files.fill_and_load(RowFile(folder / "kept.npy", 200, 1, lambda rows: {"rows": torch.from_numpy(rows)}, read))
+    row_files.fill_and_load(RowFile(folder / "kept.npy", 200, 1, squares_of, refuse_damaged(damaged)))
 
 
 def test_two_processes_together_leave_out_one_image_in_a_hundred(tmp_path: Path) -> None:
@@ -445,11 +445,11 @@ def test_one_process_resumes_where_two_were_stopped(tmp_path: Path) -> None:
 
     def squares(rows: np.ndarray) -> dict[str, torch.Tensor]:
         computed.extend(rows.tolist())
-        return {"squares": torch.from_numpy(rows[:, None] ** 2)}
+        return squares_of(rows)
 
-    (kept,) = row_files.fill_and_load(row_files.RowFile(tmp_path / "kept.npy", 10, 3, squares))
+    (kept,) = row_files.fill_and_load(RowFile(tmp_path / "kept.npy", 10, 3, squares))
     assert computed == [9]
-    assert kept["squares"].ravel().tolist() == [row**2 for row in range(10)]
+    assert kept["squares"].tolist() == [row**2 for row in range(10)]
 
 
 class DamagedPool:

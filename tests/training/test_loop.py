@@ -2,7 +2,6 @@
 
 import errno
 import itertools
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from accelerate import Accelerator
@@ -28,14 +26,18 @@ from tensorboardX.proto.event_pb2 import Event
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sdbench.arrays import U8
+from sdbench.disk import read_json_lines
 from sdbench.errors import UserError
 from sdbench.training import checkpoints
-from sdbench.training.checkpoints import Checkpoints
+from sdbench.training.checkpoints import DIGESTS, Checkpoints
 from sdbench.training.journal import Journal
 from sdbench.training.loop import Schedule, draw_rows, fit, max_even_processes
 
 SCHEDULE = Schedule(steps=12, lr=1e-2, batch=8, warmup=3, ema=0.9, seed=4)
 ALWAYS = -1.0  # seconds between saved states
+Evaluation = tuple[U8, dict[str, float]]
+BLANK = np.zeros((2, 2, 3), np.uint8)
 
 
 def tiny_net(seed: int = 0) -> nn.Module:
@@ -65,15 +67,29 @@ def tensors(net: nn.Module) -> list[Tensor]:
     return [value.clone() for value in net.state_dict().values()]
 
 
+def train_until(step: int, folder: Path, schedule: Schedule = SCHEDULE, **options: Any) -> None:
+    """Train a tiny network with a checkpoint after each step, and interrupt the run at a step."""
+    net = tiny_net()
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, noisy_loss(net, step, KeyboardInterrupt()), schedule, folder, save_every_s=ALWAYS, **options)
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    return [*read_json_lines(folder / "log.jsonl")]
+
+
+def checkpoints_of_a_layer(folder: Path, every_s: float = 0) -> Checkpoints:
+    net = nn.Linear(2, 1)
+    return Checkpoints(folder, net, torch.optim.SGD(net.parameters()), None, every_s)
+
+
 @pytest.mark.parametrize("ema", [None, 0.9])
 @pytest.mark.parametrize("killed_at", [1, 5, 11])
 def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(ema: float | None, killed_at: int, tmp_path: Path) -> None:
     schedule = replace(SCHEDULE, ema=ema)
     uninterrupted = tiny_net()
     kept = tensors(fit(uninterrupted, noisy_loss(uninterrupted), schedule, tmp_path / "whole", save_every_s=ALWAYS))
-    interrupted = tiny_net()
-    with pytest.raises(KeyboardInterrupt):
-        fit(interrupted, noisy_loss(interrupted, killed_at, KeyboardInterrupt()), schedule, tmp_path / "interrupted", save_every_s=ALWAYS)
+    train_until(killed_at, tmp_path / "interrupted", schedule)
     resumed = tiny_net(seed=1)  # a new process may start from other weights
     torch.manual_seed(99)
     again = tensors(fit(resumed, noisy_loss(resumed), schedule, tmp_path / "interrupted", save_every_s=ALWAYS))
@@ -88,10 +104,10 @@ def test_resumed_run_evaluates_every_checkpoint_once(killed_at: int, tmp_path: P
     """Killed during an evaluation or right after it: the log has each evaluation once."""
 
     def train_and_read_log(folder: Path, kill_at: int | None = None) -> bytes:
-        def evaluate(kept: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
+        def evaluate(kept: nn.Module) -> Evaluation:
             if kill_at is not None and (folder / f"step-{kill_at:08d}").exists():
                 raise KeyboardInterrupt
-            return np.zeros((2, 2, 3), np.uint8), {"norm": next(kept.parameters()).norm().item()}
+            return BLANK, {"norm": next(kept.parameters()).norm().item()}
 
         net = tiny_net()
         fit(net, noisy_loss(net), SCHEDULE, folder, evaluate=evaluate, evaluate_every=5, save_every_s=ALWAYS)
@@ -144,7 +160,7 @@ def test_training_converges_and_logs_every_term(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(3, 1))
     fit(net, noisy_loss(net), replace(SCHEDULE, steps=76, lr=0.1), tmp_path)
     torch.testing.assert_close(net[0].weight, torch.ones(1, 3), rtol=0, atol=0.05)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_log(tmp_path)
     assert [line["step"] for line in lines] == [0, 25, 50, 75]
     assert all(line.keys() == {"step", "square", "small", "lr", "gradient_norm"} for line in lines)
     assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 1
@@ -166,15 +182,15 @@ def test_non_finite_loss_is_an_error_and_keeps_the_last_good_checkpoint(tmp_path
 def test_single_non_finite_step_is_skipped_and_logged(tmp_path: Path) -> None:
     net, weights = tiny_net(), list[list[Tensor]]()
 
-    def evaluate(_: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
+    def evaluate(_: nn.Module) -> Evaluation:
         weights.append([parameter.detach().clone() for parameter in net.parameters()])
-        return np.zeros((2, 2, 3), np.uint8), {}
+        return BLANK, {}
 
     fit(net, noisy_loss(net, 6, again=7), SCHEDULE, tmp_path, evaluate=evaluate, evaluate_every=1)
     moved = [not all(map(torch.equal, one, other)) for one, other in itertools.pairwise(weights)]
     assert moved == [step != 6 for step in range(1, 12)]
     assert all(torch.isfinite(parameter).all() for parameter in net.parameters())
-    assert '{"step": 6, "skipped": 1.0}' in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {"step": 6, "skipped": 1.0} in read_log(tmp_path)
 
 
 def test_non_finite_steps_apart_from_each_other_are_all_skipped(tmp_path: Path) -> None:
@@ -186,8 +202,7 @@ def test_non_finite_steps_apart_from_each_other_are_all_skipped(tmp_path: Path) 
         SCHEDULE,
         tmp_path,
     )
-    lines = map(json.loads, (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    assert [line["step"] for line in lines if "skipped" in line] == [3, 6]
+    assert [line["step"] for line in read_log(tmp_path) if "skipped" in line] == [3, 6]
 
 
 def test_progress_counts_images_from_where_the_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,8 +215,7 @@ def test_progress_counts_images_from_where_the_run_resumes(tmp_path: Path, monke
 
     monkeypatch.setattr("sdbench.training.loop.tqdm", Noted)
     net, schedule = tiny_net(), replace(SCHEDULE, accumulation=2)
-    with pytest.raises(KeyboardInterrupt):
-        fit(net, noisy_loss(net, 10, KeyboardInterrupt()), schedule, tmp_path, save_every_s=ALWAYS)
+    train_until(10, tmp_path, schedule)
     fit(net, noisy_loss(net), schedule, tmp_path)
     fit(net, noisy_loss(net), schedule, tmp_path)
     at_killed, whole = 5 * 16, 12 * 16
@@ -251,7 +265,7 @@ def test_training_on_windows_opens_no_folder_and_flushes_only_what_is_open_for_w
     monkeypatch.setattr("sdbench.training.checkpoints.os", windows)
     net = tiny_net()
     fit(net, noisy_loss(net), SCHEDULE, tmp_path)
-    assert len(flushed) == len(list((tmp_path / "step-00000012").iterdir())) == 3
+    assert len(flushed) == len(list((tmp_path / "step-00000012").iterdir())) == 4
     assert closed == flushed
 
 
@@ -270,8 +284,7 @@ def test_a_checkpoint_is_flushed_before_it_gets_its_name_and_its_folder_after(tm
 
 def test_unwritable_checkpoint_is_an_error_and_keeps_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = tiny_net()
-    with pytest.raises(KeyboardInterrupt):
-        fit(net, noisy_loss(net, 5, KeyboardInterrupt()), SCHEDULE, tmp_path, save_every_s=ALWAYS)
+    train_until(5, tmp_path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "step-00000005").iterdir()}
 
     def full(*_: object) -> None:
@@ -289,11 +302,10 @@ def test_unwritable_checkpoint_is_an_error_and_keeps_the_previous_one(tmp_path: 
 def test_unwritable_log_or_image_is_an_error_that_names_the_checkpoint(name: str, tmp_path: Path) -> None:
     net, obstacle = tiny_net(), tmp_path / name
 
-    def evaluate(_: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
-        return np.zeros((2, 2, 3), np.uint8), {}
+    def evaluate(_: nn.Module) -> Evaluation:
+        return BLANK, {}
 
-    with pytest.raises(KeyboardInterrupt):
-        fit(net, noisy_loss(net, 5, KeyboardInterrupt()), SCHEDULE, tmp_path, save_every_s=ALWAYS)
+    train_until(5, tmp_path)
     obstacle.unlink(missing_ok=True)
     obstacle.mkdir() if name == "log.jsonl" else obstacle.write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=rf"cannot write .*{name}.*; the last good checkpoint is .*step-000000.*\. Make room and run again"):
@@ -307,24 +319,30 @@ def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
         fit(net, noisy_loss(net), SCHEDULE, tmp_path / "file" / "run")
 
 
-def test_run_resumes_from_the_previous_checkpoint_if_the_last_is_unreadable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [("optimiser.pt", lambda _: b""), ("model.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1]))],
+    ids=["empty", "a bit flipped in a tensor"],
+)
+def test_run_resumes_from_the_previous_checkpoint_if_the_last_is_damaged(
+    file: str, damage: Callable[[bytes], bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     uninterrupted = tiny_net()
     kept = tensors(fit(uninterrupted, noisy_loss(uninterrupted), SCHEDULE, tmp_path / "whole"))
-    interrupted, folder = tiny_net(), tmp_path / "interrupted"
-    with pytest.raises(KeyboardInterrupt):
-        fit(interrupted, noisy_loss(interrupted, 11, KeyboardInterrupt()), SCHEDULE, folder, save_every_s=ALWAYS)
-    (folder / "step-00000011" / "optimiser.pt").write_bytes(b"")
+    folder = tmp_path / "interrupted"
+    train_until(11, folder)
+    damaged = folder / "step-00000011" / file
+    damaged.write_bytes(damage(damaged.read_bytes()))
     (folder / "unfinished.part").mkdir()  # left by a run that was killed while it saved
     resumed = tiny_net(seed=1)
     assert all(map(torch.equal, tensors(fit(resumed, noisy_loss(resumed), SCHEDULE, folder, save_every_s=ALWAYS)), kept))
     warning = capsys.readouterr().err
-    assert re.search(r"cannot continue from checkpoint .*step-00000011: .*\. Continuing from the one before: .*step-00000010", warning)
+    assert re.search(rf"checkpoint .*step-00000011: ValueError: {file} is not as it was written\. Continuing .*: .*step-00000010", warning)
     assert {path.name for path in folder.glob("step-*")} == {"step-00000011", "step-00000012"}
 
 
 def test_a_damaged_checkpoint_goes_with_the_next_one_that_is_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    net = nn.Linear(2, 1)
-    saved = Checkpoints(tmp_path, net, torch.optim.SGD(net.parameters()), None, every_s=0)
+    saved = checkpoints_of_a_layer(tmp_path)
     for step in (5, 9):
         saved.save_if_due(step, last=True)
     (tmp_path / "step-00000009" / "optimiser.pt").write_bytes(b"")
@@ -341,7 +359,7 @@ def test_a_damaged_checkpoint_goes_with_the_next_one_that_is_saved(tmp_path: Pat
 @pytest.mark.parametrize(("seconds", "starts"), [(1, [11, 23]), (3, [11, 40])])
 def test_slow_checkpoints_are_saved_less_often(seconds: int, starts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Due more than 10 s after the one before, or 25 s if saving takes 3 s; asked each second."""
-    net, now, began = nn.Linear(2, 1), [0], list[int]()
+    now, began = [0], list[int]()
 
     def save(*_: object) -> None:
         began.append(now[0])
@@ -349,7 +367,7 @@ def test_slow_checkpoints_are_saved_less_often(seconds: int, starts: list[int], 
 
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(Checkpoints, "_save", save)
-    saved = Checkpoints(tmp_path, net, torch.optim.SGD(net.parameters()), None, every_s=10)
+    saved = checkpoints_of_a_layer(tmp_path, every_s=10)
     while len(began) < 2:
         saved.save_if_due(1, last=False)
         now[0] += 1
@@ -358,7 +376,7 @@ def test_slow_checkpoints_are_saved_less_often(seconds: int, starts: list[int], 
 
 @pytest.mark.parametrize(("lacking", "left"), [(0, 2), (1, 1)])
 def test_the_older_checkpoint_makes_room_on_a_full_disk(lacking: int, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    net, found = nn.Linear(2, 1), list[int]()
+    found = list[int]()
 
     def noted(*arguments: Any) -> None:
         found.append(len(list(tmp_path.glob("step-*"))))
@@ -369,7 +387,7 @@ def test_the_older_checkpoint_makes_room_on_a_full_disk(lacking: int, left: int,
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     monkeypatch.setattr(checkpoints, "save_model", noted)
-    saved = Checkpoints(tmp_path, net, torch.optim.SGD(net.parameters()), None, every_s=0)
+    saved = checkpoints_of_a_layer(tmp_path)
     for step in (1, 2, 3):
         saved.save_if_due(step, last=True)
     assert found == [0, 1, left]
@@ -387,14 +405,13 @@ def test_out_of_memory_is_not_reported_as_a_damaged_checkpoint(tmp_path: Path, m
         fit(net, noisy_loss(net), SCHEDULE, tmp_path)
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:40], lambda _: 50 * b"no tensors", lambda _: 50 * b"hello world"])
-@pytest.mark.parametrize("file", ["model.safetensors", "average.safetensors", "optimiser.pt"])
-def test_damaged_checkpoint_is_named(file: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["model.safetensors", "average.safetensors", "optimiser.pt", DIGESTS])
+def test_damaged_checkpoint_is_named(file: str, tmp_path: Path) -> None:
     net = tiny_net()
     fit(net, noisy_loss(net), SCHEDULE, tmp_path)
     assert len(list(tmp_path.glob("step-*"))) == 1
     damaged = tmp_path / "step-00000012" / file
-    damaged.write_bytes(damage(damaged.read_bytes()))
+    damaged.write_bytes(damaged.read_bytes()[:40])
     with pytest.raises(UserError, match=r"cannot continue from checkpoint .*step-00000012: \w+Error: .*To start again, remove it"):
         fit(net, noisy_loss(net), SCHEDULE, tmp_path)
 
@@ -419,7 +436,7 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
 
 def test_evaluating_the_network_that_is_trained_changes_no_step(tmp_path: Path) -> None:
     found = []
-    for name, evaluate in (("plain", None), ("evaluated", lambda _: (np.zeros((2, 2, 3), np.uint8), {}))):
+    for name, evaluate in (("plain", None), ("evaluated", lambda _: (BLANK, {}))):
         net = tiny_net()
         fit(net, noisy_loss(net), replace(SCHEDULE, ema=None), tmp_path / name, evaluate=evaluate, evaluate_every=2)
         found.append(tensors(net))
@@ -427,8 +444,8 @@ def test_evaluating_the_network_that_is_trained_changes_no_step(tmp_path: Path) 
 
 
 def test_tensorboard_has_each_value_and_image_and_drops_the_steps_that_a_resumed_run_repeats(tmp_path: Path) -> None:
-    def evaluate(_: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
-        return np.zeros((2, 2, 3), np.uint8), {"accuracy": 0.5}
+    def evaluate(_: nn.Module) -> Evaluation:
+        return BLANK, {"accuracy": 0.5}
 
     def read_board() -> list[tuple[int, str]]:
         (file,) = (tmp_path / "tensorboard").iterdir()
@@ -442,8 +459,7 @@ def test_tensorboard_has_each_value_and_image_and_drops_the_steps_that_a_resumed
         return found
 
     net = tiny_net()
-    with pytest.raises(KeyboardInterrupt):
-        fit(net, noisy_loss(net, 7, KeyboardInterrupt()), SCHEDULE, tmp_path, evaluate=evaluate, evaluate_every=5, save_every_s=ALWAYS)
+    train_until(7, tmp_path, evaluate=evaluate, evaluate_every=5)
     of_step = [(0, name) for name in ("repeated from here", "square", "small", "lr", "gradient_norm")]
     assert read_board() == [*of_step, (5, "accuracy"), (5, "samples")]
     fit(net, noisy_loss(net), SCHEDULE, tmp_path, evaluate=evaluate, evaluate_every=5)
@@ -453,7 +469,7 @@ def test_tensorboard_has_each_value_and_image_and_drops_the_steps_that_a_resumed
 def test_kept_weights_are_evaluated_during_training_and_at_the_end(tmp_path: Path) -> None:
     net, evaluated = tiny_net().eval(), []
 
-    def evaluate(kept: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
+    def evaluate(kept: nn.Module) -> Evaluation:
         assert not kept.training
         evaluated.append(tensors(kept))
         return np.full((4, 6, 3), 9, np.uint8), {"accuracy": 0.5}
@@ -463,8 +479,8 @@ def test_kept_weights_are_evaluated_during_training_and_at_the_end(tmp_path: Pat
     assert all(map(torch.equal, evaluated[-1], tensors(final)))
     assert net.training
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [f"step-{step:08d}.png" for step in (5, 10, 12)]
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [(line["step"], line["accuracy"]) for line in lines if "accuracy" in line] == [(5, 0.5), (10, 0.5), (12, 0.5)]
+    logged = [(line["step"], line["accuracy"]) for line in read_log(tmp_path) if "accuracy" in line]
+    assert logged == [(5, 0.5), (10, 0.5), (12, 0.5)]
     not_evaluated = tiny_net()
     assert all(
         map(torch.equal, tensors(fit(not_evaluated, noisy_loss(not_evaluated), SCHEDULE, tmp_path / "not-evaluated")), tensors(final))
@@ -475,14 +491,14 @@ def test_kept_weights_are_evaluated_during_training_and_at_the_end(tmp_path: Pat
 def test_running_average_follows_the_weights_with_a_decay_that_rises_to_its_own(ema: float, tmp_path: Path) -> None:
     net, expected, steps = tiny_net(), [parameter.detach().clone() for parameter in tiny_net().parameters()], list[int]()
 
-    def evaluate(kept: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
+    def evaluate(kept: nn.Module) -> Evaluation:
         decay = min(ema, (len(steps) + 1) / (len(steps) + 10))
         steps.append(len(steps))
         for average, weights, found in zip(expected, net.parameters(), kept.parameters(), strict=True):
             average.mul_(decay).add_(weights.detach(), alpha=1 - decay)
             torch.testing.assert_close(found, average)
         assert all(map(torch.equal, kept.buffers(), net.buffers())), "those of batch normalisation are not averaged"
-        return np.zeros((2, 2, 3), np.uint8), {}
+        return BLANK, {}
 
     fit(net, noisy_loss(net), replace(SCHEDULE, ema=ema), tmp_path, evaluate=evaluate, evaluate_every=1)
     assert len(steps) == SCHEDULE.steps
@@ -572,8 +588,8 @@ def test_two_processes_that_share_the_batches_and_resume_match_one_process(tmp_p
     one, other = (load_file(folder / "step-00000006" / "model.safetensors") for folder in folders)
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name])
-    one_log, other_log = (json.loads((folder / "log.jsonl").read_text(encoding="utf-8")) for folder in folders)
-    assert one_log == pytest.approx(other_log, rel=1e-4)  # only step 0 is logged
+    (one_log,), (other_log,) = map(read_log, folders)  # only step 0 is logged
+    assert one_log == pytest.approx(other_log, rel=1e-4)
 
 
 # The time limit of training is set to a second; work of the main process for all may take longer.

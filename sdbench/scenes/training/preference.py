@@ -25,7 +25,8 @@ from sdbench.scenes.training.clip import change_one_word
 from sdbench.scenes.training.pool import Pool
 from sdbench.scenes.training.text import MAX_TOKENS, tokenize_captions, vocabulary_config
 from sdbench.scenes.training.unet import train as train_unet
-from sdbench.training.latents import LatentPool, add_noise, predict
+from sdbench.training.diffusion import add_noise, predict
+from sdbench.training.latents import LatentPool
 from sdbench.training.loop import Schedule, fit
 
 SCHEDULE = Schedule(steps=1500, lr=1.5e-3, batch=48, warmup=100, ema=0.99, seed=40)

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sdbench.models.architectures import unet_config
+from sdbench.training.diffusion import add_noise, predict, target
 from sdbench.training.journal import Evaluate
-from sdbench.training.latents import LatentPool, add_noise, predict, target
+from sdbench.training.latents import LatentPool
 from sdbench.training.loop import Schedule, fit
 
 SCHEDULE = Schedule(steps=6000, lr=2e-3, batch=48, warmup=200, ema=0.998, seed=1)

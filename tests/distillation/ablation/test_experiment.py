@@ -1,6 +1,6 @@
 """The arms match their names, and a stopped sweep continues."""
 
-import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from distillation.run_plan import plan_run, run_identity
 from distillation.teacher import EMBEDDED
 from distillation.train import distil
 from sdbench.arrays import F64
+from sdbench.disk import read_json
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
 from sdbench.scenes.training.pool import Pool
@@ -50,9 +51,13 @@ def test_plans_of_the_arms(missed: dict[str, F64]) -> None:
     assert [plan.blocks[path] for plan in ways["first blocks"].plans] == [(0, 1, 2, 3), (0, 1)]
     assert [plan.blocks[path] for plan in ways["blocks most missed"].plans] == [(6, 7, 8, 9), (8, 9)]
     assert one_shot_recipe(recipe).plans == [recipe.plans[-1]]
-    final = recipe.plans[-1].blocks
-    own = with_other_blocks(recipe, lambda attention, there, k: recipe.plans[0].blocks[attention] if len(there) == 10 and k == 4 else final.get(attention, ()) if k < len(there) else tuple(there), "its own")  # fmt: skip
-    assert own.plans == recipe.plans
+    first, final = (plan.blocks for plan in recipe.plans)
+
+    def choose_its_own(attention: str, _: Sequence[int], k: int) -> tuple[int, ...]:
+        kept = first if k == len(first.get(attention, ())) else final
+        return kept.get(attention, ())
+
+    assert with_other_blocks(recipe, choose_its_own, "its own").plans == recipe.plans
 
 
 def test_a_stopped_sweep_makes_only_what_is_missing(
@@ -77,7 +82,7 @@ def test_a_stopped_sweep_makes_only_what_is_missing(
     assert [(outcome.arm, outcome.seed, len(outcome.right)) for outcome in outcomes] == [(BASE, 0, 16), ("task only", 0, 16)]
     files = sorted((tmp_path / "results" / "ablation" / "vega").iterdir())
     assert [file.name for file in files] == ["layer-level-0.json", "task-only-0.json"]
-    assert set(json.loads(files[0].read_text(encoding="utf-8"))["losses"]) == {"task", "output", "feature"}
+    assert set(read_json(files[0])["losses"]) == {"task", "output", "feature"}
 
 
 def test_an_invalid_sweep_is_refused_before_anything_is_encoded(

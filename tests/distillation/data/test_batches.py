@@ -1,7 +1,6 @@
 """Images as the full-size family trains on them, and a run on them with a tiny pipeline that has SDXL's text widths."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from distillation.data.images import open_images
 from distillation.recipe import Recipe
 from distillation.taps import Tap
 from distillation.train import distil
+from sdbench.disk import read_json, write_json_lines
 from sdbench.errors import UserError
-from sdbench.training.latents import predict
+from sdbench.training.diffusion import predict
 from sdbench.training.loop import fit
 
 N, SIDE = 6, 16
@@ -37,8 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.full((32, 48, 3), 40 * number, np.uint8)
         pixels[:, :24] = (255, 0, 0)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-    lines = [json.dumps({"file_name": f"{number}.png", "text": f"half red, half gray {number}"}) for number in range(N)]
-    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    rows = ({"file_name": f"{number}.png", "text": f"half red, half gray {number}"} for number in range(N))
+    write_json_lines(folder / "metadata.jsonl", rows)
     return folder
 
 
@@ -84,7 +84,7 @@ def test_squares_are_read_in_order(folder: Path) -> None:
 
 def test_several_sources_are_concatenated(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), "blue").save(tmp_path / "blue.png")
-    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "blue.png", "prompt": "blue"}), encoding="utf-8")
+    write_json_lines(tmp_path / "metadata.jsonl", [{"file_name": "blue.png", "prompt": "blue"}])
     squares = open_square_images([str(tmp_path), str(folder), str(tmp_path)], None, SIDE)
     assert [squares.captions[row] for row in (0, 1, N, N + 1)] == ["blue", "half red, half gray 0", f"half red, half gray {N - 1}", "blue"]
     pixels, _ = squares.read(np.array([0, 1, N, N + 1]))
@@ -114,7 +114,7 @@ def test_a_run_of_the_full_size_family(
     out = distil(one_shot_recipe(recipe), "sdxl", [teacher], tmp_path / "work", tmp_path / "out", images=squares, steps=2)
     pipeline = StableDiffusionXLPipeline.from_pretrained(out)
     assert pipeline.unet.config.cross_attention_dim == 2048
-    noted = json.loads((out / "provenance.json").read_text(encoding="utf-8"))
+    noted = read_json(out / "provenance.json")
     assert noted["data_digest"] == squares.digest
     assert (noted["images"], noted["passes"]) == (N, 2 * 2 / N)
     assert f"on {N} images, each seen 0.7 times on average," in (out / "README.md").read_text(encoding="utf-8")
@@ -145,7 +145,7 @@ def test_teachers_teach_in_succession(
     monkeypatch.setattr(train, "FINAL_BATCHES", 2)
     squares = SquareImages([open_images(str(folder))], SIDE)
     out = distil(recipe, "sdxl", folders, tmp_path / "work", tmp_path / "out", images=squares, steps=6)
-    stages = json.loads((out / "provenance.json").read_text(encoding="utf-8"))["stages"]
+    stages = read_json(out / "provenance.json")["stages"]
     # stages of 2 and 4 steps, teachers of 3, 1 and 2; after each piece two batches more, for its final losses
     assert [(stage["name"], stage["steps"]) for stage in stages] == [("half", 2), ("depth", 1), ("depth", 1), ("depth", 2)]
     pieces = {(0, 2): 0, (2, 3): 0, (3, 4): 1, (4, 6): 2}
@@ -181,7 +181,7 @@ def test_with_bfloat16_only_the_teacher_is_stored_in_it(
     assert torch.equal(starts[0], UNet2DConditionModel.from_pretrained(teacher / "unet").conv_in.weight)  # not rounded on the way
     (checkpoint,) = (tmp_path / "work").glob("vega-*/1-all/student")
     assert UNet2DConditionModel.from_pretrained(checkpoint).dtype == torch.float32
-    assert np.isfinite(json.loads((out / "provenance.json").read_text(encoding="utf-8"))["stages"][-1]["losses"]["feature"])
+    assert np.isfinite(read_json(out / "provenance.json")["stages"][-1]["losses"]["feature"])
 
 
 def test_the_full_size_family_needs_images(recipe: Recipe, teacher: Path, tmp_path: Path) -> None:

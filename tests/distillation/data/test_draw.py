@@ -1,7 +1,6 @@
 """The teacher's images: each depends only on its row, in any run, and a folder holds images of one set of settings."""
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from distillation.data.draw import draw_images, read_captions
 from distillation.data.images import open_images
 from distillation.export import check_new_or_empty
 from sdbench.assets.prompts import read_lines
-from sdbench.disk import write_json
+from sdbench.disk import read_json, read_json_lines, write_json
 from sdbench.errors import UserError
 from sdbench.generate import initial_noise
 from sdbench.models.digest import weights_digest
@@ -110,7 +109,7 @@ def test_an_invalid_part_is_an_error(part: str, prompts: Path, tmp_path: Path, c
 def test_a_killed_run_continues_to_the_same_bytes(
     whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order = [Path(json.loads(line)["file_name"]).stem for line in (whole / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    order = [Path(row["file_name"]).stem for row in read_json_lines(whole / "metadata.jsonl")]
     out, counted = tmp_path / "out", Store.put
 
     def third_fails(store: Store, image: str, content: Any) -> None:
@@ -160,7 +159,7 @@ def test_the_batch_size_changes_at_most_rounding(whole: Path, prompts: Path, tea
 
 
 def test_the_settings_are_recorded(whole: Path, teacher_folder: Path) -> None:
-    made = json.loads((whole / "made.json").read_text(encoding="utf-8"))
+    made = read_json(whole / "made.json")
     assert made["teacher"] == weights_digest(resolve(str(teacher_folder)))
     assert made["sampling"] == {
         "steps": 2,
@@ -181,7 +180,7 @@ def test_the_recorded_teacher_is_that_of_the_weights_that_were_read(prompts: Pat
     StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(both, variant="fp16")
     out = draw_images(prompts, both, tmp_path / "out", n=1, **{**SETTINGS, "dtype": "bfloat16"})
     of_16_bit, of_32_bit = (weights_digest(resolve(str(both)), dtype=dtype) for dtype in ("bfloat16", "float32"))
-    assert json.loads((out / "made.json").read_text(encoding="utf-8"))["teacher"] == of_16_bit != of_32_bit
+    assert read_json(out / "made.json")["teacher"] == of_16_bit != of_32_bit
 
 
 def test_versions_are_those_that_drew_the_images(
@@ -190,7 +189,7 @@ def test_versions_are_those_that_drew_the_images(
     for torch_version, n in (("1", 2), ("2", 2), ("3", 3), ("1", 4)):
         monkeypatch.setattr(draw, "package_versions", lambda version=torch_version: {"torch": version})
         draw_images(prompts, teacher_folder, tmp_path / "out", n=n, **SETTINGS)
-    assert json.loads((tmp_path / "out" / "made.json").read_text(encoding="utf-8"))["versions"] == [{"torch": "1"}, {"torch": "3"}]
+    assert read_json(tmp_path / "out" / "made.json")["versions"] == [{"torch": "1"}, {"torch": "3"}]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +240,7 @@ def test_the_command_line_makes_and_shows(prompts: Path, teacher_folder: Path, t
     options = ["--steps", "1", "--guidance-scale", "3", "--device", "cpu", "--dtype", "float32", "--n", "3"]
     assert main(["data", "make", str(prompts), "--teacher", str(teacher_folder), "--out", str(out), *options]) == 0
     assert capsys.readouterr().out == f"{out}\n"
-    assert json.loads((out / "made.json").read_text(encoding="utf-8"))["sampling"]["guidance_scale"] == 3
+    assert read_json(out / "made.json")["sampling"]["guidance_scale"] == 3
     assert main(["data", "show", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "name: out",
@@ -259,4 +258,4 @@ def test_the_command_line_fetches(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "list.csv").write_text("address,text\nhttp://127.0.0.1:9/a.png,a\n", encoding="utf-8")
     words = ["data", "fetch", str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--url-column", "address", "--min-px", "1"]
     assert main(words) == 2
-    assert "none of 1 rows leads to an image: 0 too small, dead {'no connection': 1}" in capsys.readouterr().err
+    assert "none of 1 rows leads to an image; too small: 0, dead: 1 (no connection 1). " in capsys.readouterr().err

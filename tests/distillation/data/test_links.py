@@ -21,12 +21,14 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from processes import is_locked
 
 from distillation.cli import main
 from distillation.data import download as module
 from distillation.data.download import FetchRules
 from distillation.data.images import open_images
-from distillation.data.links import LINK_LOG, FetchReport, fetch_images
+from distillation.data.links import LINK_LOG, LOCK, FetchReport, fetch_images
+from sdbench.disk import read_json_lines, write_json_lines
 from sdbench.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -92,13 +94,12 @@ def site() -> Iterator[Site]:
 
 def write_list(path: Path, urls: list[Any], captions: list[Any] | None = None) -> str:
     captions = captions or [f"caption {row}" for row in range(len(urls))]
-    rows = [{"url": url, "caption": caption} for url, caption in zip(urls, captions, strict=True)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_json_lines(path, ({"url": url, "caption": caption} for url, caption in zip(urls, captions, strict=True)))
     return str(path)
 
 
 def read_log(folder: Path) -> dict[str, dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / LINK_LOG).read_text(encoding="utf-8").splitlines()]
+    lines = [*read_json_lines(folder / LINK_LOG)]
     assert len({line["url"] for line in lines}) == len(lines)
     return {line["url"].rsplit("/", 1)[1]: line for line in lines}
 
@@ -121,7 +122,7 @@ def test_a_list_becomes_an_image_folder(site: Site, tmp_path: Path) -> None:
     assert report == FetchReport(images=4, duplicates=2, small=1, dead={}, skipped=2, size_bytes=size, digest=kept.digest)
     assert kept.captions == ["a", "c", "e", "g"]
     np.testing.assert_array_equal(np.asarray(kept.image(0)), np.asarray(Image.open(io.BytesIO(image(1)))))
-    rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [*read_json_lines(tmp_path / "out" / "metadata.jsonl")]
     assert [row["url"] for row in rows] == [urls[0], urls[2], urls[4], urls[6]]
     for row, content in zip(rows, contents, strict=True):
         file = tmp_path / "out" / row["file_name"]
@@ -184,7 +185,7 @@ def test_a_server_that_hangs_or_drips_is_given_up(site: Site, tmp_path: Path) ->
 
     starts = {"body": b"Content-Length: 1000000\r\n\r\n", "header": b"X: ", "chunk": b"Transfer-Encoding: chunked\r\n\r\n1;"}
     site.pages |= {"hang": lambda _: over.wait()} | {page: partial(drip, start=start) for page, start in starts.items()}
-    with pytest.raises(UserError, match=r"dead {'timeout': 4}"):
+    with pytest.raises(UserError, match=r"dead: 4 \(timeout 4\)"):
         fetch_images(
             write_list(tmp_path / "list.jsonl", list(map(site.url, site.pages))),
             tmp_path / "out",
@@ -280,7 +281,7 @@ def test_a_log_edited_to_nonsense_is_an_error_with_its_line(change: dict[str, st
 def test_private_addresses_are_refused_before_any_request(site: Site, tmp_path: Path) -> None:
     what = write_list(tmp_path / "list.jsonl", [site.url(1), site.url(1).replace("http", "https")])
     with pytest.raises(
-        UserError, match=r"none of 2 rows leads to an image: 0 too small, dead {'no public address': 2}; see .*links\.jsonl"
+        UserError, match=r"none of 2 rows leads to an image; too small: 0, dead: 2 \(no public address 2\)\. .*links\.jsonl lists all links"
     ):
         fetch_images(what, tmp_path / "out", FetchRules(min_px=8))
     assert site.hits == {}
@@ -339,12 +340,29 @@ def test_the_lists_of_vegas_model_card_need_no_column_options(others: dict[str, 
     assert open_images(str(tmp_path / "out")).captions == ["image 1", "image 2"]
 
 
+def test_one_command_fetches_into_a_folder_at_a_time(site: Site, tmp_path: Path) -> None:
+    out, held = tmp_path / "out", list[bool]()
+    lock = out / LOCK
+
+    def note(handler: Handler) -> None:
+        held.append(is_locked(lock))
+        answer(handler, image(1))
+
+    site.pages["1"] = note
+    out.mkdir()
+    lock.touch()  # as of a command that has only just begun; it is waited for
+    assert fetch_images(write_list(tmp_path / "list.jsonl", [site.url(1)]), out, RULES).images == 1
+    assert held == [True]
+    assert not is_locked(lock)
+
+
 def test_a_folder_with_other_files_is_left_alone(site: Site, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(UserError, match="out exists; expected a new or empty folder"):
         fetch_images(write_list(tmp_path / "list.jsonl", [site.url(1)]), tmp_path / "out", RULES)
     assert site.hits == {}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
 def test_another_lists_folder_is_left_alone(site: Site, tmp_path: Path) -> None:

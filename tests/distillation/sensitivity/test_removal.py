@@ -17,9 +17,10 @@ from distillation.cli import main
 from distillation.recipe import RECIPES, load_recipe
 from distillation.sensitivity import removal
 from distillation.sensitivity.removal import WHOLE_MIDDLE, Sensitivity, Settings, pick_most_missed, ranking_table, removal_losses
+from sdbench.disk import read_json, write_json_lines
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths
-from sdbench.training.latents import add_noise, predict
+from sdbench.training.diffusion import add_noise, predict
 
 DEAD = "down_blocks.2.attentions.1"
 
@@ -109,12 +110,14 @@ def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp
     assert (answer["digest"], answer["recipe"]) == (found.digest, None)
     assert main([*words[:-2], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["stages"] is None
+    assert main([*words[:-2], "--latency", "0.8"]) == 0
+    assert " ms a call (" in capsys.readouterr().out.splitlines()[-1]
     for change, is_measured_again in (
         ({"versions": {"torch": "1"}}, True),
         ({"device": "cuda"}, True),
         ({"device": None, "versions": None}, False),
     ):
-        changed = json.dumps(json.loads(kept.read_text(encoding="utf-8")) | change)
+        changed = json.dumps(read_json(kept) | change)
         kept.write_text(changed, encoding="utf-8")
         assert main(words) == 0
         assert (kept.read_text(encoding="utf-8") != changed) == is_measured_again, change
@@ -161,8 +164,7 @@ def test_a_full_size_teacher_is_measured_on_the_given_images(tmp_path: Path, cap
     assert main(words) == 2
     assert "name images to measure on with --data" in capsys.readouterr().err
     rows = [{"file_name": f"{row}.png", "text": f"image number {row}"} for row in range(4)]
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    write_json_lines(tmp_path / "images" / "metadata.jsonl", rows)
     for row in range(4):
         Image.new("RGB", (80, 64), (60 * row, 0, 0)).save(tmp_path / "images" / rows[row]["file_name"])
     (tmp_path / "small.toml").write_text(

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from sdbench.encoders.pixels import device
+from sdbench.encoders.inference import device
 from sdbench.errors import UserError, describe_error
 from sdbench.models.checks import check_finite
 from sdbench.models.stock import silence_libraries

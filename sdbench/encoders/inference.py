@@ -1,11 +1,20 @@
-"""Full float32 precision, so that numbers are the same in a training loop as from the command line."""
+"""How encoders run: on the device of the run, by batches, in full float32.
+
+So numbers are the same in a training loop, which may have set a lower precision, as from the command line.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, cast
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from sdbench.arrays import F32, U8
+
+RUN_DEVICE: ContextVar[torch.device | None] = ContextVar("RUN_DEVICE", default=None)  # set by `memory.evaluators_on`
 _BACKENDS, _CUDNN, _MKLDNN = (cast("Any", kind) for kind in (torch.backends, torch.backends.cudnn, torch.backends.mkldnn))  # sparsely typed
 # torch has two sets of settings, and raises if an older one is read after a newer one was set to something else: both are set here.
 _NEWER = (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn, _MKLDNN.matmul, _MKLDNN.conv)
@@ -13,6 +22,24 @@ _OLDER: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (  # 
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
     (lambda: _CUDNN.allow_tf32, lambda allowed: setattr(_CUDNN, "allow_tf32", allowed), False),
 )
+
+
+def device() -> torch.device:
+    """The device that encoders run on: that of the run, or outside a run the GPU if there is one."""
+    return RUN_DEVICE.get() or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def encode(given: U8 | Tensor, encoder: Callable[[Any], Tensor], batch: int) -> F32:
+    """Encode images, N x H x W x 3 uint8 RGB, or token ids of N texts, by batches; returns N x d float32 (float64 if the network is)."""
+    with exact_inference():
+        return np.concatenate([encoder(given[start : start + batch]).cpu().numpy() for start in range(0, len(given), batch)])
+
+
+@contextmanager
+def exact_inference() -> Iterator[None]:
+    """Run encoders in inference mode and full float32."""
+    with full_float32(), torch.inference_mode():
+        yield
 
 
 @contextmanager

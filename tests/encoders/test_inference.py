@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clips import photographs
+from synthetic_images import photographs
 
 from sdbench.arrays import U8
-from sdbench.encoders import pixels, scenes
+from sdbench.encoders import inference, scenes
 
 BACKENDS: Any = torch.backends  # sparsely typed
 
@@ -56,12 +56,12 @@ def test_exact_inference_disables_rounding_and_restores_the_settings_even_after_
     BACKENDS.cudnn.benchmark = True
     before, flags_before = fp32_precisions(), None if configure is set_fp32_precisions else legacy_flags()
     assert before != ["ieee"] * 5
-    with pixels.exact_inference():
+    with inference.exact_inference():
         assert fp32_precisions() == ["ieee"] * 5
         assert legacy_flags() == ("highest", False, False)  # torch must not raise here, as every matrix product on a GPU reads them
         assert not BACKENDS.cudnn.benchmark
         assert torch.is_inference_mode_enabled()
-    with pytest.raises(ZeroDivisionError), pixels.exact_inference():
+    with pytest.raises(ZeroDivisionError), inference.exact_inference():
         1 / 0  # noqa: B018
     assert fp32_precisions() == before
     assert flags_before is None or legacy_flags() == flags_before
@@ -73,7 +73,7 @@ def test_exact_inference_disables_rounding_and_restores_the_settings_even_after_
 def test_precisions_inherited_from_the_global_setting_stay_inherited() -> None:
     try:
         BACKENDS.fp32_precision = "tf32"
-        with pixels.exact_inference():
+        with inference.exact_inference():
             assert fp32_precisions() == ["ieee"] * 5
         assert fp32_precisions()[0] == "tf32"
         BACKENDS.fp32_precision = "ieee"
@@ -91,7 +91,7 @@ def test_autocast_of_a_training_loop_does_not_affect_encoders(dtype: torch.dtype
         return found.flatten(1)
 
     def encode_all() -> list[Any]:
-        return [pixels.encode(images, encoder, 2), scenes.features(images), scenes.preference().texts(["a small red star"])]
+        return [inference.encode(images, encoder, 2), scenes.features(images), scenes.preference().texts(["a small red star"])]
 
     plain = encode_all()
     with torch.autocast("cpu", dtype):

@@ -1,0 +1,68 @@
+"""The device and the processes that train a student, and what to do where the device has too little memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+
+from distillation.recipe_tables import Training
+from sdbench.errors import UserError
+from sdbench.models.out_of_memory import is_out_of_memory
+
+PROCESS_TIMEOUT = timedelta(minutes=30)  # for processes that wait while another one saves a checkpoint or draws samples
+DATA_PARALLEL = DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU
+
+
+def make_accelerator(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", "float32"]) -> Accelerator:
+    """The accelerator for one process or several.
+
+    Raises:
+        UserError: the device is missing; or this process has already trained on another device or in another precision; or accelerate is
+            set up to shard networks (FSDP, DeepSpeed), of which each process would then train and save only its part.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "no device 'cuda' here: torch finds no GPU; `sdbench doctor` shows what this machine can run, --device cpu always works"
+        )
+    handlers = [
+        InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # keeps one copy of the gradients
+    ]
+    try:
+        accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if dtype == "bfloat16" else "no", kwargs_handlers=handlers)
+    except ValueError as error:  # accelerate keeps one global state per process
+        raise UserError(
+            f"this process has already trained with other settings; start a new one to train in {dtype} on {device} ({error})"
+        ) from error
+    if accelerator.device.type != device:
+        raise UserError(f"this process has already trained on {accelerator.device.type}; start a new one to train on {device}")
+    if accelerator.distributed_type not in DATA_PARALLEL:
+        raise UserError(
+            f"accelerate is set up for {accelerator.distributed_type.value}, which shards networks; here each process holds whole ones. Start the "
+            "processes with torchrun, or with `accelerate launch --multi_gpu`"
+        )
+    return accelerator
+
+
+@contextmanager
+def explain_out_of_memory(settings: Training, device: str) -> Iterator[None]:
+    """While open, turn an out-of-memory error of the device into one that says how to make a step need less memory.
+
+    Raises:
+        UserError: the device had too little memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = "" if settings.checkpointing else ", or set checkpointing = true, which recomputes activations instead of keeping them"
+        raise UserError(
+            f"{device} has too little memory to train with batch = {settings.batch}, accumulation = {settings.accumulation} and "
+            f"checkpointing = {str(settings.checkpointing).lower()} ({str(error).splitlines()[0]}). In a copy of the recipe, halve batch "
+            f"and double accumulation, which keeps the images per step{advice}; `distillation plan` estimates the memory needed"
+        ) from error
