@@ -54,3 +54,9 @@ def fake_evaluators(monkeypatch: pytest.MonkeyPatch) -> None:
     from fakes import replace_all_evaluators
 
     replace_all_evaluators(monkeypatch)
+
+
+@pytest.fixture
+def empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change to a folder without ./suites and ./results."""
+    monkeypatch.chdir(tmp_path)

@@ -23,6 +23,7 @@ from sdbench.commands.console import (
     print_requirements,
     table_width,
 )
+from sdbench.errors import UserError
 
 if TYPE_CHECKING:
     from sdbench.gate.comparison import Comparison
@@ -109,7 +110,6 @@ def gate(arguments: argparse.Namespace) -> int:
 def _read_suite(arguments: argparse.Namespace) -> "Suite | None":
     """The suite to run where a record is missing, if the options name one."""
     from sdbench import api, suites
-    from sdbench.errors import UserError
 
     changes = overrides.read(arguments)
     if arguments.suite:
@@ -198,6 +198,7 @@ def baseline(arguments: argparse.Namespace) -> int:
 
 def _judge_and_publish(judge: "Callable[[], Report]", arguments: argparse.Namespace, candidate: str) -> int:
     """Judge, publish the report, and return the exit code."""
+    _check_outputs(arguments)
     try:
         try:
             report = judge()
@@ -213,9 +214,15 @@ def _judge_and_publish(judge: "Callable[[], Report]", arguments: argparse.Namesp
     return report.exit_code
 
 
-def _describe_error(error: BaseException) -> str:
-    from sdbench.errors import UserError
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Check that the files of the report have folders, before hours of measuring."""
+    for option in ("junit", "markdown"):
+        path: Path | None = getattr(arguments, option)
+        if path and not path.absolute().parent.is_dir():
+            raise UserError(f"--{option} {path}: there is no folder {path.parent}; make it, or name another file")
 
+
+def _describe_error(error: BaseException) -> str:
     if isinstance(error, UserError | OSError):  # the latter names its file
         return str(error)
     if isinstance(error, KeyboardInterrupt):

@@ -12,8 +12,10 @@ def add_commands(add: AddCommand) -> None:
     """Add the commands and their options."""
     add_json(add("models", _models, "list the models that sdbench knows by name", common=False))
     add_runs(add("suites", _suites, "list the suites, with their metrics and what each needs"))
-    doctor = "check what this machine can run, what is missing, whether the shipped weights are intact, and whether the metrics work"
-    add_runs(add("doctor", _doctor, doctor))
+    what = "check what this machine can run, what is missing, whether the shipped weights are intact, and whether the metrics work"
+    doctor = add("doctor", _doctor, what)
+    doctor.epilog = "Lines begin with ok, with -- for what only some commands need, or with BAD for what must be put right (exit code 2)."
+    add_runs(doctor)
 
 
 def _models(arguments: argparse.Namespace) -> int:

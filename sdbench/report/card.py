@@ -36,7 +36,7 @@ def write(folder: Path, board: list[Row], own: list[Row]) -> Path:
     """
     path = folder / FILE_NAME
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = path.read_text(encoding="utf-8-sig") if path.exists() else ""  # drops the byte order mark that some editors write
         card = ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}")
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"the model card {path} cannot be read: {error}. Repair or remove it") from error
