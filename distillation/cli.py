@@ -209,7 +209,7 @@ def _suggest_more_gpus(accumulation: int) -> None:
     gpus = torch.cuda.device_count()
     n = max_even_processes(accumulation, gpus)
     if n > 1 and "WORLD_SIZE" not in os.environ:
-        sys.stderr.write(f"training on 1 of {gpus} GPUs; to train on {n}: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
+        sys.stderr.write(f"training on 1 of {gpus} GPUs; to train on {n}: torchrun --nproc-per-node {n} -m distillation run ...\n")
 
 
 def _dry_run(

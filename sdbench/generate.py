@@ -129,8 +129,7 @@ def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise:
     """
     set_scheduler(pipeline, sampling)
     dtype: torch.dtype = getattr(torch, sampling.dtype)
-    side = sampling.size_px // pipeline.vae_scale_factor
-    shape = (pipeline.unet.config.in_channels, side, side)
+    shape = (pipeline.unet.config.in_channels, *(side // pipeline.vae_scale_factor for side in sampling.shape_px))
 
     def make(group: list[Job]) -> U8:
         latents = torch.stack([initial_noise(noise, job.prompt_id, job.sample, shape) for job in group]).to(dtype)
@@ -160,13 +159,14 @@ def is_guided(sampling: Sampling, unet: Mapping[str, Any]) -> bool:
 def call_arguments(sampling: Sampling, prompts: list[str]) -> dict[str, Any]:
     """The arguments with which the stock pipeline is called."""
     given = {"timesteps": sampling.timesteps and [*sampling.timesteps], "eta": sampling.eta}
+    height, width = sampling.shape_px
     return {
         "prompt": prompts,
         "negative_prompt": None if sampling.negative_prompt is None else [sampling.negative_prompt] * len(prompts),
         "num_inference_steps": sampling.steps,
         "guidance_scale": sampling.guidance_scale,
-        "height": sampling.size_px,
-        "width": sampling.size_px,
+        "height": height,
+        "width": width,
         "output_type": "np",
         **{name: value for name, value in given.items() if value is not None},
     }

@@ -126,12 +126,12 @@ def _cores() -> int:
 
 
 def _cpu_name() -> str:
-    """The processor's name; where a virtual machine names no model ("AMD EPYC"), with its family and model number."""
+    """The processor's name; where a cloud names no model ("AMD EPYC", "Intel(R) Xeon(R) CPU @ 2.20GHz"), with its family and model number."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     of_first = {key.strip(): entry.strip() for key, _, entry in (line.partition(":") for line in reversed(lines))}
     name = of_first.get("model name") or platform.processor() or platform.machine()
-    if "cpu family" in of_first and not re.search(r"\d", name):
+    if "cpu family" in of_first and not re.search(r"\d", name.partition("@")[0]):
         return f"{name} family {of_first['cpu family']} model {of_first['model']}"
     return name
 

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 from sdbench.assets import catalogue, weights
 from sdbench.errors import MissingError, unknown_name
-from sdbench.protocols import agreement, captions, sets, truth
+from sdbench.protocols import agreement, captions, diversity, sets, truth
 from sdbench.protocols.base import Protocol, Subject
 from sdbench.records import Scores, Value
 
 # In the order in which they are measured: a win rate needs the preference scores before it.
-PROTOCOLS = {protocol.name: protocol for protocol in (*truth.PROTOCOLS, *sets.PROTOCOLS, *captions.PROTOCOLS, *agreement.PROTOCOLS)}
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (*truth.PROTOCOLS, *sets.PROTOCOLS, *captions.PROTOCOLS, *agreement.PROTOCOLS, *diversity.PROTOCOLS)
+}
 
 
 def find_protocols(metrics: Sequence[str]) -> list[Protocol]:

@@ -11,6 +11,7 @@ from sdbench.validation import Table
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Scheduler = Literal["model", "ddim", "dpmpp", "euler", "euler-ancestral", "lcm", "tcd"]
+Pixels = Annotated[int, Field(gt=0, le=16_384, multiple_of=8)]
 Batch = Annotated[int, Field(gt=0, le=4096)]  # limits are far beyond any run: a digit too many is an error before anything is planned
 BASE = "base"
 # The options that each scheduler of diffusers supports; it would ignore any other in silence, or fail.
@@ -34,6 +35,7 @@ class Sampling(Table):
     """How images are made.
 
     Attributes:
+        size_px: width of the images, and their height where `height_px` gives none.
         scheduler: `model` keeps the pipeline's own; others replace its class and keep its configuration. `dpmpp` is
             `DPMSolverMultistepScheduler`, the others' classes begin with their names.
         timestep_spacing: replaces that of the configuration; SDXL's own is `leading`, many few-step students learned `trailing`.
@@ -44,7 +46,8 @@ class Sampling(Table):
 
     steps: Annotated[int, Field(gt=0, le=1000)]
     guidance_scale: Annotated[float, Field(ge=0)]
-    size_px: Annotated[int, Field(gt=0, le=16_384, multiple_of=8)]
+    size_px: Pixels
+    height_px: Annotated[Pixels | None, Field(exclude_if=is_unset)] = None
     scheduler: Scheduler = "model"
     timestep_spacing: Annotated[Literal["leading", "trailing", "linspace"] | None, Field(exclude_if=is_unset)] = None
     timesteps: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...] | None, Field(exclude_if=is_unset)] = None
@@ -52,6 +55,12 @@ class Sampling(Table):
     negative_prompt: str | None = None
     dtype: Dtype
     batch: Batch
+
+    @model_validator(mode="after")
+    def _check_height(self) -> Self:
+        if self.height_px == self.size_px:  # equal sizes must have equal digests
+            raise ValueError(f"height_px is for images that are not square; with a size_px of {self.size_px}, leave it out")
+        return self
 
     @model_validator(mode="after")
     def _check_scheduler_options(self) -> Self:
@@ -68,6 +77,11 @@ class Sampling(Table):
         if sorted(set(self.timesteps), reverse=True) != list(self.timesteps):
             raise ValueError(f"timesteps must decrease from step to step, found {list(self.timesteps)}")
         return self
+
+    @property
+    def shape_px(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.height_px or self.size_px, self.size_px
 
     @property
     def with_one_step(self) -> "Sampling":

@@ -250,7 +250,7 @@ class Suite(Table):
             raise UserError(f"{intro}, which takes its own from {other.teacher.suite!r}; name that one")
         pairs = {
             "family": (self.family, other.family),
-            "size_px": (self.sampling and self.sampling.size_px, other.sampling and other.sampling.size_px),
+            **{side: tuple(getattr(suite.sampling, side, None) for suite in (self, other)) for side in ("size_px", "height_px")},
             "noise": (self.noise.identity(), other.noise.identity()),
         }
         if differences := [f"{name} {own} against {its}" for name, (own, its) in pairs.items() if own != its]:

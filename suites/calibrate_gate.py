@@ -30,12 +30,12 @@ from calibration_sampler import SUITE, Sampler
 
 from sdbench import records, tables
 from sdbench.disk import write_json
-from sdbench.gate import compare, judging, looks
+from sdbench.gate import judging, looks, pairing
 from sdbench.metrics import frechet
 from sdbench.run import until_verdict
 from sdbench.stats import decisions, intervals, sequential, student_t
 
-OF_GATE = (decisions, compare, judging, looks, sequential, intervals, student_t, frechet, until_verdict)
+OF_GATE = (decisions, pairing, judging, looks, sequential, intervals, student_t, frechet, until_verdict)
 CODE = [Path(str(module.__file__)) for module in (calibration_sampler, calibration_questions, *OF_GATE)]
 
 

@@ -21,7 +21,7 @@ from calibration_sampler import NO_IMAGES, SUITE, Images, Sampler, with_loss
 from scipy.stats import binom
 
 from sdbench.gate import judging, looks
-from sdbench.gate.compare import Side
+from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.metrics import frechet
 from sdbench.run.until_verdict import look_sizes

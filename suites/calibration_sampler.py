@@ -14,7 +14,7 @@ from sdbench import records, suites
 from sdbench.arrays import F64
 from sdbench.encoders.catalogue import ENCODERS
 from sdbench.gate import policy
-from sdbench.gate.compare import Side
+from sdbench.gate.pairing import Side
 from sdbench.metrics import frechet
 from sdbench.records import Value
 from sdbench.reference import cards

@@ -46,3 +46,17 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import save_tiny_pipeline
 
     return save_tiny_pipeline(tmp_path_factory.mktemp("teacher") / "pipeline", "sdxl")
+
+
+@pytest.fixture
+def fake_evaluators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake evaluators in place of the shipped ones."""
+    from fakes import replace_all_evaluators
+
+    replace_all_evaluators(monkeypatch)
+
+
+@pytest.fixture
+def empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change to a folder without ./suites and ./results."""
+    monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""A suite, and fake evaluators in place of the shipped ones: the tests are about what a run does with them."""
+"""A suite and rules to gate it by, and fake evaluators and probes in place of the shipped ones: the tests are about what a run does with them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 from tiny import SIZE_PX
 
+from sdbench import records
 from sdbench.arrays import F32, U8
 from sdbench.encoders import scenes
 from sdbench.encoders.catalogue import TOWERS
+from sdbench.gate.policy import Policy, Rule
+from sdbench.probes import driver
+from sdbench.probes.driver import ProbeResult
+from sdbench.records import Scores, Value
 from sdbench.reference import cards
 from sdbench.run.context import RunContext, prepare
 from sdbench.scenes.grammar import parse, scene_at
 from sdbench.scenes.render import render
-from sdbench.settings import Sampling
+from sdbench.settings import Probes, Sampling
 from sdbench.suites import Prompts, Suite
 
 METRICS = ("fd.scenes", "clip_score.scenes", "preference.scenes", "win_rate.preference.scenes", "scene_accuracy")
@@ -29,6 +34,17 @@ SUITE = Suite(
     reference="scenes",
     prompts=Prompts(n=4),
     sampling=Sampling(steps=1, guidance_scale=1.0, size_px=SIZE_PX, dtype="float32", batch=2),
+)
+PROBED = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
+LATENCY = Value(name="latency.pipeline.p50", kind="probe", direction="lower", unit="s", value=0.5, n=2, samples=((0.4, 0.6),))
+RULES = Policy(
+    alpha=0.05,
+    suites={
+        "own": {
+            "fd.scenes": Rule(direction="lower", margin=1, required=True),
+            "clip_score.scenes": Rule(direction="higher", margin=1, required=True),
+        }
+    },
 )
 PROMPTS = [scene_at(index, "heldout").caption for index in range(6)]
 IMAGES = render([parse(prompt) for prompt in PROMPTS], range(6))
@@ -73,8 +89,20 @@ def replace_all_evaluators(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cards, "SCENES_N", 32)
 
 
+def replace_probes(patch: pytest.MonkeyPatch, *values: Value) -> None:
+    """Let the probes measure these values of every model."""
+    patch.setattr(driver, "measure", lambda specs, *_, **__: ProbeResult({spec.name: [*values] for spec in specs}, "turns"))
+
+
 def prepare_in(folder: Path, suite: Suite = SUITE, only: str | None = "quality") -> RunContext:
     return prepare(suite, device="cpu", results=folder / "results", runs=folder / "runs", only=only)
+
+
+def write_again(folder: Path, shift: float = 0.0, **changes: Any) -> Path:
+    """Write a record again, as of now, with other fields and with its scores moved by `shift`; returns the new folder."""
+    record, scores = records.read(folder)
+    moved = Scores(scores.prompt_ids, scores.samples, {name: column + shift for name, column in scores.columns.items()})
+    return records.write(record.model_copy(update={"created": records.now(), **changes}), moved, {}, folder.parents[3])
 
 
 def modification_times(folder: Path) -> dict[str, int]:

@@ -344,7 +344,7 @@ def test_until_verdict_can_weigh_and_measure_image_metrics_alone(few: suites.Sui
     found, report = api.until_verdict(resolve("scenes-teacher", name="copy"), few, teacher.folder, device="cpu", only="quality")
     assert {"clip_score.scenes", "preference.scenes"} <= {result.name for result in report.results}
     assert not [result.name for result in report.results if is_probe(result.name)]
-    assert report.notes[-1] == "left out, as only image metrics are weighed: latency.pipeline.p50, memory.peak_data, memory.peak_allocated"
+    assert report.notes[-1] == "not measured, so not weighed: latency.pipeline.p50, memory.peak_data, memory.peak_allocated"
     assert report.inputs
     assert report.inputs.baseline_asked == str(teacher.folder)
     assert records.read_record(found).value("latency.pipeline.p50") is None

@@ -213,6 +213,7 @@ def test_name_of_an_image_depends_on_its_inputs_only() -> None:
                 ("steps", 2),
                 ("guidance_scale", 2.5),
                 ("size_px", 24),
+                ("height_px", 24),
                 ("scheduler", "euler"),
                 ("negative_prompt", ""),
                 ("dtype", "float16"),
@@ -451,6 +452,11 @@ def test_eta_of_the_suite_sets_the_noise_of_each_step(pipeline: StableDiffusionX
 
     assert np.array_equal(draw(), draw(eta=0.0))
     assert not np.array_equal(draw(), draw(eta=0.5))
+
+
+def test_images_need_not_be_square(pipeline: StableDiffusionXLPipeline) -> None:
+    sampling = SAMPLING.model_copy(update={"height_px": 2 * SIZE_PX})
+    assert make_sampler(copy.copy(pipeline), sampling, Noise())(make_jobs(2)).shape == (2, 2 * SIZE_PX, SIZE_PX, 3)
 
 
 def test_unset_step_settings_do_not_change_the_name_of_an_image() -> None:

@@ -42,7 +42,7 @@ ALLOWED = {
     "report": {"disk", "errors", "gate", "leaderboard", "records", "stats", "tables"},
 }
 LAZY = {"sdbench": {"sdbench.api"}}  # imports from a layer above, made only on attribute access
-TRAINING_USERS = {"scenes.training", "cli", "distillation"}
+TRAINING_USERS = {"scenes.training", "commands", "distillation"}
 # `assets` opens data sets and fetches teachers; `settings` and `suites` have the types of the arguments of `generate`; `machine` gives
 # the commit of a checkout.
 DISTILLATION_MAY_IMPORT = {
@@ -168,8 +168,8 @@ def import_closure(name: str) -> dict[str, str]:
 
 def test_modules_and_their_imports_are_found() -> None:
     assert {"sdbench", "sdbench.cli", "sdbench.models.spec", "sdbench.scenes.training.vae", "distillation.cli"} <= modules().keys()
-    assert "sdbench.suites" in imports("sdbench.cli")
-    assert "sdbench.suites" not in imports("sdbench.cli", at_start=True)
+    assert "sdbench.suites" in imports("sdbench.commands.listing")
+    assert "sdbench.suites" not in imports("sdbench.commands.listing", at_start=True)
     assert "torch" in import_closure("sdbench.run.runner")
 
 

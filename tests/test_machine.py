@@ -48,7 +48,12 @@ def test_cpu_machine_has_no_driver_and_cuda_even_beside_a_gpu() -> None:
 
 @pytest.mark.parametrize(
     ("name", "found"),
-    [("AMD EPYC", "AMD EPYC family 25 model 17"), ("AMD EPYC 9654 96-Core Processor", "AMD EPYC 9654 96-Core Processor")],
+    [
+        ("AMD EPYC", "AMD EPYC family 25 model 17"),
+        ("Intel(R) Xeon(R) CPU @ 2.20GHz", "Intel(R) Xeon(R) CPU @ 2.20GHz family 25 model 17"),
+        ("AMD EPYC 9654 96-Core Processor", "AMD EPYC 9654 96-Core Processor"),
+        ("Intel(R) Xeon(R) Gold 6230 CPU @ 2.10GHz", "Intel(R) Xeon(R) Gold 6230 CPU @ 2.10GHz"),
+    ],
 )
 def test_processor_whose_name_tells_no_model_is_told_apart_by_its_numbers(
     name: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

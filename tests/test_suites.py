@@ -121,6 +121,7 @@ def test_misspelt_key_is_reported_with_the_right_one(right: str, wrong: str, whe
             "exclude each other",
         ),
         ("size_px = 64", "size_px = 60", r"sampling\.size_px: .*multiple of 8"),
+        ("size_px = 64", "size_px = 64\nheight_px = 64", "height_px is for images that are not square; with a size_px of 64, leave it out"),
         ('"float32"', '"float64"', r"sampling\.dtype: unknown value 'float64'; did you mean 'float16'\?$"),
         ("calls = 2", "calls = 1", r"probes\.calls"),
         ("warmup = 0", "warmup = 0\nsettings = [{ batch = 0 }]", r"probes\.settings\.0\.batch: .*greater than 0"),
@@ -226,6 +227,7 @@ def test_unknown_include_is_an_error(folder: Path) -> None:
         ("steps = 4", "steps = 5"),
         ("guidance_scale = 2.5", "guidance_scale = 2.6"),
         ("size_px = 64", "size_px = 72"),
+        ("size_px = 64", "size_px = 64\nheight_px = 72"),
         ("size_px = 64", 'size_px = 64\nscheduler = "euler"'),
         ("size_px = 64", 'size_px = 64\nnegative_prompt = ""'),
         ('"float32"', '"bfloat16"'),
@@ -270,6 +272,7 @@ def test_suite_of_the_teacher_is_in_the_digest(folder: Path) -> None:
     [
         ("seed = 7", "seed = 8", r"cannot be paired with its own: noise \{'kind': 'per_image', 'seed': 7\} against .*8"),
         ("size_px = 64", "size_px = 72", "size_px 64 against 72"),
+        ("size_px = 64", "size_px = 64\nheight_px = 72", "height_px None against 72"),
         ('family = "scenes"', 'family = "sdxl"', "family scenes against sdxl"),
         ("n = 3", "n = 2", "lacks 1 of its prompts at their places, such as 'a "),
         ("include = []", 'teacher = { model = "y", suite = "own" }', "takes its own from 'own'; name that one"),
@@ -409,8 +412,8 @@ DIGESTS = {
     "quality": (4, "39ce964345b3e9c7"),
     "efficiency-scenes": (1, "09e9c32843e0dd51"),
     "efficiency": (1, "a18de73947890156"),
-    "standard": (3, "0c63a5029cc42277"),
-    "few-step": (1, "4f12f666f631abc9"),
+    "standard": (4, "01b1d7a655c12b82"),
+    "few-step": (2, "9acb7f9c3d928551"),
 }
 
 
@@ -441,11 +444,18 @@ def test_more_images_than_can_be_listed_are_refused(folder: Path) -> None:
         suites.load(write(folder, "n = 3", "n = 3\nsamples = 1_000_000"))
 
 
-def test_samples_per_prompt_make_a_custom_suite_and_other_prompts_keep_them(folder: Path) -> None:
-    plain = suites.load("quality")
-    two = api.Overrides(samples_per_prompt=2).apply(plain)
-    assert (two.name, two.samples, two.prompt_list()) == ("quality-custom", 2, plain.prompt_list())
-    (folder / "mine.txt").write_text(f"{scene_at(0, 'heldout').caption}\n", encoding="utf-8")
-    assert api.Overrides(prompts=folder / "mine.txt").apply(two).samples == 2
-    with pytest.raises(UserError, match=r"prompts\.samples: Input should be greater than 0"):
-        api.Overrides(samples_per_prompt=0).apply(plain)
+@pytest.mark.parametrize("batch", [1, 4, 32])
+def test_look_order_takes_as_much_of_each_part_of_a_sorted_list(batch: int) -> None:
+    ids = [f"{place:05d}" for place in range(3200)]
+    order = suites.look_order(ids, batch)
+    assert sorted(order) == ids
+    for look in range(1, 101):
+        parts = [sum(int(each) // 800 == part for each in order[: 32 * look]) for part in range(4)]
+        assert max(parts) - min(parts) <= 3 * batch
+
+
+def test_look_order_keeps_batches_together_and_a_short_one_last() -> None:
+    ids = [f"{place:05d}" for place in range(11)]
+    mixed = suites.look_order(ids, 4)
+    assert mixed[8:] == ids[8:]
+    assert sorted([mixed[:4], mixed[4:8]]) == [ids[:4], ids[4:8]]

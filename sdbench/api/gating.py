@@ -11,16 +11,17 @@ from sdbench.api.inputs import NamedModel, NamedSuite, as_text, find_model, find
 from sdbench.api.places import Places
 from sdbench.disk import locked
 from sdbench.errors import UserError, unknown_name
-from sdbench.gate import comparison, floors, judging, lookup, measured
+from sdbench.gate import comparison, floors, judging, lookup, recorded
 from sdbench.gate import policy as policies
-from sdbench.gate.compare import Side
 from sdbench.gate.comparison import Comparison
+from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy, is_probe
 from sdbench.gate.verdicts import Inputs, Report
 from sdbench.models.spec import ModelSpec
 from sdbench.records import Record, SuiteId
 
 Announce = Callable[[str], None]
+_ONLY_IMAGES = "left out, as only image metrics are weighed"
 
 
 def gate(
@@ -75,7 +76,7 @@ def compare(a: str | Path, b: str | Path, places: Places = Places(), suite: Name
         UserError: a name has no record, or the records cannot be compared.
     """
     wanted = suite.id.digest if isinstance(suite, suites.Suite) else str(suite) if suite else None
-    return comparison.compare(*measured.find_pair(str(a), str(b), wanted, places.results), places.results)
+    return comparison.compare(*recorded.find_pair(str(a), str(b), wanted, places.results), places.results)
 
 
 def until_verdict(
@@ -106,16 +107,15 @@ def until_verdict(
     _check_only(only)
     spec = find_model(model)
     chosen, rules = find_suite(suite, spec), load_policy(policy)
-    names = rules.rules(chosen.name)  # a policy that weighs nothing here ends the run before it begins
-    left_out = [name for name in names if is_probe(name)] if only else []
-    weighed = _leave_out(left_out, rules, chosen.name) if left_out else rules
+    _leave_out_probes(rules, chosen.name, only, ())  # a policy that weighs nothing here ends the run before it begins
     check_models([spec], chosen)
     old = find_or_run_baseline(as_text(baseline), chosen, places, device, only, announce)
     reference = records.read_record(old)
+    weighed, left_out = _leave_out_probes(rules, chosen.name, only, (reference,))
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only=only)
     with evaluators_on(context.device):
         new, report = run_until_verdict(spec, context, old, weighed, floors.between_runs(reference, places.results))
-    notes = [f"left out, as only image metrics are weighed: {', '.join(left_out)}"] if left_out else []
+    notes = _left_out_notes(left_out, (records.read_record(new), reference))
     return new, _with_inputs(replace(report, notes=(*report.notes, *notes)), new, old, reference.suite, rules, str(baseline))
 
 
@@ -233,35 +233,39 @@ def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline:
     """
     sides = Side.read(new), Side.read(old)
     candidate, reference = (side.record for side in sides)
-    left_out = _left_out_probes((candidate, reference), rules, only)
-    weighed = _leave_out(left_out, rules, candidate.suite.name) if left_out else rules
+    weighed, left_out = _leave_out_probes(rules, candidate.suite.name, only, (candidate, reference))
     report = judging.judge(*sides, weighed, floors.between_runs(reference, places.results))
-    measured = [name for name in left_out if candidate.value(name) and reference.value(name)]
-    told = {
-        "not measured, so not weighed": [name for name in left_out if name not in measured],
-        "left out, as only image metrics are weighed": measured,
-    }
-    notes = (f"{what}: {', '.join(names)}" for what, names in told.items() if names)
+    notes = _left_out_notes(left_out, (candidate, reference))
     return _with_inputs(replace(report, notes=(*report.notes, *notes)), new, old, reference.suite, rules, baseline)
 
 
-def _left_out_probes(sides: tuple[Record, Record], rules: Policy, only: str | None) -> list[str]:
-    """Names of the latency, memory and size metrics that the policy lists but that are not weighed between these records."""
-    images_only = [side for side in sides if side.model.is_images_only]
-    if only != "quality" and not images_only:
-        return []
-    probes = [name for name in rules.rules(sides[0].suite.name) if is_probe(name)]
-    return [name for name in probes if only == "quality" or any(side.value(name) is None for side in images_only)]
+def _leave_out_probes(rules: Policy, suite: str, only: str | None, sides: Sequence[Record]) -> tuple[Policy, list[str]]:
+    """The policy for a suite without the latency, memory and size metrics that are not weighed between these records, and their names.
 
-
-def _leave_out(names: Sequence[str], rules: Policy, suite: str) -> Policy:
-    """The policy for a suite without some metrics; an error where nothing is left."""
-    remaining = {name: rule for name, rule in rules.rules(suite).items() if name not in names}
+    Raises:
+        UserError: nothing would be left to weigh.
+    """
+    named = rules.rules(suite)
+    without_model = [side for side in sides if side.model.is_images_only]
+    left_out = [name for name in named if is_probe(name) and (only == "quality" or any(side.value(name) is None for side in without_model))]
+    if not left_out:
+        return rules, []
+    remaining = {name: rule for name, rule in named.items() if name not in left_out}
     if not remaining:
         raise UserError(
-            f"policy {rules.name} weighs no image metric of suite {suite!r}, only {', '.join(names)}; without these nothing is compared"
+            f"policy {rules.name} weighs no image metric of suite {suite!r}, only {', '.join(left_out)}; without these nothing is compared"
         )
-    return rules.model_copy(update={"suites": {rules.table_name(suite): remaining}})
+    return rules.model_copy(update={"suites": {rules.table_name(suite): remaining}}), left_out
+
+
+def _left_out_notes(left_out: Sequence[str], sides: tuple[Record, Record]) -> list[str]:
+    """Why metrics of the policy were not weighed."""
+    measured = [name for name in left_out if all(side.value(name) for side in sides)]
+    told = {
+        "not measured, so not weighed": [name for name in left_out if name not in measured],
+        _ONLY_IMAGES: measured,
+    }
+    return [f"{what}: {', '.join(names)}" for what, names in told.items() if names]
 
 
 def _with_inputs(report: Report, new: Path, old: Path, suite: SuiteId, rules: Policy, baseline: str) -> Report:

@@ -126,7 +126,7 @@ def record_images(
     """Score images made elsewhere, write a record, which leaderboard and gate read, and return its folder.
 
     The record belongs to the suite itself where the prompts are the suite's, in any order where captions are the folder's own, so that
-    its row stands beside the models', and to `<name>-custom` otherwise. It has win rates over the teacher, but no agreement, which needs the teacher's noise.
+    its row stands beside the models', and to `<name>-custom` otherwise. A suite that draws several images of each prompt takes as many with each caption, in any order. It has win rates over the teacher, but no agreement, which needs the teacher's noise.
 
     Args:
         name: what tables call the images.
@@ -140,9 +140,14 @@ def record_images(
 
     chosen = load_suite(suite)
     found, wanted = external.find_images(Path(images), Path(prompts) if prompts else None, chosen), [*chosen.prompt_list().values()]
-    if not prompts:
-        found = found.in_order_of(wanted)
-    if [*found.prompts] != wanted:
+    if chosen.samples > 1 or not prompts:
+        found = found.in_order_of(wanted * chosen.samples)
+    if [*found.prompts] != wanted * chosen.samples:
+        if chosen.samples > 1:
+            raise UserError(
+                f"suite {chosen.name!r} takes {chosen.samples} images of each of its {len(wanted)} prompts, but the {len(found.prompts)} images in "
+                f"{images} have other captions; name a suite file with your prompts, or a suite that takes one image of each"
+            )
         chosen = Overrides(prompts=prompts or images).apply(chosen)
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")
     return external.record_images(found, name, context)

@@ -7,7 +7,8 @@ from typing import Any
 
 from sdbench.assets.prompts import count_prompts
 from sdbench.errors import UserError
-from sdbench.suites import Suite
+from sdbench.settings import Sampling
+from sdbench.suites import Prompts, Suite, base_name
 from sdbench.validation import validate
 
 
@@ -16,10 +17,12 @@ class Overrides:
     """Settings in place of a suite's own. The changed suite is named `<name>-custom`, so its rows stay separate.
 
     Attributes:
+        height_px: of images that are not square.
         timesteps: one for each step; sets `steps` to their number where that is not given.
         n: number of prompts.
         samples_per_prompt: number of images for each prompt; at the same number of images, more prompts tell more.
         prompts: text file with one prompt per line; all of them are taken unless `n` says otherwise.
+        metrics: names of the image metrics.
         reference: name of the reference that distances are measured to.
         rounds: processes for each model and setting.
         calls: timed calls of each stage in a process.
@@ -32,11 +35,13 @@ class Overrides:
     timesteps: Sequence[int] | None = None
     eta: float | None = None
     size_px: int | None = None
+    height_px: int | None = None
     batch: int | None = None
     dtype: str | None = None
     n: int | None = None
     samples_per_prompt: int | None = None
     prompts: str | Path | None = None
+    metrics: Sequence[str] | None = None
     reference: str | None = None
     rounds: int | None = None
     calls: int | None = None
@@ -47,24 +52,30 @@ class Overrides:
         Raises:
             UserError: a value is out of range, the prompts cannot be read, or `rounds` or `calls` are given for a suite without probes.
         """
-        changed = {name: value for name, value in vars(self).items() if value is not None}
-        if not changed or suite.sampling is None or suite.prompts is None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if not given or suite.sampling is None or suite.prompts is None:
             return suite
-        n, samples, prompt_file, reference = (changed.pop(name, None) for name in ("n", "samples_per_prompt", "prompts", "reference"))
-        timing: dict[str, int] = {name: changed.pop(name) for name in ("rounds", "calls") if name in changed}
-        sampling = {**suite.sampling.model_dump(), **({"steps": len(self.timesteps)} if self.timesteps else {}), **changed}
-        prompts = suite.prompts.model_dump()
-        if prompt_file:
-            source, n_prompts = count_prompts(Path(prompt_file))
-            prompts = {"source": source, {"file": "file", "dataset": "path"}[source]: str(prompt_file), "n": n_prompts}
-        if n is not None:
-            prompts |= {"n": n, "digest": None, "groups": None}
-        prompts |= {"samples": suite.samples if samples is None else samples}
-        changes = {"name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts, "reference": reference or suite.reference}
-        content = {**suite.model_dump(), **changes}
-        if timing:
+        content = suite.model_dump() | {"name": f"{base_name(suite.name)}-custom", "reference": self.reference or suite.reference}
+        content["metrics"] |= {suite.family: self.metrics} if self.metrics else {}
+        content["sampling"] |= {"steps": len(self.timesteps)} if self.timesteps else {}
+        content["sampling"] |= {name: value for name, value in given.items() if name in Sampling.model_fields}
+        content["prompts"] = self._change_prompts(suite.prompts)
+        if timing := {name: value for name, value in given.items() if name in ("rounds", "calls")}:
             content["probes"] = _change_timing(suite, timing)
         return validate(Suite, content, f"suite {suite.name!r} with your settings")
+
+    def _change_prompts(self, prompts: Prompts) -> dict[str, Any]:
+        """The suite's prompts, or those of a file, with other numbers of prompts or samples."""
+        content = prompts.model_dump()
+        if self.prompts:
+            source, n = count_prompts(Path(self.prompts))
+            place = "path" if source == "dataset" else "file"
+            content = {"source": source, place: str(self.prompts), "n": n, "samples": prompts.samples}
+        if self.n is not None:
+            content |= {"n": self.n, "digest": None, "groups": None}
+        if self.samples_per_prompt is not None:
+            content["samples"] = self.samples_per_prompt
+        return content
 
 
 def _change_timing(suite: Suite, timing: dict[str, int]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ A digest is given only if a source states it. A file without one is pinned when 
 marked "unverified". Where the digests come from: Inception and AlexNet: the prefix that `torch.hub` puts into the file's name,
 and the full digest in several projects that check it; PickScore and HPS v2.1: the Hub's LFS pages at dc2ed37 and 697403c;
 DINOv2 at 47b73eef, CLIP ViT-B/32 at a6f597a3, ViT-B/16 at 977e3dd0, ViT-L/14 at 18d05354, ViT-L/14 336 at ce19dc91 and
-ViT-H/14: LFS oids that several projects pin; MLPerf: the files of mlcommons/inference at the commit in their address; HPDv2: a
-project that pins the benchmark lists at b9517430. PickScore's size is four bytes for each of the network's parameters.
+ViT-H/14: LFS oids that several projects pin; LAION's aesthetic predictor: several projects that check it; MLPerf: the files of
+mlcommons/inference at the commit in their address; HPDv2: a project that pins the benchmark lists at b9517430. PickScore's size is four
+bytes for each of the network's parameters.
 """
 
 from collections.abc import Iterable
@@ -44,6 +45,7 @@ class Asset:
         return (kind, repository) if kind in ("model", "dataset") else None
 
 
+_AESTHETIC = "https://raw.githubusercontent.com/christophschuhmann/improved-aesthetic-predictor/6934dd81792f086e613a121dbce43082cb8be85e"
 _CLIP = "open_clip_model.safetensors"
 _FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
 _MLPERF = "https://raw.githubusercontent.com/mlcommons/inference/b66003e10e2db4b8c36a448b0545ec90fcc6e9e9/text_to_image"
@@ -55,14 +57,14 @@ _TABLE = (
     Asset("dinov2-vit-l-14", "model:facebook/dinov2-large", (
         File("config.json", 549, "12df51c069a2dc1305e34ba71ef58bc2407ea553b75f4722a1715c1bce3bbed0"),
         File("model.safetensors", 1_217_522_888, "399fba97a95f22c36834418bc69373364a99af3a1153da1c0fb31db567c92e23"),
-    ), ("fd.dinov2", "agreement.dinov2")),
+    ), ("fd.dinov2", "agreement.dinov2", "diversity.dinov2")),
     Asset("clip-vit-l-14-336", "model:openai/clip-vit-large-patch14-336", (
         File("config.json", 4_757, "51b1c14aabcdf639c4a0370eeda1010b773bbe1df78319c7d0f5882c22ac0ac0"),
         File("pytorch_model.bin", 1_711_974_081, "c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801"),
     ), ("cmmd",)),
     Asset("clip-vit-l-14", "model:timm/vit_large_patch14_clip_224.openai", (
         File(_CLIP, 1_710_517_724, "9ce2e8a8ebfff3793d7d375ad6d3c35cb9aebf3de7ace0fc7308accab7cd207e"),
-    ), ("clip_score.vit-l-14", "agreement.clip.vit-l-14")),
+    ), ("clip_score.vit-l-14", "agreement.clip.vit-l-14", "aesthetic.laion-v2", "diversity.clip.vit-l-14")),
     Asset("clip-vit-b-32", "model:timm/vit_base_patch32_clip_224.openai", (
         File(_CLIP, 605_143_284, "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31"),
     ), ("clip_score.vit-b-32", "clip_score.mlperf")),
@@ -79,6 +81,9 @@ _TABLE = (
     Asset("hps-v2.1", "model:xswu/HPSv2", (
         File("HPS_v2.1_compressed.pt", 1_972_490_005, "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"),
     ), ("hpsv2.1",)),
+    Asset("aesthetic-laion-v2", _AESTHETIC, (
+        File("sac+logos+ava1-l14-linearMSE.pth", 3_714_759, "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"),
+    ), ("aesthetic.laion-v2",)),
     Asset("lpips-alex", "https://download.pytorch.org/models", (
         File("alexnet-owt-7be5be79.pth", 244_408_911, "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"),
     ), ("agreement.lpips",)),

@@ -2,18 +2,25 @@
 
 import argparse
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from sdbench.arguments import add_json
+from sdbench.arguments import add_json, print_note
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
     from sdbench.api import Places
+    from sdbench.suites import Suite
 
 Command = Callable[[argparse.Namespace], int]  # returns the process's exit code
-AddCommand = Callable[[str, Command, str], argparse.ArgumentParser]  # takes a command's name, function and help text; returns its parser
+
+
+class AddCommand(Protocol):
+    """What the modules of commands add theirs with."""
+
+    def __call__(self, name: str, command: Command, help_text: str, *, common: bool = True) -> argparse.ArgumentParser:
+        """Add a command, with the options of `add_common` unless told otherwise, and return its parser."""
 
 
 def table_width() -> int:
@@ -67,3 +74,11 @@ def places_from(arguments: argparse.Namespace) -> "Places":
     from sdbench.api import Places
 
     return Places(arguments.results, arguments.runs)
+
+
+def print_requirements(suite: "Suite", arguments: argparse.Namespace, missing: Sequence[str] = ()) -> None:
+    """Print what a suite needs that is not on this disk, and what else a run is missing."""
+    from sdbench.run import requirements
+
+    for line in [*requirements.describe(suite, places_from(arguments).work), *(f"missing: {what}" for what in missing)]:
+        print_note(f"    {line}")

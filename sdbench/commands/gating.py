@@ -11,8 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdbench.arguments import add_command, print_answer, print_json, print_note
-from sdbench.commands import showing
-from sdbench.commands.console import AddCommand, add_common, add_completion, add_device, add_runs, check_results, places_from, table_width
+from sdbench.commands import overrides, showing
+from sdbench.commands.console import (
+    AddCommand,
+    add_common,
+    add_completion,
+    add_device,
+    add_runs,
+    check_results,
+    places_from,
+    print_requirements,
+    table_width,
+)
+from sdbench.errors import UserError
 
 if TYPE_CHECKING:
     from sdbench.gate.comparison import Comparison
@@ -34,6 +45,7 @@ def add_commands(add: AddCommand) -> None:
     add_device(judging)
     add_runs(judging)
     add_outputs(judging)
+    overrides.add_overrides(judging)
 
     comparing = add(
         "compare", compare, "show how much better B is than A: the difference of each metric, with its interval; no policy, no verdict"
@@ -53,6 +65,7 @@ def add_commands(add: AddCommand) -> None:
     add_completion(flooring)
     add_device(flooring)
     add_runs(flooring)
+    overrides.add_overrides(flooring)
 
     naming = add("baseline", baseline, "give names to the records that candidates are compared with, and list the names")
     actions = naming.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -87,10 +100,23 @@ def gate(arguments: argparse.Namespace) -> int:
     def judge() -> "Report":
         from sdbench import api
 
-        own = {name: getattr(arguments, name) for name in ("suite", "base", "lora", "name", "device", "only")}
-        return api.gate(arguments.candidate, arguments.baseline, arguments.policy, places_from(arguments), **own, announce=print_note)
+        own = {name: getattr(arguments, name) for name in ("base", "lora", "name", "device", "only")}
+        places, suite = places_from(arguments), _read_suite(arguments)
+        return api.gate(arguments.candidate, arguments.baseline, arguments.policy, places, suite, **own, announce=print_note)
 
     return _judge_and_publish(judge, arguments, arguments.candidate)
+
+
+def _read_suite(arguments: argparse.Namespace) -> "Suite | None":
+    """The suite to run where a record is missing, if the options name one."""
+    from sdbench import api, suites
+
+    changes = overrides.read(arguments)
+    if arguments.suite:
+        return changes.apply(suites.load(arguments.suite))
+    if changes != api.Overrides():
+        raise UserError("name the suite that these settings change: --suite, such as --suite quality")
+    return None
 
 
 def until_verdict(arguments: argparse.Namespace, read_request: "Callable[[], tuple[list[ModelSpec], Suite]]") -> int:
@@ -131,6 +157,9 @@ def noise(arguments: argparse.Namespace) -> int:
 
     spec = resolve(arguments.model, base=arguments.base, lora=arguments.lora, name=arguments.name)
     suite = suites.load(arguments.suite) if arguments.suite else lookup.default_suite(spec)
+    suite = overrides.read(arguments).apply(suite)
+    if arguments.only != "probes":
+        print_requirements(suite, arguments)
     path, floor = api.noise(spec, suite, arguments.seeds, places_from(arguments), arguments.device, arguments.only)
     for name, spread in floor.metrics.items():
         noise_text = f"{100 * spread.noise:.3g} %" if is_probe(name) else f"{spread.noise:.3g}"
@@ -169,6 +198,7 @@ def baseline(arguments: argparse.Namespace) -> int:
 
 def _judge_and_publish(judge: "Callable[[], Report]", arguments: argparse.Namespace, candidate: str) -> int:
     """Judge, publish the report, and return the exit code."""
+    _check_outputs(arguments)
     try:
         try:
             report = judge()
@@ -184,9 +214,15 @@ def _judge_and_publish(judge: "Callable[[], Report]", arguments: argparse.Namesp
     return report.exit_code
 
 
-def _describe_error(error: BaseException) -> str:
-    from sdbench.errors import UserError
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Check that the files of the report have folders, before hours of measuring."""
+    for option in ("junit", "markdown"):
+        path: Path | None = getattr(arguments, option)
+        if path and not path.absolute().parent.is_dir():
+            raise UserError(f"--{option} {path}: there is no folder {path.parent}; make it, or name another file")
 
+
+def _describe_error(error: BaseException) -> str:
     if isinstance(error, UserError | OSError):  # the latter names its file
         return str(error)
     if isinstance(error, KeyboardInterrupt):

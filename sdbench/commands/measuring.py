@@ -2,13 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdbench.arguments import add_part, print_answer, print_json, print_note
-from sdbench.commands import gating, showing
-from sdbench.commands.console import AddCommand, add_completion, add_device, add_runs, places_from, table_width
+from sdbench.commands import gating, overrides, showing
+from sdbench.commands.console import AddCommand, add_completion, add_device, add_runs, places_from, print_requirements, table_width
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,12 +21,15 @@ def add_commands(add: AddCommand) -> None:
 
     benchmarking = add("benchmark", _benchmark, "measure every model of a profile and write the leaderboard")
     benchmarking.add_argument(
-        "--profile", default="auto", help="auto, scenes, sdxl or sdxl-random (default: auto, which chooses what this machine can run)"
+        "--profile",
+        default="auto",
+        help="scenes: the embedded family; sdxl: the full-size family; sdxl-random: its latency and memory, with random weights; auto: what "
+        "this machine can run (default: auto)",
     )
     _add_dry_run(benchmarking)
     add_runs(benchmarking)
 
-    scoring = add("score", _score, "score images that another program made against their prompts")
+    scoring = add("score", _score, "score images that were made by another program, with their prompts")
     scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP images")
     scoring.add_argument(
         "--prompts",
@@ -38,6 +40,7 @@ def add_commands(add: AddCommand) -> None:
     scoring.add_argument(
         "--suite", default="standard", help="suite whose metrics to use (default: standard; name quality for images of scenes)"
     )
+    overrides.add_scoring(scoring)
     scoring.add_argument("--name", help="also write a record under this name, for the leaderboard and the gate")
     add_device(scoring)
     add_runs(scoring)
@@ -59,7 +62,7 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
         "--profile", action="store_true", help="also profile each stage, outside the timed rounds, and write where its time goes"
     )
     _add_dry_run(measuring)
-    _add_overrides(measuring)
+    overrides.add_overrides(measuring)
     add_runs(measuring)
     add_device(measuring)
     add_part(
@@ -81,43 +84,6 @@ def _add_dry_run(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dry-run", action="store_true", help="only print what would be fetched, written and missing, and how long it would take"
     )
-
-
-def _add_overrides(command: argparse.ArgumentParser) -> None:
-    own = command.add_argument_group("overrides of the suite", "with any of these, the suite is called '<name>-custom' in tables")
-    own.add_argument("--steps", type=int, help="number of denoising steps")
-    own.add_argument("--size-px", type=int, help="width and height of the images, in pixels")
-    own.add_argument("--batch", type=int, help="batch size: number of images generated at a time")
-    own.add_argument("--n", type=int, help="number of prompts")
-    own.add_argument(
-        "--samples-per-prompt",
-        type=int,
-        metavar="N",
-        help="number of images drawn for each prompt (default: the suite's, usually 1); at the same number of images, more prompts narrow "
-        "intervals more than more samples of each, so this is for when there are no more prompts",
-    )
-    own.add_argument(
-        "--rounds", type=int, help="number of rounds of latency and memory for each model and setting, each in its own process"
-    )
-    own.add_argument(
-        "--calls",
-        type=int,
-        help="number of timed calls of each stage in a round; with more calls, the result is closer to the speed of a warm GPU",
-    )
-    own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="floating-point type that the pipeline computes in")
-    own.add_argument("--prompts", type=Path, help="text file with one prompt per line, or a table or folder of captions")
-    own.add_argument("--reference", help="reference statistics for the distances; `sdbench reference list` shows them")
-    own.add_argument("--guidance-scale", type=float, help="scale of classifier-free guidance; 1 or less turns it off")
-    own.add_argument("--scheduler", help="ddim, dpmpp, euler, euler-ancestral, lcm or tcd, or `model` for the model's own")
-    own.add_argument("--timestep-spacing", help="leading, trailing or linspace; needs --scheduler other than `model`")
-    own.add_argument(
-        "--timesteps",
-        type=int,
-        nargs="+",
-        metavar="T",
-        help="timestep of each step, such as 999 749 499 249; needs --scheduler other than `model`",
-    )
-    own.add_argument("--eta", type=float, help="amount of noise that ddim and tcd add at each step, from 0 to 1")
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:
@@ -156,7 +122,7 @@ def _run(arguments: argparse.Namespace) -> int:
             print_json(planned)
         return 0
     if only != "probes":
-        _print_requirements(suite, arguments, missing)
+        print_requirements(suite, arguments, missing)
     made = api.run(
         specs, suite, places_from(arguments), device=arguments.device, only=only, settings=arguments.setting, profile=arguments.profile
     )
@@ -183,10 +149,9 @@ def _draw_part(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse
 
 def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     """The models and the suite that the options of `run` name."""
-    from sdbench import api, suites
+    from sdbench import suites
     from sdbench.gate import lookup
     from sdbench.models.spec import resolve
-    from sdbench.reference import cards
 
     _check_until_verdict(arguments)
     if arguments.part:
@@ -195,10 +160,8 @@ def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSp
         raise UserError("--name is for one model, but several are given; run them one by one, or leave --name out")
     completion = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
     specs = [resolve(what, **completion) for what in arguments.model]
-    if arguments.reference:
-        cards.check_name(arguments.reference, places_from(arguments).work)
     suite = suites.load(arguments.suite) if arguments.suite else lookup.default_suite(specs[0])
-    return specs, api.Overrides(**{own.name: getattr(arguments, own.name) for own in fields(api.Overrides)}).apply(suite)
+    return specs, overrides.read(arguments).apply(suite)
 
 
 def _check_until_verdict(arguments: argparse.Namespace) -> None:
@@ -264,16 +227,17 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         return 0
     for each in chosen.suite_runs:
         if each.only != "probes":
-            _print_requirements(each.suite, arguments)
+            print_requirements(each.suite, arguments)
         api.run(each.specs, each.suite, places_from(arguments), only=each.only, settings=each.settings)
     return showing.show_leaderboard(arguments)
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from sdbench import api
+    from sdbench import api, suites
     from sdbench.tables import format_value
 
-    options = {"places": places_from(arguments), "suite": arguments.suite, "device": arguments.device}
+    suite = overrides.read(arguments, overrides.SCORING).apply(suites.load(arguments.suite))
+    options = {"places": places_from(arguments), "suite": suite, "device": arguments.device}
     if arguments.name:
         return _print_records([api.record_images(arguments.images, arguments.prompts, arguments.name, **options)], arguments)
     values, scores = api.score(arguments.images, arguments.prompts, **options)
@@ -299,23 +263,13 @@ def _score(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _print_requirements(suite: "Suite", arguments: argparse.Namespace, missing: Sequence[str] = ()) -> None:
-    """Print what a suite needs that is not on this disk, and what else a run is missing."""
-    from sdbench.run import requirements
-
-    for line in [*requirements.describe(suite, places_from(arguments).work), *(f"missing: {what}" for what in missing)]:
-        print_note(f"    {line}")
-
-
 def _missing_from_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> list[str]:
     """What a run would be missing from the teacher, as far as can be known without fetching anything."""
     from sdbench.machine import choose_device
     from sdbench.run import recording, requirements
     from sdbench.run.context import RunContext
 
-    if suite.sampling is None or not requirements.inputs_are_here(suite):
+    if not requirements.inputs_are_here(suite):
         return []
     where = places_from(arguments)
-    return recording.missing_of_teacher(
-        specs, RunContext(suite, suite.sampling, choose_device(arguments.device), where.results, where.work)
-    )
+    return recording.missing_of_teacher(specs, RunContext(suite, choose_device(arguments.device), where.results, where.work))

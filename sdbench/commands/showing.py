@@ -31,12 +31,12 @@ def add_commands(add: AddCommand) -> None:
 
 def show_leaderboard(arguments: argparse.Namespace) -> int:
     """Run `sdbench leaderboard` and return 0."""
-    from sdbench.leaderboard import flat, writing
+    from sdbench.leaderboard import export, writing
 
     check_results(arguments)
     board, files = rewrite_leaderboard(arguments.results)
     print_answer(writing.text_table(board, table_width()), arguments)
-    return _print_written(files, arguments, flat.nested(board))
+    return _print_written(files, arguments, export.nested(board))
 
 
 def rewrite_leaderboard(results: Path) -> "tuple[list[Row], list[Path]]":

@@ -4,7 +4,7 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -27,8 +27,8 @@ class Finding:
     """
 
     is_ok: bool
-    is_fatal: bool
     text: str
+    is_fatal: bool = field(default=False, kw_only=True)
 
 
 def examine(results: Path, runs: Path) -> Iterator[Finding]:
@@ -50,26 +50,22 @@ def _packages() -> Iterator[Finding]:
     try:
         required = metadata.requires("sdbench") or []
     except metadata.PackageNotFoundError:
-        yield Finding(
-            False, False, "packages: not checked, because sdbench is not installed but runs from a folder; install it: pip install -e ."
-        )
+        yield Finding(False, "packages: not checked, because sdbench is not installed but runs from a folder; install it: pip install -e .")
         return
     for requirement in map(Requirement, required):
         installed = version(requirement.name)
         is_ok = installed is not None and requirement.specifier.contains(installed, prereleases=True)
         advice = "" if is_ok else f", needed is {requirement}; install sdbench again: pip install --force-reinstall sdbench"
-        yield Finding(is_ok, True, f"{requirement.name} {installed or 'is not installed'}{advice}")
+        yield Finding(is_ok, f"{requirement.name} {installed or 'is not installed'}{advice}", is_fatal=True)
 
 
 def _device() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        return Finding(False, False, f"no CUDA device: the embedded family runs on {os.cpu_count()} CPU cores; full-size suites need a GPU")
+        return Finding(False, f"no CUDA device: the embedded family runs on {os.cpu_count()} CPU cores; full-size suites need a GPU")
     free, total = torch.cuda.mem_get_info()
-    return Finding(
-        True, False, f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free: full-size suites can run"
-    )
+    return Finding(True, f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free: full-size suites can run")
 
 
 def _compiler() -> Finding:
@@ -78,19 +74,20 @@ def _compiler() -> Finding:
     has_headers = (Path(sysconfig.get_path("include")) / "Python.h").exists()
     needs = {"a C compiler": has_compiler, "Python's headers, such as of the package python3-dev": has_headers}
     lacking = " and ".join(what for what, is_here in needs.items() if not is_here)
-    return Finding(not lacking, False, f"compiled settings: they fail without {lacking}" if lacking else "compiled settings can be built")
+    return Finding(not lacking, f"compiled settings: they fail without {lacking}" if lacking else "compiled settings can be built")
 
 
 def _embedded() -> Iterator[Finding]:
     try:
         damaged = embedded.changed_files()
     except UserError as error:
-        yield Finding(False, True, str(error))
+        yield Finding(False, str(error), is_fatal=True)
         return
     for name in damaged:
-        yield Finding(False, True, f"embedded weights: {name} is missing or changed; reinstall sdbench, or check the file out again")
+        text = f"embedded weights: {name} is missing or changed; reinstall sdbench, or check the file out again"
+        yield Finding(False, text, is_fatal=True)
     if not damaged:
-        yield Finding(True, True, f"embedded weights: {len(embedded.read_manifest()['files'])} files match their digests")
+        yield Finding(True, f"embedded weights: {len(embedded.read_manifest()['files'])} files match their digests", is_fatal=True)
 
 
 def _hub() -> Iterator[Finding]:
@@ -102,19 +99,19 @@ def _hub() -> Iterator[Finding]:
         if entry.source == "hub":
             cached = is_cached(resolve(name), dtype="bfloat16")
             state = "cached" if cached else f"not cached, about {entry.download_gb:.1f} GB to fetch"
-            yield Finding(cached, False, f"weights of {name} ({entry.location}): {state}")
+            yield Finding(cached, f"weights of {name} ({entry.location}): {state}")
 
 
 def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(_nearest_existing(folder)).free
-    return Finding(free > 2e9, False, f"{free / 1e9:.0f} GB of disk free for {folder}")
+    return Finding(free > 2e9, f"{free / 1e9:.0f} GB of disk free for {folder}")
 
 
 def _writable(folder: Path, option: str) -> Finding:
     nearest = _nearest_existing(folder)
     writable = nearest.is_dir() and os.access(nearest, os.W_OK)
     state = "can be written" if writable else f"cannot be written; name another with {option}"
-    return Finding(writable, True, f"folder {folder} {state}")
+    return Finding(writable, f"folder {folder} {state}", is_fatal=True)
 
 
 def _nearest_existing(folder: Path) -> Path:
@@ -138,7 +135,7 @@ def _resize() -> Iterator[Finding]:
     levels = float(np.abs(ours - build_resizer("clean")(image)).max())
     is_ok = levels <= MAX_RESIZE_LEVELS
     advice = "" if is_ok else f", at most {MAX_RESIZE_LEVELS} is expected: fid.clean would not be comparable with clean-fid's"
-    yield Finding(is_ok, True, f"the resize of fid.clean is within {levels:.1g} of 255 levels of clean-fid {installed}'s{advice}")
+    yield Finding(is_ok, f"the resize of fid.clean is within {levels:.1g} of 255 levels of clean-fid {installed}'s{advice}", is_fatal=True)
 
 
 def _metrics() -> Iterator[Finding]:
@@ -147,12 +144,12 @@ def _metrics() -> Iterator[Finding]:
     judgements = golden.judge_metrics()
     for one in judgements:
         if one.complaints:
-            yield Finding(False, True, f"metric {one.name} misbehaves on golden images: {'; '.join(one.complaints)}")
+            yield Finding(False, f"metric {one.name} misbehaves on golden images: {'; '.join(one.complaints)}", is_fatal=True)
         elif one.values is not None:
             numbers = [f"{name} {value.state if value.value is None else format_number(value.value)}" for name, value in one.values.items()]
-            yield Finding(True, True, f"metric {one.name} behaves on golden images: {', '.join(numbers)}")
+            yield Finding(True, f"metric {one.name} behaves on golden images: {', '.join(numbers)}", is_fatal=True)
     if not_tried := [one.name for one in judgements if one.values is None]:
-        yield Finding(False, False, f"metrics not tried, because weights or a GPU are missing: {', '.join(not_tried)}")
+        yield Finding(False, f"metrics not tried, because weights or a GPU are missing: {', '.join(not_tried)}")
 
 
 def _published_values() -> Iterator[Finding]:
@@ -162,16 +159,14 @@ def _published_values() -> Iterator[Finding]:
         with golden.offline():
             comparisons = list(published.compare())
     except UserError as error:
-        yield Finding(False, True, f"known values of CLIP {published.BACKBONE}: {error}")
+        yield Finding(False, f"known values of CLIP {published.BACKBONE}: {error}", is_fatal=True)
         return
     for value, found in comparisons:
         is_close = abs(found - value.expected) <= published.TOLERANCE
         what = f"CLIP score ({published.BACKBONE}) of {value.what}"
         advice = "" if is_close else "; weights or libraries are not the published ones: remove and fetch the weights again"
-        yield Finding(is_close, True, f"known value: {what} is {found:.3f}, published {value.expected:.3f} ({published.SOURCE}){advice}")
+        text = f"known value: {what} is {found:.3f}, published {value.expected:.3f} ({published.SOURCE}){advice}"
+        yield Finding(is_close, text, is_fatal=True)
     if not comparisons:
-        yield Finding(
-            False,
-            False,
-            f"known values of CLIP {published.BACKBONE}: not checked, because its weights are not on this machine ({published.SOURCE})",
-        )
+        text = f"known values of CLIP {published.BACKBONE}: not checked, because its weights are not on this machine ({published.SOURCE})"
+        yield Finding(False, text)

@@ -2,8 +2,10 @@
 
 Healthy images are rendered scenes that show what their captions ask for. Every metric must rate them better than black, gray, noise
 and inverted images, which are the ways in which decoders and conversions fail, and better than a few images repeated over and
-over. Precision and density are the exception: they must tolerate repetition, or they have been mistaken for recall. Scoring the same images
-a second time must give the same value, or, for metrics that compare with a teacher, the value of a perfect copy. Nothing is fetched.
+over. There are three exceptions. Precision and density must tolerate repetition, or they have been mistaken for recall. Diversity, which
+takes every eighth image for one of the same prompt, may like noise and inverted images. The aesthetic score, which sees no caption, may rank
+all of them as it likes. Scoring the same images a second time must give the same value, or, for metrics that compare with a teacher, the
+value of a perfect copy. Nothing is fetched.
 """
 
 import math
@@ -29,6 +31,7 @@ from sdbench.score import PROTOCOLS, score
 N, KINDS, SEED = 64, 8, 5
 SCENES = [scene_at(index, "heldout", SEED) for index in range(N)]
 PROMPTS = [scene.caption for scene in SCENES]
+UNRANKED = {"diversity": {"noise", "inverted"}, "aesthetic": {"black", "gray", "noise", "inverted", "collapsed"}}
 TOLERATES_COLLAPSE = {"precision", "density"}
 _NOT_TRIED = {"missing", "not_applicable"}
 ValuesBySet = Mapping[str, Value]  # the values of one metric, by set of images
@@ -88,7 +91,8 @@ def complaints(protocol: Protocol, values: ValuesBySet) -> Iterator[str]:
     numbers = {name: value.value for name, value in values.items() if value.value is not None}
     healthy, again = numbers["healthy"], numbers.get("twice", math.nan)
     sign = -1 if protocol.direction == "lower" else 1
-    for name in [name for name in numbers if name not in ("healthy", "twice")]:
+    unranked = {"healthy", "twice"} | UNRANKED.get(protocol.name.partition(".")[0], set())
+    for name in [name for name in numbers if name not in unranked]:
         tolerated = name == "collapsed" and protocol.name.rpartition(".")[2] in TOLERATES_COLLAPSE
         if tolerated and numbers[name] < healthy / 2:
             yield f"a few images over and over get {numbers[name]:.4g}, less than half of {healthy:.4g}"
@@ -121,8 +125,11 @@ def _subject(drawn: U8, runs: Path) -> Subject:
 
 
 def _score(subject: Subject, teacher_scores: Scores, teacher: Subject, names: list[str]) -> tuple[dict[str, Value], Scores]:
-    values, scores = score(replace(subject, teacher_scores=teacher_scores, teacher_images=teacher), names)
-    return {value.name: value for value in values}, scores
+    single = replace(subject, teacher_scores=teacher_scores, teacher_images=teacher)
+    values, scores = score(single, [name for name in names if not name.startswith("diversity.")])
+    several = replace(subject, prompt_ids=[str(row % KINDS) for row in range(N)], samples=[row // KINDS for row in range(N)])
+    of_prompts, _ = score(several, [name for name in names if name.startswith("diversity.")])
+    return {value.name: value for value in (*values, *of_prompts)}, scores
 
 
 @contextmanager

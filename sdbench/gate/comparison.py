@@ -5,7 +5,6 @@ so by chance, so it is added that this "could be chance" unless it survives Holm
 Counts are exact, and so not among them.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +14,9 @@ import numpy as np
 
 from sdbench import records, tables
 from sdbench.errors import UserError
-from sdbench.gate import compare as measuring
-from sdbench.gate import floors
-from sdbench.gate.compare import Obstacle, Side
+from sdbench.gate import floors, pairing
 from sdbench.gate.judging import pair_notes
+from sdbench.gate.pairing import Obstacle, Side
 from sdbench.gate.policy import Rule
 from sdbench.gate.verdicts import finite_or_none, format_change
 from sdbench.records import Kind, Value
@@ -137,7 +135,7 @@ def compare(a: Path, b: Path, results: Path) -> Comparison:
     """
     old, new = Side.read(a), Side.read(b)
     names = old.record.model.title, new.record.model.title
-    if unlike := measuring.differences(new, old):
+    if unlike := pairing.differences(new, old):
         raise UserError(
             f"the records of {names[1]} (candidate) and {names[0]} (baseline) cannot be compared: {'; '.join(unlike)}. Measure both models under one suite"
         )
@@ -147,7 +145,7 @@ def compare(a: Path, b: Path, results: Path) -> Comparison:
         if value.direction != "neither" and new.record.value(value.name)
     }
     between_runs = floors.between_runs(old.record, results)
-    measured = {name: measuring.measure(name, rule, new, old, ALPHA / 2, between_runs.get(name)) for name, rule in rules.items()}
+    measured = {name: pairing.measure(name, rule, new, old, ALPHA / 2, between_runs.get(name)) for name, rule in rules.items()}
     bounds = {name: each for name, each in measured.items() if isinstance(each, Bounds)}
     missing = _by_reason(measured, new, old)
     if not bounds:
@@ -183,9 +181,7 @@ def _difference(name: str, rule: Rule, bounds: Bounds, new: Side, old: Side, *, 
     outcome: Literal["better", "worse", "no difference seen"] = (
         "better" if bounds.low > 0 else "worse" if bounds.high < 0 else "no difference seen"
     )
-    natural = -bounds if rule.direction == "lower" else bounds
-    ends = natural.difference, natural.low, natural.high
-    change, low, high = map(math.expm1, ends) if measuring.is_relative(a) else ends
+    change, low, high = pairing.as_change(bounds, rule, a)
     could_be_chance = outcome != "no difference seen" and not is_sure
     return Difference(name, a.kind, rule.direction, a.unit, a.value, b.value, change, low, high, outcome, could_be_chance)
 

@@ -19,8 +19,8 @@ from pydantic import Field
 from sdbench import records
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
-from sdbench.gate import compare
-from sdbench.gate.compare import Side
+from sdbench.gate import pairing
+from sdbench.gate.pairing import Side
 from sdbench.records import Record, SuiteId
 from sdbench.stats.decisions import BetweenRuns
 from sdbench.validation import Table, read_toml
@@ -143,9 +143,9 @@ def _estimate_spread(name: str, sides: Sequence[Side]) -> Spread | None:
         noise = math.sqrt(2) * float(np.log(values).std(ddof=1))
     else:
         pairs = [
-            compare.paired_bounds(found[i], found[j], sides[i], sides[j], 0.95) for i, j in itertools.combinations(range(len(sides)), 2)
+            pairing.paired_bounds(found[i], found[j], sides[i], sides[j], 0.95) for i, j in itertools.combinations(range(len(sides)), 2)
         ]
-        errors = [pair.standard_error for pair in pairs if not isinstance(pair, compare.Obstacle)]
+        errors = [pair.standard_error for pair in pairs if not isinstance(pair, pairing.Obstacle)]
         if len(errors) < len(pairs):
             return None
         noise = math.sqrt(float(np.mean(np.square(errors))))

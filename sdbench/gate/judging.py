@@ -6,16 +6,15 @@ Records that cannot be compared are refused, and the report names what differs: 
 passed.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from sdbench import tables
-from sdbench.gate import compare
-from sdbench.gate.compare import Obstacle, Side
+from sdbench.gate import pairing
+from sdbench.gate.pairing import Obstacle, Side
 from sdbench.gate.policy import Policy, Rule, is_probe
-from sdbench.gate.verdicts import Report, Result, format_difference
+from sdbench.gate.verdicts import Report, Result, format_change, format_difference
 from sdbench.records import DRAWING_PACKAGES, Record
 from sdbench.stats import decisions
 from sdbench.stats.decisions import BetweenRuns, Bounds, Verdict
@@ -48,16 +47,16 @@ def judge(
         UserError: the policy has no rules for the suite.
     """
     names = new.record.model.title, old.record.model.title
-    if differences := tuple(compare.differences(new, old)):
+    if differences := tuple(pairing.differences(new, old)):
         why = f"the records of {names[0]} and {names[1]} cannot be compared: {'; '.join(differences)}."
         return Report("incomparable", why, *names, (), differences)
     rules = policy.rules(new.record.suite.name)
     levels = {name: nominal if nominal and _is_image_metric(new.record, name) else _spend_all for name in rules}
     measured = {
-        name: compare.measure(name, rule, new, old, levels[name](policy.alpha), between_runs.get(name)) for name, rule in rules.items()
+        name: pairing.measure(name, rule, new, old, levels[name](policy.alpha), between_runs.get(name)) for name, rule in rules.items()
     }
     bounded = {name: bounds for name, bounds in measured.items() if isinstance(bounds, Bounds)}
-    margins = {name: compare.scaled_margin(rules[name], new.record.value(name)) for name in bounded}
+    margins = {name: pairing.scaled_margin(rules[name], new.record.value(name)) for name in bounded}
     p_values = [decisions.regression_p_value(bounds, margins[name]) for name, bounds in bounded.items()]
     rejected = decisions.holm(p_values, policy.alpha, [levels[name] for name in bounded], untested)
     surely_worse = {name for name, is_rejected in zip(bounded, rejected, strict=True) if is_rejected}
@@ -103,16 +102,16 @@ def _build_result(
         rule.margin,
         rule.required,
         unit=about.unit if about else "",
-        relative=compare.is_relative(about) if about else is_probe(name),
+        relative=pairing.is_relative(about) if about else is_probe(name),
         candidate=new_value.value if new_value else None,
         baseline=old_value.value if old_value else None,
     )
     if isinstance(measured, Obstacle):
         return replace(result, verdict=measured.verdict, reason=measured.reason)
-    natural = -measured if rule.direction == "lower" else measured
-    difference, low, high = (math.expm1(end) if result.relative else end for end in (natural.difference, natural.low, natural.high))
+    assert about
+    difference, low, high = pairing.as_change(measured, rule, about)
     result = replace(result, difference=difference, low=low, high=high)
-    return _decide(result, measured, compare.scaled_margin(rule, about), alpha, surely_worse=surely_worse, is_look=is_look)
+    return _decide(result, measured, pairing.scaled_margin(rule, about), alpha, surely_worse=surely_worse, is_look=is_look)
 
 
 def _decide(result: Result, bounds: Bounds, margin: float, alpha: float, *, surely_worse: bool, is_look: bool) -> Result:
@@ -177,8 +176,8 @@ def pair_notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs
     if elsewhere := [f"{record.model.name} ({record.model.source})" for record in (new, old) if record.model.is_made_elsewhere]:
         yield f"the images of {tables.join_words(elsewhere)} were made elsewhere; how they were sampled is not known"
     else:
-        yield from (f"sampling differs: {difference}" for difference in compare.unequal(new.sampling, old.sampling))
-        if new.n_images and (differences := [*compare.unequal(_drawn_by(new), _drawn_by(old))]):
+        yield from (f"sampling differs: {difference}" for difference in pairing.unequal(new.sampling, old.sampling))
+        if new.n_images and (differences := [*pairing.unequal(_drawn_by(new), _drawn_by(old))]):
             yield f"the images were drawn with different software or on different devices, which may explain a difference: {', '.join(differences)}"
     for side, record in (("candidate", new), ("baseline", old)):
         yield from (f"{value.name} of the {side}: {value.note}" for value in record.values if value.note and value.name in rules)
@@ -201,8 +200,8 @@ def _agreement_note(rules: Mapping[str, Rule], new: Side, old: Side, alpha: floa
         value = new.record.value(name)
         if value and value.kind == "score" and value.direction != "neither" and name.startswith("agreement."):
             rule = Rule(direction=value.direction, margin=0.0, required=False)
-            measured = compare.measure(name, rule, new, old, alpha / 2)
+            measured = pairing.measure(name, rule, new, old, alpha / 2)
             if isinstance(measured, Bounds):
-                changes.append(f"{name} {format_difference(_build_result(name, rule, measured, new, old, alpha / 2))}")
+                changes.append(f"{name} {format_change(*pairing.as_change(measured, rule, value), relative=False)}")
     if changes:
         yield f"agreement with the teacher (not weighed; two-sided bounds): {', '.join(changes)}"

@@ -8,8 +8,8 @@ are all the same pass at any level. The whole set may miss it too: no bound hold
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from sdbench.gate import compare, judging
-from sdbench.gate.compare import Side
+from sdbench.gate import judging, pairing
+from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy, Rule
 from sdbench.gate.verdicts import Report
 from sdbench.stats import decisions, sequential
@@ -90,9 +90,9 @@ def _is_undecidable(pair: tuple[Side, Side], share: float, rules: LookRules, *, 
     new, old = pair
     growing, passable = [], True  # more prompts can decide image metrics only
     for name, rule in rules.policy_for_look(sets=sets).rules(rules.suite).items():
-        bounds, value = compare.measure(name, rule, new, old, rules.policy.alpha, rules.between_runs.get(name)), new.record.value(name)
+        bounds, value = pairing.measure(name, rule, new, old, rules.policy.alpha, rules.between_runs.get(name)), new.record.value(name)
         if isinstance(bounds, Bounds) and value:
-            margin = compare.scaled_margin(rule, value)
+            margin = pairing.scaled_margin(rule, value)
             if value.is_image_metric:
                 growing.append((bounds, margin))
             else:

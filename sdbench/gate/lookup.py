@@ -199,7 +199,7 @@ def read_record_under(folder: Path, suite: SuiteId) -> Record:
     if record.suite != suite:
         raise UserError(
             f"record {folder} is of suite {record.suite.title_with_digest}, but this run would be of {suite.title_with_digest}, and the gate cannot compare "
-            "the two. Name that suite with --suite or, if options such as --n made it, run both models with the same options and name their records"
+            "the two. Name that suite with --suite, and give again the options, such as --n, that made it if there were any"
         )
     return record
 

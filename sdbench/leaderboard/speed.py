@@ -52,15 +52,24 @@ class SpeedUp:
         return f"{number}x", interval
 
 
-def speed_up(record: Record, teacher: Record, name: str) -> SpeedUp | str:
+def probe_cell(record: Record, name: str) -> str:
+    """The cell of a probe or count; "no model" for images without a model, which can have none."""
+    value = record.value(name)
+    return "no model" if value is None and record.model.is_images_only else tables.format_value(value)
+
+
+def speed_up(record: Record, teacher: Record | None, name: str) -> SpeedUp | str:
     """How many times as fast as the teacher, by a value that both have; otherwise the reason why there is none.
 
     The 95 % interval resamples rounds (`decisions.ratio_bounds`), and is from 0 to infinity for a single round. There is none between
     two runs, since the rounds of a run do not show how far two runs lie apart.
     """
-    own, of_teacher = record.value(name), teacher.value(name)
+    own = record.value(name)
     if not own or not own.value:
-        return tables.format_value(own)
+        return probe_cell(record, name)
+    if teacher is None:
+        return tables.format_absent("missing", "the teacher's latency was not measured on this machine")
+    of_teacher = teacher.value(name)
     if not of_teacher or not of_teacher.value:
         return tables.format_absent("missing", "the teacher has no value to compare with")
     ratio = of_teacher.value / own.value

@@ -26,9 +26,11 @@ TITLES = {
     "pickscore": "preference",
     "hpsv2": "preference",
     "win_rate": "win rate",
+    "aesthetic": "aesthetic",
     "scene_accuracy": "scene accuracy",
     "agreement": "agreement",
     "fd_to_teacher": "Frechet to the teacher",
+    "diversity": "diversity",
     "prdc": "",  # these names need no title
 }
 _EFFICIENCY = ("latency.pipeline", "latency", "images_per_second", "memory", "parameters", "flops")

@@ -27,7 +27,7 @@ def cosine(x: npt.ArrayLike, y: npt.ArrayLike) -> F64:
     x, y = as_matrix(x, "x"), as_matrix(y, "y")
     if x.shape != y.shape:
         raise ValueError(f"paired features must have the same shape, found {x.shape} and {y.shape}")
-    return np.asarray((_unit(x, "x") * _unit(y, "y")).sum(axis=1).clip(-1, 1))
+    return np.asarray((unit(x, "x") * unit(y, "y")).sum(axis=1).clip(-1, 1))
 
 
 def caption_score(image: npt.ArrayLike, text: npt.ArrayLike, scale: float = 100.0) -> F64:
@@ -43,10 +43,13 @@ def caption_score(image: npt.ArrayLike, text: npt.ArrayLike, scale: float = 100.
     return scale * cosine(image, text)
 
 
-def _unit(features: F64, name: str) -> F64:
+def unit(features: F64, name: str) -> F64:
+    """The rows of features, n x d, at length 1.
+
+    Raises:
+        ValueError: a row is all zeros.
+    """
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     if (zeros := np.flatnonzero(norms == 0)).size:
-        raise ValueError(
-            f"{name} has {zeros.size} of {len(features)} rows of zeros, the first is row {zeros[0]}: a cosine needs a direction"
-        )
+        raise ValueError(f"{name} has {zeros.size} of {len(features)} rows of zeros, the first is row {zeros[0]}: they have no direction")
     return np.asarray(features / norms)

@@ -14,6 +14,7 @@ from sdbench.models.files import ADAPTER, MERGE_ADAPTER, Tensor, checkpoint_kind
 
 UNET_CLASS = "UNet2DConditionModel"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+NAME_RULE = "use only letters, digits and .+-_, a letter or digit first"  # in words
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _AT_REVISION = re.compile(rf"(?P<repository>{HUB_NAME.pattern})(?:@(?P<revision>[\w./-]+))?")
 _LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -286,9 +287,7 @@ def with_name(spec: ModelSpec, name: str | None) -> ModelSpec:
     """
     chosen = name or re.sub(r"[^\w.+-]+", "-", spec.name).lstrip(".-_+")
     if not NAME.fullmatch(chosen):
-        raise UserError(
-            f"{chosen or spec.name!r} cannot name a model: use only letters, digits and .+-_, a letter or digit first; choose another name with --name"
-        )
+        raise UserError(f"{chosen or spec.name!r} cannot name a model: {NAME_RULE}; choose another name with --name")
     if (entry := CATALOGUE.get(chosen)) and not _is_entry(spec, entry):
         raise UserError(
             f"{chosen!r} is the catalogue's name of another model ({entry.location or entry.source}); choose one for "

@@ -59,8 +59,8 @@ class Stages:
     def unet_step(self) -> Call:
         """One forward of the UNet; with guidance, on twice the batch, whose halves are then combined."""
         text, negative, pooled, negative_pooled = self._encode_prompt()
-        size = self.sampling.size_px
-        sizes = torch.tensor([[size, size, 0, 0, size, size]], device=text.device, dtype=text.dtype)  # original, crop, target
+        shape = self.sampling.shape_px
+        sizes = torch.tensor([[*shape, 0, 0, *shape]], device=text.device, dtype=text.dtype)  # original, crop, target
         sizes, latents = sizes.repeat(self.batch, 1), self._latents()
         if self.guided:
             text, pooled, sizes = torch.cat([negative, text]), torch.cat([negative_pooled, pooled]), sizes.repeat(2, 1)
@@ -132,8 +132,7 @@ class Stages:
         return embedded.to(unet.device, unet.dtype)
 
     def _latents(self) -> torch.Tensor:
-        # batch, channels, size / factor, size / factor
-        unet, side = self.pipe.unet, self.sampling.size_px // self.pipe.vae_scale_factor
-        return torch.randn(self.batch, unet.config.in_channels, side, side, generator=torch.Generator().manual_seed(0)).to(
-            unet.device, unet.dtype
-        )
+        """Latents, batch x channels x height / factor x width / factor."""
+        unet, factor = self.pipe.unet, self.pipe.vae_scale_factor
+        shape = self.batch, unet.config.in_channels, *(side // factor for side in self.sampling.shape_px)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(unet.device, unet.dtype)

@@ -67,8 +67,8 @@ def by_stage(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, ze
         configs: the configurations of the four networks; see `setup.describe` and `random_configs`.
         zero_negative: the pipeline does not encode a missing negative prompt, but uses zeros for it.
     """
-    side, tokens = input_sizes(configs, sampling.size_px)
-    works = {part: _work(part, config, side, tokens) for part, config in configs.items()}
+    (height, tokens), (width, _) = (input_sizes(configs, side_px) for side_px in sampling.shape_px)
+    works = {part: _work(part, config, (height, width), tokens) for part, config in configs.items()}
     guided = is_guided(sampling, configs["unet"])
     encodes_negative = guided and not (sampling.negative_prompt is None and zero_negative)
     encode = (works["text_encoder"] + works["text_encoder_2"]) * (2 if encodes_negative else 1)
@@ -78,19 +78,24 @@ def by_stage(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, ze
 
 def unet_macs(config: Mapping[str, Any], latent_size: int, tokens: int) -> int:
     """Multiply-accumulates of one forward of a UNet at batch 1, attention included; `latent_size` is the side of the latents."""
-    return _work("unet", config, latent_size, tokens).macs
+    return _work("unet", config, (latent_size, latent_size), tokens).macs
 
 
 def input_sizes(configs: Mapping[str, Mapping[str, Any]], size_px: int) -> tuple[int, int]:
-    """The input sizes of a UNet, given the networks around it: side of the latents, and length of the text in tokens."""
+    """The input sizes of a UNet, given the networks around it: side of the latents of this many pixels, and length of the text in tokens."""
     side = size_px // 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     return side, configs["text_encoder"]["max_position_embeddings"]
 
 
-def empty_input(config: Mapping[str, Any], latent_size: int, tokens: int) -> dict[str, Any]:
-    """Arguments of a UNet's forward for one image, uninitialised, on torch's default device."""
+def empty_input(config: Mapping[str, Any], latent_size: int | tuple[int, int], tokens: int) -> dict[str, Any]:
+    """Arguments of a UNet's forward for one image, uninitialised, on torch's default device.
+
+    Args:
+        latent_size: side of square latents, or height and width.
+    """
+    height, width = (latent_size, latent_size) if isinstance(latent_size, int) else latent_size
     return {
-        "sample": torch.empty(1, config["in_channels"], latent_size, latent_size),
+        "sample": torch.empty(1, config["in_channels"], height, width),
         "timestep": torch.empty(1),
         "encoder_hidden_states": torch.empty(1, tokens, config["cross_attention_dim"]),
         "timestep_cond": None if (guidance := config.get("time_cond_proj_dim")) is None else torch.empty(1, guidance),
@@ -129,13 +134,13 @@ def _build_on_meta(name: str, config: Mapping[str, Any]) -> Any:
         return tiny.from_config(dict(config))
 
 
-def _work(part: str, config: Mapping[str, Any], side: int, tokens: int) -> Work:
-    """The work of a network for one image, with latents of this side and a text of this length."""
-    return _count_part(part, config_key(config), side, tokens)
+def _work(part: str, config: Mapping[str, Any], latent_size: tuple[int, int], tokens: int) -> Work:
+    """The work of a network for one image, with latents of this height and width and a text of this length."""
+    return _count_part(part, config_key(config), latent_size, tokens)
 
 
 @cache  # takes seconds at full size; models of a family, and settings of a model, share networks
-def _count_part(part: str, config_json: str, side: int, tokens: int) -> Work:
+def _count_part(part: str, config_json: str, latent_size: tuple[int, int], tokens: int) -> Work:
     config = json.loads(config_json)
     built = _build_on_meta(part, config)
     if part == "vae":  # decoding reads neither
@@ -143,9 +148,9 @@ def _count_part(part: str, config_json: str, side: int, tokens: int) -> Work:
 
     def call(network: Any) -> None:
         if part == "unet":
-            network(**empty_input(config, side, tokens))
+            network(**empty_input(config, latent_size, tokens))
         elif part == "vae":
-            network.decode(torch.empty(1, config["latent_channels"], side, side))
+            network.decode(torch.empty(1, config["latent_channels"], *latent_size))
         else:
             network(torch.empty(1, tokens, dtype=torch.long), output_hidden_states=True)
 

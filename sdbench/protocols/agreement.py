@@ -38,7 +38,7 @@ def _against(compare: Comparison) -> Callable[[Subject, Protocol], Result]:
     return measure
 
 
-def _features(encoder: str, subject: Subject) -> F32:
+def features(encoder: str, subject: Subject) -> F32:
     """Features of the images, n x d."""
     if encoder in TOWERS:
         towers = TOWERS[encoder]()
@@ -47,7 +47,7 @@ def _features(encoder: str, subject: Subject) -> F32:
 
 
 def _cosine(encoder: str, student: Subject, teacher: Subject, protocol: Protocol) -> Result:
-    return protocol.mean(student, cosine(_features(encoder, student), _features(encoder, teacher)))
+    return protocol.mean(student, cosine(features(encoder, student), features(encoder, teacher)))
 
 
 def _pixels(compare: Callable[[U8, U8], F64], student: Subject, teacher: Subject, protocol: Protocol) -> Result:
@@ -55,7 +55,7 @@ def _pixels(compare: Callable[[U8, U8], F64], student: Subject, teacher: Subject
 
 
 def _frechet(encoder: str, student: Subject, teacher: Subject, protocol: Protocol) -> Result:
-    student_features, teacher_features = _features(encoder, student), _features(encoder, teacher)
+    student_features, teacher_features = features(encoder, student), features(encoder, teacher)
     n, width = student.n_prompts, student_features.shape[1]
     if n < 2:
         return protocol.without_value("not_applicable", f"a distance between distributions needs images of at least 2 prompts, found {n}")

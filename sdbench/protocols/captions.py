@@ -1,11 +1,13 @@
-"""Scores of each image under its caption: CLIP score, human-preference proxies, and how often they prefer it to the teacher's."""
+"""Scores of each image: CLIP score, human-preference proxies and how often they prefer it to the teacher's, and an aesthetic score."""
 
 from functools import partial
 
 import numpy as np
 
+from sdbench.encoders import aesthetic
 from sdbench.encoders.catalogue import TOWERS
 from sdbench.encoders.clip import BACKBONES
+from sdbench.metrics.aesthetic import aesthetic_score
 from sdbench.metrics.cosine import caption_score
 from sdbench.protocols.base import Protocol, Result, Subject
 from sdbench.stats import intervals
@@ -14,6 +16,11 @@ from sdbench.stats import intervals
 def _cosine(encoder: str, subject: Subject, protocol: Protocol) -> Result:
     towers = TOWERS[encoder]()
     return protocol.mean(subject, caption_score(subject.features(towers.name, towers.images), towers.texts(subject.prompts), towers.scale))
+
+
+def _aesthetic(subject: Subject, protocol: Protocol) -> Result:
+    head, towers = aesthetic.head(), TOWERS[f"clip.{aesthetic.BACKBONE}"]()
+    return protocol.mean(subject, aesthetic_score(subject.features(towers.name, towers.images), head.weight, head.bias))
 
 
 def _win_rate(subject: Subject, protocol: Protocol) -> Result:
@@ -49,4 +56,5 @@ _JUDGES = (
     Protocol("hpsv2.1",             "score", "higher", "100 cos", partial(_cosine, "hpsv2.1")),
 )  # fmt: skip  # a table
 _WINS = (Protocol(f"win_rate.{judge.name}", "score", "higher", "share", _win_rate, against_teacher=True) for judge in _JUDGES)
-PROTOCOLS = (*_CLIP, *_JUDGES, *_WINS)
+_AESTHETIC = Protocol("aesthetic.laion-v2", "score", "higher", "points", _aesthetic)
+PROTOCOLS = (*_CLIP, *_JUDGES, *_WINS, _AESTHETIC)

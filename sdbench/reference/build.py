@@ -25,7 +25,7 @@ from sdbench.disk import digest, locked
 from sdbench.encoders.catalogue import Encoder
 from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
-from sdbench.models.spec import NAME
+from sdbench.models.spec import NAME, NAME_RULE
 from sdbench.reference.cards import MAX_FEATURES, Card, card_of, folder, save
 from sdbench.store import SUFFIXES, UNDECODABLE, decode, load_or_compute
 
@@ -169,9 +169,7 @@ def _are_moments(mean: F64, covariance: F64) -> bool:
 def _existing_card(name: str, encoder: str, runs: Path) -> Card | None:
     """The card of an existing reference of this name; None if there is none. A name that is not allowed is an error."""
     if name == "scenes" or not NAME.fullmatch(name):
-        raise UserError(
-            f"a reference cannot be called {name!r}: use only letters, digits and .+-_, a letter or digit first, and not `scenes`, which is rendered when it is needed"
-        )
+        raise UserError(f"a reference cannot be called {name!r}: {NAME_RULE}, and not `scenes`, which is rendered when it is needed")
     return card_of(name, encoder, runs)
 
 

@@ -9,8 +9,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sdbench import tables
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
-from sdbench.leaderboard import standings, writing
-from sdbench.leaderboard.speed import P50
+from sdbench.leaderboard import grids, standings
+from sdbench.leaderboard.speed import P50, probe_cell
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Value
 from sdbench.tables import Grid
@@ -36,7 +36,7 @@ def write(folder: Path, board: list[Row], own: list[Row]) -> Path:
     """
     path = folder / FILE_NAME
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = path.read_text(encoding="utf-8-sig") if path.exists() else ""  # drops the byte order mark that some editors write
         card = ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}")
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"the model card {path} cannot be read: {error}. Repair or remove it") from error
@@ -59,7 +59,7 @@ def _entries(section: Section, row: Row) -> list[EvalResult]:
             dataset_name=f"{record.suite.title}, {record.n_prompts} prompts",
             dataset_revision=record.suite.digest,
             metric_type=value.name,
-            metric_name=writing.metric_title(value),
+            metric_name=grids.metric_title(value),
             metric_value=float(f"{value.value:.6g}"),
             metric_args={"low": value.low, "high": value.high, "n": value.n},
         )
@@ -72,14 +72,14 @@ def _section_parts(section: Section, row: Row) -> list[str]:
     teacher = section.teacher if section.teacher != row else None
     shown = [row, *([teacher] if teacher else [])]
     latency = row.record.value(P50)
-    lines = [_row(writing.metric_title(value), value, shown) for value in standings.metrics(section)]
-    lines += [_row(writing.probe_title(value), value, shown) for value in [*filter(None, [latency]), *standings.probes(section)]]
+    lines = [_row(grids.metric_title(value), value, shown) for value in standings.metrics(section)]
+    lines += [_row(grids.probe_title(value), value, shown) for value in [*filter(None, [latency]), *standings.probes(section)]]
     measured = f"Suite digest {row.record.suite.digest}, record {row.folder.name}, {row.record.created:%Y-%m-%d}. Intervals are 95 %."
     return [f"### {section.title}", tables.markdown(Grid(("", *(one.name for one in shown)), tuple(lines))), measured]
 
 
 def _row(title: str, value: Value, shown: list[Row]) -> tuple[str, ...]:
-    return title, *(writing.probe_cell(row, value.name) for row in shown)
+    return title, *(probe_cell(row.record, value.name) for row in shown)
 
 
 def _replace_results(text: str, results: str, path: Path) -> str:

@@ -8,7 +8,7 @@ import base64
 import io
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from sdbench.errors import UserError
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import influenced_metric
 from sdbench.report import MAX_MODELS
+from sdbench.report.worst import WorstImages
 
 MAX_PROMPTS = 200
 PAGE_BYTES = 3_200_000  # all images of a page together, as base64
@@ -75,15 +76,10 @@ class Wall:
 
 
 class Album:
-    """The thumbnails of a section's first models.
+    """The thumbnails of a section's first models, and which of its images are the worst."""
 
-    Args:
-        worst: names of the worst images, the worst first.
-        losses: the largest loss of a model against the teacher, by the image's name.
-    """
-
-    def __init__(self, section: Section, worst: Sequence[str], losses: Mapping[str, float]) -> None:
-        self.worst, self.losses = worst, losses
+    def __init__(self, section: Section, worst: WorstImages) -> None:
+        self.worst = worst
         self.rows: Sequence[Row] = [row for row in section.rows if row.thumbnails][:MAX_MODELS]
         self.models = tuple(row.name for row in self.rows)
         self._files = [
@@ -104,7 +100,7 @@ class Album:
         """
         images = (self._image(place, name, beside) for place in range(len(self.rows)))
         text = self._texts.get(name, name)
-        return Shot(name, text, name in self.worst, self.losses.get(name, 0.0), tuple(images))
+        return Shot(name, text, name in self.worst.names, self.worst.losses.get(name, 0.0), tuple(images))
 
     def _image(self, place: int, name: str, beside: Path | None) -> Thumbnail | None:
         path, row = self._files[place].get(name), self.rows[place]
@@ -146,9 +142,9 @@ def build_wall(album: Album, n_bytes: int) -> Wall:
     Raises:
         UserError: an image cannot be read.
     """
-    others = [name for name in album.names if name not in album.worst]
+    others = [name for name in album.names if name not in album.worst.names]
     random.Random(_SEED).shuffle(others)  # noqa: S311  # no secret
-    worst = [name for name in album.worst if name in album.names]
+    worst = [name for name in album.worst.names if name in album.names]
     shots: list[Shot] = []
     for name in filter(None, itertools.chain.from_iterable(itertools.zip_longest(worst, others))):
         shot = album.shot(name)

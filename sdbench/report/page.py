@@ -13,7 +13,7 @@ from markupsafe import Markup
 from sdbench import records, tables
 from sdbench.disk import write_bytes
 from sdbench.gate.policy import Policy
-from sdbench.leaderboard import published, ranks, standings, writing
+from sdbench.leaderboard import grids, published, ranks, standings
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.report import image_wall, sections
 
@@ -80,7 +80,7 @@ def render(shown: Sequence[dict[str, Any]], lede: str, elsewhere: tables.Grid | 
         sections=shown,
         published=elsewhere,
         explained=ranks.EXPLANATION,
-        bias=writing.BIAS,
+        bias=grids.BIAS,
         images=images,
         script=Markup(script),  # noqa: S704  # our own file
         style=Markup(style),  # noqa: S704  # likewise

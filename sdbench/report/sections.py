@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sdbench.errors import UserError
 from sdbench.gate import floors
 from sdbench.gate.judging import gate
 from sdbench.gate.policy import Policy
-from sdbench.leaderboard import speed, standings, truth, writing
+from sdbench.leaderboard import grids, provenance, speed, standings, truth
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Direction, Value
 from sdbench.report import MAX_MODELS, figures, wins, worst
@@ -22,10 +22,18 @@ from sdbench.report.image_wall import Album, Wall
 from sdbench.report.worst import Case, Worst
 from sdbench.tables import Grid, Noted
 
-_PARTS = {
-    "table": "Table", "trade": "Trade-offs", "groups": "By group of prompts", "stages": "Where the time goes",
-    "wins": "Who beats whom", "truth": "Against the truth", "gate": "Verdicts", "worst": "Worst images", "images": "Image wall", "made": "How the numbers were made",
-}  # fmt: skip  # a table
+_PARTS = {  # id of a part of the page -> its title, and the entries of the view that it shows
+    "table": ("Table", ("rows",)),
+    "trade": ("Trade-offs", ("charts",)),
+    "groups": ("By group of prompts", ("groups",)),
+    "stages": ("Where the time goes", ("stages",)),
+    "wins": ("Who beats whom", ("matrices",)),
+    "truth": ("Against the truth", ("truth",)),
+    "gate": ("Verdicts", ("verdicts",)),
+    "worst": ("Worst images", ("regressions", "costly")),
+    "images": ("Image wall", ("wall",)),
+    "made": ("How the numbers were made", ("footer",)),
+}
 _FIGURE_SPACE, _PUNCTUATION_SPACE = "\u2007", "\u2008"  # as wide as a digit and as a point
 
 
@@ -70,12 +78,8 @@ class Column:
 
 
 def build_album(section: Section) -> Album:
-    """The section's images, with the prompts of the worst ones."""
-    judges = wins.judges(section)
-    lists = [found.cases for found in chain(worst.regressions(section, judges), worst.costliest(section))]
-    cases = filter(None, chain.from_iterable(zip_longest(*lists)))  # the first of each list, then the second of each
-    names = dict.fromkeys(case.name for case in cases)
-    return Album(section, list(names), worst.losses(section, judges[0]) if judges else {})
+    """The section's images, with the worst ones."""
+    return Album(section, worst.find(section, wins.judges(section)))
 
 
 def build_view(section: Section, number: int, wall: Wall, album: Album, policy: Policy, results: Path) -> dict[str, Any]:
@@ -89,10 +93,9 @@ def build_view(section: Section, number: int, wall: Wall, album: Album, policy: 
     Raises:
         UserError: a record or a noise floor cannot be read.
     """
-    judges = wins.judges(section)
     keys = {(image.model, shot.name): image.key for shot in wall.shots for image in shot.images if image}
-    verdicts = list(_verdicts(section, policy, results))
     columns, notes = _with_notes_below(_columns(section))
+    has_room, footer = len(section.rows) <= MAX_MODELS, provenance.footer_lines(section)
     view = {
         "columns": columns,
         "notes": notes,
@@ -104,25 +107,23 @@ def build_view(section: Section, number: int, wall: Wall, album: Album, policy: 
         "charts": (charts := _charts(section)),
         "chart_metrics": list(dict.fromkeys(chart.metric for chart in charts)),
         "charts_left": len(section.models) > figures.MAX_LABELS,
-        "groups": writing.group_grids(section) if len(section.rows) <= MAX_MODELS else {},
+        "groups": grids.group_grids(section) if has_room else {},
         "stages": figures.stage_chart(section),
-        "efficiency": writing.efficiency_grid(section) if len(section.rows) <= MAX_MODELS else Grid((), ()),
+        "efficiency": grids.efficiency_grid(section) if has_room else Grid((), ()),
         "settings": speed.grids(section.records, section.speed_baseline),
-        "matrices": [found for judge in judges if (found := wins.matrix(section, judge))],
+        "matrices": [found for judge in wins.judges(section) if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
-        "verdicts": verdicts,
+        "verdicts": list(_verdicts(section, policy, results)),
         "limit": MAX_MODELS if len(section.models) > MAX_MODELS else None,
-        "regressions": [_worst_view(one, keys, section.teacher) for one in worst.regressions(section, judges)],
-        "costly": [_worst_view(one, keys, None) for one in worst.costliest(section)],
+        "regressions": [_worst_view(one, keys, section.teacher) for one in album.worst.regressions],
+        "costly": [_worst_view(one, keys, None) for one in album.worst.costliest],
         "worst_note": _worst_note(section),
-        "wall": wall,
+        "wall": wall if album.names else None,
         "wall_note": _wall_note(wall, album),
-        "footer": writing.footer_lines(section) if len(section.rows) <= MAX_MODELS else writing.footer_lines(section)[:1],
+        "footer": footer if has_room else footer[:1],
         "teacher": section.teacher.name if section.teacher else "",
     }
-    present = {"table": True, "trade": view["charts"], "groups": view["groups"], "stages": view["stages"],
-               "wins": view["matrices"], "truth": view["truth"], "gate": verdicts, "worst": view["regressions"] or view["costly"], "images": wall.shots or wall.left, "made": True}  # fmt: skip
-    parts = [(title, part) for part, title in _PARTS.items() if present[part]]
+    parts = [(title, part) for part, (title, entries) in _PARTS.items() if any(view[entry] for entry in entries)]
     return {"id": f"s{number}", "title": section.title, "only_wall": False, "beside": "", "parts": parts, **view}
 
 
@@ -160,7 +161,7 @@ def _column(section: Section, value: Value) -> Column:
 
 def _speed_ups(section: Section, latency: str) -> Column:
     teacher = section.speed_baseline
-    cells = [_speed_up(writing.speed_up(row, teacher, latency)) for row in section.rows]
+    cells = [_speed_up(speed.speed_up(record, teacher, latency)) for record in section.records]
     over = speed.teacher_title(teacher, section.records) if teacher and not section.teacher else "the teacher"
     return Column("speed-up", f"over {over}", "higher", _align(cells))
 
@@ -175,7 +176,7 @@ def _speed_up(found: speed.SpeedUp | str) -> Cell:
 def _cell(row: Row, name: str, rank: int | None) -> Cell:
     value = row.record.value(name)
     if value is None or value.value is None:
-        return _absent(writing.probe_cell(row, name))
+        return _absent(speed.probe_cell(row.record, name))
     if value.kind == "count":
         return Cell(tables.format_count(value.value), value.value)
     number, interval = tables.estimate_parts(value.value, value.low, value.high)
@@ -206,7 +207,7 @@ def _pad(text: str, decimals: int) -> str:
 
 def _charts(section: Section) -> list[figures.Chart]:
     ranked = [value for value in standings.metrics(section) if not value.name.startswith("win_rate.")]
-    return list(chain.from_iterable(figures.pareto_charts(section, value, writing.metric_title(value)) for value in ranked))
+    return list(chain.from_iterable(figures.pareto_charts(section, value, grids.metric_title(value)) for value in ranked))
 
 
 def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[str, Any]]:

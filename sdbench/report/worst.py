@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, zip_longest
 
 import numpy as np
 
@@ -38,6 +40,31 @@ class Worst:
     cases: tuple[Case, ...]
 
 
+@dataclass(frozen=True)
+class WorstImages:
+    """The worst images of a section, see the functions of these names.
+
+    Attributes:
+        losses: by the first judge.
+    """
+
+    regressions: tuple[Worst, ...]
+    costliest: tuple[Worst, ...]
+    losses: Mapping[str, float]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the images, each once: the first of each list, then the second of each, and so on."""
+        lists = [found.cases for found in (*self.regressions, *self.costliest)]
+        return tuple(dict.fromkeys(case.name for case in chain.from_iterable(zip_longest(*lists)) if case))
+
+
+def find(section: Section, judges: Sequence[str]) -> WorstImages:
+    """The worst images of a section, by the scores that decide a win and by the distances of its sets."""
+    of_first = losses(section, judges[0]) if judges else {}
+    return WorstImages(tuple(regressions(section, judges)), tuple(costliest(section)), of_first)
+
+
 def regressions(section: Section, judges: Sequence[str]) -> Iterator[Worst]:
     """For each model but the teacher, the images that lost most against the teacher's of the same prompt and noise."""
     for judge in judges:
@@ -62,9 +89,11 @@ def _iterate_losses(section: Section, judge: str) -> Iterator[tuple[str, Case]]:
 
 
 def _scores_by_name(row: Row, metric: str) -> Mapping[str, float]:
-    """The scores that are finite, by the image's name."""
-    column = row.scores.columns.get(metric, np.array([]))
-    return {name: score for name, score in zip(row.scores.image_names, column.tolist(), strict=False) if np.isfinite(score)}
+    """The scores that are finite, by the image's name; none where the model was not scored by this metric."""
+    if metric not in row.scores.columns:
+        return {}
+    scores = zip(row.scores.image_names, row.scores.columns[metric].tolist(), strict=True)
+    return {name: score for name, score in scores if np.isfinite(score)}
 
 
 def _direction(row: Row, name: str) -> str | None:

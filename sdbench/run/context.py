@@ -27,6 +27,7 @@ class RunContext:
     """A suite on this machine, and where its output goes.
 
     Attributes:
+        suite: one that can be run, not a part.
         with_quality: images are made and scored.
         with_probes: latency and memory are measured.
         pipelines: pipelines in memory, by the names of their specs, which have the source `memory`.
@@ -36,7 +37,6 @@ class RunContext:
     """
 
     suite: Suite
-    sampling: Sampling
     device: str
     results: Path
     runs: Path
@@ -46,6 +46,12 @@ class RunContext:
     settings: tuple[str, ...] = ()
     profile: bool = False
     rounds: Path | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the suite's images are made."""
+        assert self.suite.sampling
+        return self.suite.sampling
 
     @property
     def timed_settings(self) -> Mapping[str, Setting]:
@@ -72,15 +78,12 @@ def prepare(
         UserError: see `check_suite`; or a folder cannot be written, prompts or a latent are missing, or a record is damaged.
     """
     check_suite(suite, only=only, settings=settings, profile=profile)
-    assert suite.sampling
     for folder in (results, runs):
         _check_writable(folder)
     _ = suite.id  # raises where prompts or a latent are neither here nor reachable
     records.newest_per_model(results, suite.family)  # raises where a record is damaged
     with_quality = only != "probes" and bool(suite.own_metrics)
-    return RunContext(
-        suite, suite.sampling, device, results, runs, with_quality, only != "quality", settings=tuple(settings), profile=profile
-    )
+    return RunContext(suite, device, results, runs, with_quality, only != "quality", settings=tuple(settings), profile=profile)
 
 
 def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], profile: bool) -> None:

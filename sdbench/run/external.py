@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from sdbench.encoders.memory import evaluators_on
 from sdbench.errors import UserError
 from sdbench.generate import Job
 from sdbench.models.catalogue import CATALOGUE
-from sdbench.models.spec import NAME
+from sdbench.models.spec import NAME, NAME_RULE
 from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import BLOCK, Subject
 from sdbench.records import Model
@@ -57,39 +58,45 @@ def find_images(folder: Path, prompts: Path | None, suite: Suite) -> CaptionedFi
         prompts: text file with one prompt per line, in the order of the images' names; None for the captions in the folder.
 
     Raises:
-        UserError: images lack prompts or prompts images, a file cannot be read, the order of the names is ambiguous, or the suite's
-            family has no such images.
+        UserError: there are no images or no such files, images lack prompts or prompts images, a file cannot be read, the order of the
+            names is ambiguous, or the suite's family has no such images.
     """
-    if not folder.is_dir() or (prompts and (not prompts.exists() or prompts.is_dir())):
-        raise UserError(
-            f"--images takes a folder and --prompts a text file; found {folder} and {prompts}, one of which is missing or of the other kind"
-        )
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; name the folder of the images with --images")
+    if prompts and (not prompts.exists() or prompts.is_dir()):
+        raise UserError(f"there is no file {prompts}; name a text file with one prompt per line with --prompts")
     if suite.family is None:
         raise UserError(
             f"suite {suite.name!r} is a part and has no family; score with one that includes it, such as 'standard' or 'quality'"
         )
     paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
-    found = CaptionedFiles(folder, _sort_by_name(paths), read_lines(prompts)) if prompts else _read_captioned(folder, paths)
-    if not found.paths or len(found.paths) != len(found.prompts):
-        raise UserError(
-            f"{folder} holds {len(found.paths)} images and {prompts} {len(found.prompts)} prompts; there must be a prompt for each image, in the order of the file names"
-        )
+    found = _pair_by_order(folder, paths, prompts) if prompts else _read_captioned(folder, paths)
+    if not found.paths:
+        raise UserError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     if suite.family == "scenes":
         _check_scenes(found, prompts or folder)
     return found
 
 
 def load_images(found: CaptionedFiles, suite: Suite, runs: Path) -> Subject:
-    """Store images, to be scored by a suite.
+    """Store images, to be scored by a suite; where it draws several of each prompt, those with one caption are samples of one prompt.
 
     Raises:
         UserError: a file cannot be read, or has another size than the first.
     """
-    return replace(store_images(_read_images(found.paths), found.prompts, runs), reference=suite.reference)
+    subject = replace(store_images(_read_images(found.paths), found.prompts, runs), reference=suite.reference)
+    if suite.samples == 1:
+        return subject
+    ids = dict(zip(reversed(found.prompts), reversed(subject.prompt_ids), strict=True))  # of the first image of each caption
+    seen, samples = Counter[str](), list[int]()
+    for prompt in found.prompts:
+        samples.append(seen[prompt])
+        seen[prompt] += 1
+    return replace(subject, prompt_ids=[ids[prompt] for prompt in found.prompts], samples=samples)
 
 
 def record_images(found: CaptionedFiles, name: str, context: RunContext) -> Path:
-    """Score images by the context's suite, whose prompts they have, write the record, and return its folder.
+    """Score images by the context's suite, whose prompts they have, in the order of its images, write the record, and return its folder.
 
     Args:
         name: what tables call the images.
@@ -99,15 +106,11 @@ def record_images(found: CaptionedFiles, name: str, context: RunContext) -> Path
     """
     if name in CATALOGUE or not NAME.fullmatch(name):
         raise UserError(
-            f"{name!r} cannot name images: use only letters, digits and .+-_, a letter or digit first, and not the name of a model in the catalogue; choose another with --name"
-        )
-    if context.suite.samples > 1:
-        raise UserError(
-            f"suite {context.suite.name!r} draws {context.suite.samples} images of each prompt, but images made elsewhere have one prompt each; "
-            "name a suite that draws one"
+            f"{name!r} cannot name images: {NAME_RULE}, and not the name of a model in the catalogue; choose another with --name"
         )
     images, prompt_list = load_images(found, context.suite, context.runs), context.suite.prompt_list().items()
-    jobs = [Job(prompt_id, 0, text, image_id) for (prompt_id, text), image_id in zip(prompt_list, images.image_ids, strict=True)]
+    keys = [(prompt_id, sample, text) for sample in range(context.suite.samples) for prompt_id, text in prompt_list]
+    jobs = [Job(*key, image_id) for key, image_id in zip(keys, images.image_ids, strict=True)]
     model = Model(name=name, architecture="", source=f"images:{_describe_source(found, images)}", weights_digest=None)
     with evaluators_on(context.device):
         return write_record(model, context, build_subject(model, context, images.store, jobs), ProbeResult({}, ""), {})
@@ -139,6 +142,16 @@ def _describe_source(found: CaptionedFiles, images: Subject) -> str:
         with Image.open(path, formats=FORMATS) as image:
             formats.add(image.format or "")
     return f"{found.folder.resolve().name}, {width} x {height} px, {join_words(sorted(formats))}"
+
+
+def _pair_by_order(folder: Path, paths: Iterable[Path], prompts: Path) -> CaptionedFiles:
+    """The images of a folder, in the order of their names, with the lines of a text file."""
+    found = CaptionedFiles(folder, _sort_by_name(paths), read_lines(prompts))
+    if len(found.paths) != len(found.prompts):
+        raise UserError(
+            f"{folder} holds {len(found.paths)} images and {prompts} {len(found.prompts)} prompts; there must be a prompt for each image, in the order of the file names"
+        )
+    return found
 
 
 def _read_captioned(folder: Path, paths: Sequence[Path]) -> CaptionedFiles:

@@ -1,6 +1,7 @@
 """Estimate what a run would fetch, write and cost, without running it."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,6 @@ def plan(
     of_models = itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)
     files = [*dict.fromkeys(of_models), *requirements.files_to_fetch(scored)]  # models of one base share its files
     n = suite.prompts.n * suite.samples if scored.own_metrics else 0
-    size = suite.sampling.size_px
     has_inputs = requirements.inputs_are_here(suite)
     content = {
         "suite": suite.id.model_dump() if has_inputs else suite.model_dump(include={"name", "version"}) | {"digest": None},
@@ -65,7 +65,8 @@ def plan(
         "lacking": [*requirements.missing_inputs(scored, runs), *missing],
         "settings": suite.model_dump(),
         "files": [vars(file) for file in files],
-        "disk_bytes": int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files),
+        "disk_bytes": int(len(specs) * n * math.prod(suite.sampling.shape_px) * PNG_BYTES_PER_PIXEL)
+        + sum(file.size_bytes for file in files),
         "models": _estimate_models(specs, suite.sampling, n + _count_timed_images(suite, timed), rate),
     }
     lines = [_text(content, n, suite.samples)]

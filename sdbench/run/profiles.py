@@ -1,6 +1,6 @@
 """Profiles: what `nox -s benchmark` measures, by name or as it fits this machine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,7 +13,6 @@ from sdbench.suites import Suite
 FULL_SIZE = ("sdxl", "ssd-1b", "vega")
 ARCHITECTURES = (*FULL_SIZE, "koala-700m")  # measured with random weights
 QUICK_SETTINGS = ("base", "b8", "compiled", "b8+compiled")  # those of `efficiency` that take an hour, not a day
-NAMES = ("auto", "scenes", "sdxl", "sdxl-random")
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,12 @@ def choose(name: str) -> Profile:
     Raises:
         UserError: there is no such profile.
     """
-    if name not in NAMES:
-        raise unknown_name("profile", name, NAMES)
-    if name == "scenes":
-        return Profile(name, "the embedded family, as asked.", (_scenes(),))
-    if name == "sdxl":
-        return Profile(name, "the full-size family with its weights, as asked.", (_full_size(),))
-    if name == "sdxl-random":
-        return Profile(name, "latency and memory of the full-size family with random weights, as asked.", (_full_size_random(),))
-    return _auto()
+    if name == "auto":
+        return _auto()
+    if name not in _NAMED:
+        raise unknown_name("profile", name, ("auto", *_NAMED))
+    what, suite_run = _NAMED[name]
+    return Profile(name, f"{what}, as asked.", (suite_run(),))
 
 
 def _auto() -> Profile:
@@ -87,3 +83,10 @@ def _full_size() -> SuiteRun:
 
 def _full_size_random() -> SuiteRun:
     return SuiteRun([resolve(name, random=True) for name in ARCHITECTURES], suites.load("efficiency"), "probes", QUICK_SETTINGS)
+
+
+_NAMED: dict[str, tuple[str, Callable[[], SuiteRun]]] = {
+    "scenes": ("the embedded family", _scenes),
+    "sdxl": ("the full-size family with its weights", _full_size),
+    "sdxl-random": ("latency and memory of the full-size family with random weights", _full_size_random),
+}

@@ -97,15 +97,21 @@ def write_record(
         run=run_ids.pop() if len(run_ids) == 1 else "",
         looks=looks,
     )
-    if of_model and of_model[-1] not in of_software and (lost := _names(of_model[-1][1]) - _names(record)):
-        tqdm.write(
-            f"{model.name}: its new record lacks {', '.join(sorted(lost))}, which other versions or environment variables measured; run the whole suite again",
-            file=sys.stderr,
-        )
+    if of_model and of_model[-1] not in of_software:
+        _warn_of_lost_values(of_model[-1][1], record)
     with locked(context.runs / ".records.lock"):  # of two equal runs at once, the second finds the record of the first
         if (of_row := _records_of_row(model, machine, context)) and _comparable_content(of_row[-1][1]) == _comparable_content(record):
             return of_row[-1][0]
         return records.write(record, scores, thumbnails, context.results)
+
+
+def _warn_of_lost_values(before: Record, record: Record) -> None:
+    """Say which values the record of a row lacks that its earlier record, by other software, has."""
+    if lost := {value.name for value in before.values} - {value.name for value in record.values}:
+        tqdm.write(
+            f"{record.model.name}: its new record lacks {', '.join(sorted(lost))}, which other versions or environment variables measured; run the whole suite again",
+            file=sys.stderr,
+        )
 
 
 def _check_any_measured(model: Model, measured: Sequence[Value]) -> None:
@@ -199,7 +205,6 @@ def _find_teacher(context: RunContext, jobs: Sequence[Job]) -> tuple[Path, Recor
     Of the records of the newest weights, those whose images were drawn as this run draws come first.
     """
     of_teacher = context.suite.teacher_suite()
-    assert of_teacher.sampling
     of_family = records.find(context.results, context.suite.family or "", of_teacher.id, teacher_name(context.suite))
     with_images = [found for found in of_family if found[1].n_images]
     if not with_images:
@@ -209,7 +214,7 @@ def _find_teacher(context: RunContext, jobs: Sequence[Job]) -> tuple[Path, Recor
         found for found in with_images if found[1].model.weights_digest == newest and not _drawing_differences(found[1], context)
     ]
     folder, record = (drawn_alike or with_images)[-1]
-    return folder, record, _find_images(record.model, replace(context, suite=of_teacher, sampling=of_teacher.sampling), jobs)
+    return folder, record, _find_images(record.model, replace(context, suite=of_teacher), jobs)
 
 
 def _drawing_differences(record: Record, context: RunContext) -> list[str]:
@@ -261,7 +266,7 @@ def _earlier_quality(earlier: tuple[Path, Record] | None) -> Quality:
         return [], Scores([], [], {}), {}
     path, record = earlier
     thumbnails = {file.name: file.read_bytes() for file in sorted((path / "images").glob("*.png"))}
-    return [value for value in record.values if value.is_image_metric], records.read(path)[1], thumbnails
+    return [value for value in record.values if value.is_image_metric], records.read_scores(path), thumbnails
 
 
 def _earlier_probes(earlier: tuple[Path, Record] | None, context: RunContext, new: Sequence[Value]) -> tuple[list[Value], str]:
@@ -281,10 +286,6 @@ def _sort_by_setting(values: list[Value], suite: Suite) -> list[Value]:
 def _label(value: Value) -> str:
     """The label of the setting that a value was measured in."""
     return value.name.partition("@")[2] or BASE
-
-
-def _names(record: Record) -> set[str]:
-    return {value.name for value in record.values}
 
 
 def _software(environment: Environment) -> dict[str, Any]:

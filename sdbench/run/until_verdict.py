@@ -23,7 +23,7 @@ from sdbench import suites, tables
 from sdbench.arrays import F64
 from sdbench.errors import UserError
 from sdbench.gate import looks
-from sdbench.gate.compare import Side
+from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.gate.verdicts import Report
 from sdbench.generate import Job
@@ -58,7 +58,7 @@ def run_until_verdict(
         between_runs: probe -> how far two runs of one model lie apart on this machine class.
 
     Raises:
-        UserError: the baseline is of another suite or has other prompts.
+        UserError: the baseline is of another suite, has other prompts, or lacks a value that the policy requires.
     """
     baseline = Side.read(baseline_folder)
     n_images = len(context.suite.prompt_list()) * context.suite.samples
@@ -66,6 +66,12 @@ def run_until_verdict(
         raise UserError(
             f"baseline {baseline_folder} has {baseline.record.n_images} images of {baseline.record.suite}, but this run has "
             f"{n_images} of {context.suite.id}: run the baseline under this suite"
+        )
+    required = [name for name, rule in policy.rules(context.suite.name).items() if rule.required]
+    if absent := [name for name in required if not ((value := baseline.record.value(name)) and value.state == "ok")]:
+        raise UserError(
+            f"baseline {baseline_folder} has no value of {tables.join_words(absent)}, which the policy requires, so no verdict could be "
+            "reached: measure the baseline with all of them, or weigh image metrics alone with --only quality"
         )
     (spec,) = runner.fetch_models([spec], context)
     model = runner.describe_model(spec, context)

@@ -70,24 +70,25 @@ def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95, *, unseen
     """Mean of paired differences with one-sided t bounds, wider on the side of a long tail (see `_stretch_quantile`).
 
     Pass one difference for each prompt: average the samples of a prompt first, for they are not independent. For a statistic of the
-    whole set (Frechet distance) pass the difference of the values plus the difference of the influence columns. Differences that are all 0
-    give bounds of zero width, or as wide as `unseen` allows. A single difference other than 0, or a level so near 1 that its quantile is
-    not known, gives infinite bounds.
+    whole set (Frechet distance) pass the difference of the values plus the difference of the influence columns. Differences that are all
+    equal give bounds of zero width, or as wide as `unseen` allows. A single difference other than 0, or a level so near 1 that its quantile
+    is not known, gives infinite bounds.
 
     Args:
         difference: (n,).
-        unseen: where all n differences are 0, perhaps by chance: the largest difference that a prompt could have. At this level, the
-            share of prompts that differ is then at most 1 - (1 - level)^(1/n) (Clopper and Pearson 1934). The standard error is as if
-            one prompt did.
+        unseen: where all n differences are equal, perhaps by chance: the largest difference that a prompt could have, either way. At this
+            level, the share of prompts with another one is at most 1 - (1 - level)^(1/n) (Clopper and Pearson 1934). The standard error
+            is as if one prompt had.
 
     Raises:
         ValueError: not one-dimensional, empty, or not finite.
     """
     difference = as_column(difference, "difference")
     n, mean = len(difference), float(difference.mean())
-    if not difference.any():
-        hidden = unseen * (1 - (1 - level) ** (1 / n))
-        return Bounds(-hidden, hidden, 0.0, unseen / n, n)
+    if not difference.any() or (unseen and (difference == difference[0]).all()):
+        farthest = unseen + abs(mean) if unseen else 0.0
+        hidden = farthest * (1 - (1 - level) ** (1 / n))
+        return Bounds(mean - hidden, mean + hidden, mean, farthest / n, n)
     if n == 1:
         return Bounds(-math.inf, math.inf, mean, math.inf, n)
     error, skewness = standard_error(difference), _skewness(difference) / math.sqrt(n)

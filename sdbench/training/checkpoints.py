@@ -114,8 +114,7 @@ def _check_digests(folder: Path) -> None:
     Raises:
         OSError, ValueError: a file is missing or was changed, or the digests cannot be read.
     """
-    path = folder / DIGESTS
-    digests: dict[str, str] = json.loads(path.read_bytes()) if path.exists() else {}  # older versions wrote none
+    digests: dict[str, str] = json.loads((folder / DIGESTS).read_bytes())
     if changed := [name for name, digest in digests.items() if file_digest(folder / name) != digest]:
         raise ValueError(f"{changed[0]} is not as it was written")
 

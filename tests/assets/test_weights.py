@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -290,6 +291,7 @@ def test_evaluators_are_found_by_metric_name() -> None:
 
     assert needs("fid.mlperf", "clip_score.mlperf") == ["inception-2015", "clip-vit-b-32"]
     assert needs("win_rate.pickscore.v1") == ["pickscore-v1"]
+    assert needs("aesthetic.laion-v2") == ["clip-vit-l-14", "aesthetic-laion-v2"]
     assert needs("fd.scenes", "clip_score.scenes", "kid.scenes") == []
     assert needs("fidelity") == []
 
@@ -297,6 +299,6 @@ def test_evaluators_are_found_by_metric_name() -> None:
 def test_stated_digests_are_complete_and_match_those_in_file_names() -> None:
     files = [file for asset in catalogue.ASSETS.values() for file in asset.files]
     assert all(len(file.sha256) == 64 and int(file.sha256, 16) for file in files if file.sha256)
-    hashed = {file.name: file.sha256 or "" for file in files if file.name.endswith(".pth")}
+    hashed = {found[1]: file.sha256 or "" for file in files if (found := re.search(r"-([0-9a-f]{8})\.pth$", file.name))}
     assert len(hashed) == 2
-    assert all(digest.startswith(name.removesuffix(".pth").rpartition("-")[2]) for name, digest in hashed.items())
+    assert all(digest.startswith(prefix) for prefix, digest in hashed.items())

@@ -71,7 +71,7 @@ def test_answers_of_other_records_or_code_are_not_reused(
         assert calibrate.digest_of(sampler, 1) == digests[0], "words decide no answer"
         changed.write_bytes(path.read_bytes() + b"added = 1\n")
         digests.append(calibrate.digest_of(sampler, 1))
-    assert {"decisions.py", "compare.py", "judging.py", "looks.py", "sequential.py", "intervals.py", "student_t.py", "frechet.py"} <= {
+    assert {"decisions.py", "pairing.py", "judging.py", "looks.py", "sequential.py", "intervals.py", "student_t.py", "frechet.py"} <= {
         path.name for path in code
     }
     monkeypatch.setattr(sampler, "folders", sampler.folders[1:])

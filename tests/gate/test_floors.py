@@ -10,8 +10,8 @@ from factories import GPU, make_measurement, save_record, with_value
 
 from sdbench.errors import UserError
 from sdbench.gate import floors
-from sdbench.gate.compare import Side
 from sdbench.gate.judging import gate
+from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy, Rule
 from sdbench.records import SuiteId, Value
 from sdbench.stats.decisions import BetweenRuns

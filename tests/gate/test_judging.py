@@ -15,9 +15,9 @@ from scipy import stats as scipy_stats
 from sdbench import api, records, suites
 from sdbench.errors import UserError
 from sdbench.gate import floors, policy
-from sdbench.gate.compare import Side
 from sdbench.gate.judging import Level, gate
 from sdbench.gate.judging import judge as judge_sides
+from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy, Rule
 from sdbench.gate.verdicts import Report, Result
 from sdbench.records import Machine, NamedTeacher, Record, Scores, SuiteId, Value
@@ -277,7 +277,7 @@ def test_probes_of_other_threads_are_refused(teacher: Measurement, tmp_path: Pat
     sides = [(side.model_copy(update={"values": (*side.values, n)}), of) for (side, of), n in ((teacher, two), ((record, scores), one))]
     report = judge(sides[1], sides[0], tmp_path / "other")
     assert (report.verdict, report.exit_code) == ("incomparable", 2)
-    assert "latency.pipeline.p50: measured on 1 threads, the baseline on 2; set OMP_NUM_THREADS alike and run again" in report.why
+    assert "latency.pipeline.p50: PyTorch's threads are 1 against 2; set OMP_NUM_THREADS alike and run again" in report.why
     assert judge((record, scores), sides[0], tmp_path / "unknown").verdict != "incomparable", "older records do not say"
 
 

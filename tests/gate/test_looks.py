@@ -8,7 +8,7 @@ import pytest
 from factories import Measurement, make_measurement
 
 from sdbench.gate import looks
-from sdbench.gate.compare import Side
+from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy, Rule
 from sdbench.gate.verdicts import Report
 from sdbench.records import Value

@@ -12,8 +12,8 @@ from scipy import stats as scipy_stats
 from sdbench import api, suites
 from sdbench.errors import UserError
 from sdbench.gate import comparison, floors
-from sdbench.gate.compare import Side
 from sdbench.gate.comparison import Comparison, Difference
+from sdbench.gate.pairing import Side
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import SuiteId, Value
 from sdbench.report import wins

@@ -1,13 +1,10 @@
 """Rank correlation of the metrics with the scene accuracy: closed forms, and which metrics are left out."""
 
 import numpy as np
-import pytest
 from factories import make_record, make_scores, with_value
-from scipy.stats import spearmanr
 
 from sdbench.leaderboard import truth
 from sdbench.records import Model, Record, Scores, Value
-from sdbench.stats import intervals
 
 
 def measure(name: str, accuracy: float, fd: float, clip: float, spread: float = 0.0) -> tuple[Record, Scores]:
@@ -53,22 +50,6 @@ def test_metrics_missing_from_a_model_or_with_another_reference_are_left_out() -
     found = truth.grid(models)
     assert found is not None
     assert [row[0] for row in found.rows] == ["clip_score.scenes"]
-
-
-def test_rank_correlation_is_spearmans_and_its_interval_follows_the_draws() -> None:
-    rng = np.random.default_rng(0)
-    one, other = rng.normal(size=9), np.round(rng.normal(size=9))  # with ties
-    draws = rng.normal(size=(500, 9))
-    found = intervals.rank_correlation(one, other, draws, draws)
-    assert found.value == pytest.approx(spearmanr(one, other).statistic)
-    assert (found.low, found.high) == pytest.approx((1, 1))
-    assert found.n == 9
-    others = rng.normal(size=(500, 9))
-    wide = intervals.rank_correlation(one, one, draws, others)
-    expected = np.quantile([spearmanr(a, b).statistic for a, b in zip(draws, others, strict=True)], [0.025, 0.975])
-    assert [wide.low, wide.high] == pytest.approx(list(expected))
-    with pytest.raises(ValueError, match="at least 3 models, found 2"):
-        intervals.rank_correlation(one[:2], other[:2], draws[:, :2], draws[:, :2])
 
 
 def test_equal_models_have_no_rank_correlation() -> None:

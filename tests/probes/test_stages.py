@@ -53,18 +53,24 @@ def record_unet_calls(pipe: Any, call: Any) -> tuple[Any, list[tuple[tuple[Any, 
 
 
 @pytest.mark.parametrize(
-    ("guidance_scale", "unet_changes", "batch"),
-    [(3.0, {}, 2), (1.0, {}, 1), (3.0, {"time_cond_proj_dim": 8}, 1), (1.0, {"time_cond_proj_dim": 8}, 1)],
+    ("sampling", "unet_changes", "latents"),
+    [
+        ({"guidance_scale": 3.0}, {}, (2, 4, 4, 4)),
+        ({"guidance_scale": 1.0}, {}, (1, 4, 4, 4)),
+        ({"guidance_scale": 3.0}, {"time_cond_proj_dim": 8}, (1, 4, 4, 4)),
+        ({"guidance_scale": 1.0}, {"time_cond_proj_dim": 8}, (1, 4, 4, 4)),
+        ({"height_px": 2 * SIZE_PX}, {}, (2, 4, 8, 4)),
+    ],
 )
 def test_unet_step_gets_the_same_inputs_as_in_the_pipeline(
-    pipe: Any, guidance_scale: float, unet_changes: dict[str, Any], batch: int
+    pipe: Any, sampling: dict[str, Any], unet_changes: dict[str, Any], latents: tuple[int, ...]
 ) -> None:
     pipe.unet = tiny_unet(**unet_changes)  # latent consistency models embed the guidance scale
-    stages = Stages(pipe, SAMPLING.model_copy(update={"guidance_scale": guidance_scale}))
+    stages = Stages(pipe, SAMPLING.model_copy(update=sampling))
     noise, [(given, named)] = record_unet_calls(pipe, stages.prepare("unet_step"))
     _, [(given_by_pipeline, named_by_pipeline)] = record_unet_calls(pipe, stages.prepare("pipeline"))
-    assert given[0].shape == given_by_pipeline[0].shape == (batch, 4, 4, 4)
-    assert noise.shape == (1, 4, 4, 4)
+    assert given[0].shape == given_by_pipeline[0].shape == latents
+    assert noise.shape == (1, *latents[1:])
     assert int(given[1]) == int(given_by_pipeline[1])
     assert torch.equal(named["encoder_hidden_states"], named_by_pipeline["encoder_hidden_states"])
     assert named.keys() == named_by_pipeline.keys(), "otherwise a compiled UNet would be compiled twice"

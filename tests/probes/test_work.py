@@ -106,6 +106,16 @@ def test_unet_that_embeds_the_guidance_scale_runs_once_per_step(work_with_negati
     assert embedded["text_encoders"].macs == work_with_negative["text_encoders"].macs // 2
 
 
+def test_work_of_images_that_are_not_square() -> None:
+    configs = work.random_configs(resolve("scenes-vega", random=True))
+    sides = ({"size_px": 64}, {"size_px": 128, "height_px": 64}, {"size_px": 64, "height_px": 128}, {"size_px": 128})
+    small, wide, tall, large = (work.by_stage(configs, SAMPLING.model_copy(update=size), zero_negative=True) for size in sides)
+    assert wide == tall
+    assert small["text_encoders"] == wide["text_encoders"]
+    for stage in ("unet_step", "vae_decode"):  # attention grows with the square of the pixels, all else with the pixels
+        assert 2 * small[stage].macs < wide[stage].macs < large[stage].macs / 2
+
+
 def test_a_network_is_counted_once(work_with_negative: dict[str, work.Work], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "build_on_meta", lambda *_: pytest.fail("built again"))
     assert work.by_stage(work.random_configs(resolve("scenes-vega", random=True)), SAMPLING, zero_negative=False) == work_with_negative
@@ -114,14 +124,14 @@ def test_a_network_is_counted_once(work_with_negative: dict[str, work.Work], mon
 def test_full_size_decoding_takes_five_teramacs() -> None:
     """5.24 TMAC at 1024 px, computed once with independent code."""
     config = work.random_configs(resolve("sdxl", random=True))["vae"]
-    assert work._work("vae", config, 128, 77).macs / 1e12 == pytest.approx(5.24, abs=5e-3)
+    assert work._work("vae", config, (128, 128), 77).macs / 1e12 == pytest.approx(5.24, abs=5e-3)
 
 
 def test_decoding_reads_no_weights_of_the_encoder() -> None:
     config = work.random_configs(resolve("scenes-vega", random=True))["vae"]
     vae = build_on_meta("vae", config)
     read = count_parameters(vae) - count_parameters(vae.encoder) - count_parameters(vae.quant_conv)
-    assert work._work("vae", config, 16, 20).weights == read
+    assert work._work("vae", config, (16, 16), 20).weights == read
 
 
 def test_loads_are_in_flops_and_bytes_and_the_pipeline_is_the_sum_of_its_stages() -> None:

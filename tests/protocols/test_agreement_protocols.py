@@ -10,6 +10,7 @@ import pytest
 import torch
 from factories import number
 from scipy.ndimage import correlate1d
+from subjects import make_subject
 from synthetic_images import golden, noises, photographs
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchvision.models import alexnet
@@ -35,11 +36,7 @@ IMAGES = render([parse(prompt) for prompt in PROMPTS], range(12))
 
 
 def subject(folder: Path, name: str, images: U8 = IMAGES, **changes: Any) -> Subject:
-    store = Store(folder / "runs", {"images": name})
-    names = [f"{index}" for index in range(len(images))]
-    for image_id, image in zip(names, images, strict=True):
-        store.put(image_id, image)
-    return Subject(store, folder, names, [f"p{image_id}" for image_id in names], [0] * len(names), PROMPTS[: len(names)], **changes)
+    return make_subject(folder, images, PROMPTS, name, **changes)
 
 
 def pair(folder: Path, student: U8, teacher: U8 = IMAGES) -> Subject:

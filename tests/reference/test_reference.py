@@ -20,6 +20,7 @@ from synthetic_images import deep_png
 from sdbench import cli
 from sdbench.arrays import F32, U8
 from sdbench.disk import locked
+from sdbench.encoders import scenes
 from sdbench.encoders.catalogue import ENCODERS, Encoder
 from sdbench.encoders.inference import device
 from sdbench.errors import MissingError, UserError
@@ -270,6 +271,21 @@ def test_reference_of_another_encoder_or_with_damaged_files_is_rejected(image_fo
     (runs / "references" / "real" / "toy.json").write_text('{"name": "real"}', encoding="utf-8")
     with pytest.raises(UserError, match="is not the card of a reference"):
         find("real", TOY, runs)
+
+
+@pytest.mark.usefixtures("fake_evaluators")
+def test_scenes_reference_is_cached_and_rebuilt_for_another_encoder(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = ENCODERS["scenes.features"]
+    first = find("scenes", encoder, runs)
+    monkeypatch.setattr(scenes, "features", lambda _: pytest.fail("rebuilt"))
+    again = find("scenes", encoder, runs)
+    assert again.digest == first.digest
+    np.testing.assert_array_equal(again.statistics.covariance, first.statistics.covariance)
+    monkeypatch.setattr(scenes, "features", lambda images: 2 * colours(images))
+    monkeypatch.setattr(scenes, "encoder_id", "{}.other".format)
+    other = find("scenes", encoder, runs)
+    assert other.digest != first.digest
+    np.testing.assert_allclose(other.statistics.mean, 2 * first.statistics.mean)
 
 
 def test_scenes_reference_has_the_digest_in_committed_records(monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:

@@ -55,8 +55,9 @@ def student_row(rows: list[Row]) -> Row:
     return next(row for row in rows if row.record.model.name == "scenes-vega")
 
 
-def test_results_are_added_and_the_rest_of_the_card_is_kept(tmp_path: Path, rows: list[Row]) -> None:
-    (tmp_path / "README.md").write_text(CARD, encoding="utf-8")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])  # some editors write a byte order mark
+def test_results_are_added_and_the_rest_of_the_card_is_kept(encoding: str, tmp_path: Path, rows: list[Row]) -> None:
+    (tmp_path / "README.md").write_text(CARD, encoding=encoding)
     row = student_row(rows)
     model_card = ModelCard.load(card.write(tmp_path, rows, [row]))
     assert model_card.data.license == "apache-2.0"

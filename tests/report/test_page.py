@@ -13,7 +13,7 @@ from factories import GPU, make_measurement, make_record, save_record
 from sdbench import api, cli, records
 from sdbench.errors import UserError
 from sdbench.gate import floors
-from sdbench.gate.compare import Side
+from sdbench.gate.pairing import Side
 from sdbench.leaderboard import standings
 from sdbench.records import Model, Scores, SuiteId, Value
 from sdbench.report import image_wall, sections

@@ -1,18 +1,13 @@
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import replace_all_evaluators
 
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec
 from sdbench.run import runner
-
-
-@pytest.fixture
-def fake_evaluators(monkeypatch: pytest.MonkeyPatch) -> None:
-    replace_all_evaluators(monkeypatch)
 
 
 @pytest.fixture
@@ -24,3 +19,9 @@ def teacher(tiny_pipeline: Path, loaded_pipeline: Any, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(runner, "load", load_copy)
     return ModelSpec("scenes-teacher", "scenes", "vega", "folder", str(tiny_pipeline))
+
+
+@pytest.fixture
+def student(teacher: ModelSpec) -> ModelSpec:
+    """A model with the teacher's weights."""
+    return replace(teacher, name="student")

@@ -1,4 +1,4 @@
-"""The automatic profile chooses suites by what the machine has."""
+"""The automatic profile chooses suites by what the machine has; the others are as named."""
 
 import pytest
 import torch
@@ -27,3 +27,14 @@ def test_auto_profile_depends_on_the_card_and_the_cached_weights(
     monkeypatch.setattr(pipelines, "required_files", lambda *_, **__: [])
     found = profiles.choose("auto")
     assert [(job.suite.name, job.only, len(job.specs)) for job in found.suite_runs] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "suite", "only"), [("scenes", "quality", None), ("sdxl", "standard", None), ("sdxl-random", "efficiency", "probes")]
+)
+def test_named_profile_is_as_asked(name: str, suite: str, only: str | None) -> None:
+    found = profiles.choose(name)
+    (job,) = found.suite_runs
+    assert (found.name, job.suite.name, job.only) == (name, suite, only)
+    assert found.why.endswith(", as asked.")
+    assert {spec.label for spec in job.specs} == ({"random weights"} if only else {""})

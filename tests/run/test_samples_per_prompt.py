@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import PROMPTS, SUITE, prepare_in
+from fakes import RULES, SUITE, prepare_in
 from PIL import Image
 
 from sdbench import api, cli, records, suites
@@ -14,12 +14,11 @@ from sdbench.api.places import Places
 from sdbench.commands import measuring
 from sdbench.errors import UserError
 from sdbench.gate import judging
-from sdbench.gate.policy import Policy, Rule
 from sdbench.leaderboard import standings, writing
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import mean_per_prompt
 from sdbench.report import card, page, sections
-from sdbench.run import external, recording, runner, until_verdict
+from sdbench.run import recording, runner, until_verdict
 from sdbench.run.context import store_and_jobs
 from sdbench.run.plan import plan
 from sdbench.run.thumbnails import thumbnail
@@ -28,15 +27,6 @@ from sdbench.suites import Prompts, Suite, Teacher
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")
 AGREEMENT = ("agreement.ssim", "fd_to_teacher.scenes")
-RULES = Policy(
-    alpha=0.05,
-    suites={
-        "own": {
-            "fd.scenes": Rule(direction="lower", margin=1, required=True),
-            "clip_score.scenes": Rule(direction="higher", margin=1, required=True),
-        }
-    },
-)
 
 
 def sampled(samples: int, n: int = 5, **changes: object) -> Suite:
@@ -138,10 +128,9 @@ def test_gate_passes_a_record_against_itself_and_refuses_another_number_of_sampl
     assert judging.gate(two, more, RULES).verdict == "incomparable", "as many images, but of other prompts"
 
 
-def test_looks_take_all_samples_of_a_prompt(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_looks_take_all_samples_of_a_prompt(teacher: ModelSpec, student: ModelSpec, tmp_path: Path) -> None:
     suite = sampled(2, n=6)
     (baseline,) = runner.run([teacher], prepare_in(tmp_path, suite))
-    student = replace(teacher, name="student")
     path, report = until_verdict.run_until_verdict(student, prepare_in(tmp_path, suite), baseline, RULES, {})
     assert (report.verdict, report.notes[0]) == ("pass", "stopped after 4 of 6 prompts, at the 2nd look")
     for result in report.results:
@@ -164,27 +153,42 @@ def test_looks_take_all_samples_of_a_prompt(teacher: ModelSpec, tmp_path: Path) 
     assert records.read_record(path).n_images == 12
 
 
-def test_teacher_of_another_suite_needs_as_many_samples(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_teacher_of_another_suite_needs_as_many_samples(
+    teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     others = {"three": sampled(3, name="three"), "one": sampled(1, name="one")}
     monkeypatch.setattr(suites, "load", others.__getitem__)
     runner.run([teacher], prepare_in(tmp_path, others["three"]))
-    student = sampled(2, teacher=Teacher(model="scenes-teacher", suite="three"))
-    (folder,) = runner.run([replace(teacher, name="student")], prepare_in(tmp_path, student))
+    suite = sampled(2, teacher=Teacher(model="scenes-teacher", suite="three"))
+    (folder,) = runner.run([student], prepare_in(tmp_path, suite))
     assert (value := records.read_record(folder).value("agreement.ssim"))
     assert value.value == 1
     with pytest.raises(UserError, match="'one', which draws fewer images of a prompt, 1 against 2; give both as many"):
         prepare_in(tmp_path, sampled(2, teacher=Teacher(model="scenes-teacher", suite="one")))
     context = prepare_in(tmp_path, sampled(2))
-    assert recording.missing_of_teacher([replace(teacher, name="student")], context), "records of other numbers of samples do not count"
+    assert recording.missing_of_teacher([student], context), "records of other numbers of samples do not count"
 
 
-def test_images_made_elsewhere_have_one_prompt_each(tmp_path: Path) -> None:
+def test_images_made_elsewhere_are_samples_of_the_prompts_that_they_share(tmp_path: Path) -> None:
+    """Two programs' worth of images of each caption, one after the other in the folder."""
+    suite, places = sampled(2, n=3), Places(tmp_path / "results", tmp_path / "runs")
+    captions = [caption for caption in suite.prompt_list().values() for _ in range(2)]
     folder, prompts = tmp_path / "images", tmp_path / "prompts.txt"
     folder.mkdir()
-    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "0.png")
-    prompts.write_text(PROMPTS[0] + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match="suite 'own' draws 2 images of each prompt, but images made elsewhere have one prompt each"):
-        external.record_images(external.find_images(folder, prompts, SUITE), "dall-e", prepare_in(tmp_path, sampled(2, n=1)))
+    for row in range(6):
+        Image.fromarray(np.full((64, 64, 3), 40 * row, np.uint8)).save(folder / f"{row}.png")
+    prompts.write_text("\n".join(captions), encoding="utf-8")
+    record, scores = records.read(api.record_images(folder, prompts, "dall-e", places, suite, device="cpu"))
+    assert (record.suite, record.n_images, record.samples, record.n_prompts) == (suite.id, 6, 2, 3)
+    assert scores.keys == [(prompt_id, sample) for sample in (0, 1) for prompt_id in suite.prompt_list()]
+    values, unrecorded = api.score(folder, prompts, places, suite, device="cpu")
+    assert {value.n for value in values if value.name == "clip_score.scenes"} == {3}
+    assert unrecorded.keys == [(f"{2 * row:05d}", sample) for row in range(3) for sample in (0, 1)]
+    recorded = scores.columns["clip_score.scenes"]
+    assert unrecorded.columns["clip_score.scenes"].tolist() == [recorded[3 * sample + row] for row in range(3) for sample in (0, 1)]
+    prompts.write_text("\n".join([*captions[:5], captions[0]]), encoding="utf-8")
+    with pytest.raises(UserError, match=r"takes 2 images of each of its 3 prompts, but the 6 images in .* have other captions"):
+        api.record_images(folder, prompts, "dall-e", places, suite, device="cpu")
 
 
 def test_noise_floor_of_several_samples_is_over_prompts(teacher: ModelSpec, tmp_path: Path) -> None:

@@ -5,33 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import METRICS, SUITE, fail_if_called, prepare_in, replace_towers
+from fakes import LATENCY, METRICS, RULES, SUITE, fail_if_called, prepare_in, replace_probes, replace_towers
 
 from sdbench import records, suites
 from sdbench.errors import UserError
 from sdbench.gate.policy import Policy, Rule
 from sdbench.models.spec import ModelSpec
-from sdbench.probes import driver
-from sdbench.probes.driver import ProbeResult
-from sdbench.records import Value
 from sdbench.run import runner, until_verdict
 from sdbench.settings import Probes
 from sdbench.stats.decisions import BetweenRuns
 from sdbench.store import Store
+from sdbench.suites import Prompts
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")
 
-LATENCY = "latency.pipeline.p50"
-RULES = Policy(
-    alpha=0.05,
-    suites={
-        "own": {
-            "fd.scenes": Rule(direction="lower", margin=1, required=True),
-            "clip_score.scenes": Rule(direction="higher", margin=1, required=True),
-        }
-    },
-)
-SIX_PROMPTS = SUITE.model_copy(update={"prompts": SUITE.prompts.model_copy(update={"n": 6}) if SUITE.prompts else None})
+SIX_PROMPTS = SUITE.model_copy(update={"prompts": Prompts(n=6)})
 
 
 def run_sequentially(
@@ -40,9 +28,9 @@ def run_sequentially(
     return until_verdict.run_until_verdict(spec, prepare_in(folder, suite), baseline, rules, {})
 
 
-def test_identical_model_stops_early_with_the_images_of_a_full_run(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_identical_model_stops_early_with_the_images_of_a_full_run(teacher: ModelSpec, student: ModelSpec, tmp_path: Path) -> None:
     (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX_PROMPTS))
-    path, report = run_sequentially(replace(teacher, name="student"), baseline, tmp_path)
+    path, report = run_sequentially(student, baseline, tmp_path)
     assert (report.verdict, report.notes[0]) == ("pass", "stopped after 4 of 6 prompts, at the 2nd look")
     assert {result.name for result in report.results} == {"fd.scenes", "clip_score.scenes"}
     record, scores = records.read(path)
@@ -60,63 +48,44 @@ def test_identical_model_stops_early_with_the_images_of_a_full_run(teacher: Mode
     assert {file.name: file.read_bytes() for file in (path / "images").iterdir()}.items() <= images.items()
 
 
-def test_prompts_of_a_stopped_run_form_a_suite_that_can_be_rerun(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_prompts_of_a_stopped_run_form_a_suite_that_can_be_rerun(teacher: ModelSpec, student: ModelSpec, tmp_path: Path) -> None:
     (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX_PROMPTS))
-    path, _ = run_sequentially(replace(teacher, name="student"), baseline, tmp_path)
+    path, _ = run_sequentially(student, baseline, tmp_path)
     record, scores = records.read(path)
     assert SIX_PROMPTS.prompts
     again = SIX_PROMPTS.model_copy(update={"name": "own-sequential", "prompts": SIX_PROMPTS.prompts.model_copy(update={"looked": 4})})
     assert (again.id, list(again.prompt_list())) == (record.suite, list(scores.prompt_ids))
 
 
-@pytest.mark.parametrize("batch", [1, 4, 32])
-def test_look_order_takes_as_much_of_each_part_of_a_sorted_list(batch: int) -> None:
-    ids = [f"{place:05d}" for place in range(3200)]
-    order = suites.look_order(ids, batch)
-    assert sorted(order) == ids
-    for look in range(1, 101):
-        parts = [sum(int(each) // 800 == part for each in order[: 32 * look]) for part in range(4)]
-        assert max(parts) - min(parts) <= 3 * batch
-
-
-def test_look_order_keeps_batches_together_and_a_short_one_last() -> None:
-    ids = [f"{place:05d}" for place in range(11)]
-    mixed = suites.look_order(ids, 4)
-    assert mixed[8:] == ids[8:]
-    assert sorted([mixed[:4], mixed[4:8]]) == [ids[:4], ids[4:8]]
-
-
-def test_distance_waits_for_all_prompts_without_the_baselines_images(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_distance_waits_for_all_prompts_without_the_baselines_images(teacher: ModelSpec, student: ModelSpec, tmp_path: Path) -> None:
     (baseline,) = runner.run([teacher], prepare_in(tmp_path / "elsewhere", SIX_PROMPTS))
-    path, report = run_sequentially(replace(teacher, name="student"), baseline, tmp_path)
+    path, report = run_sequentially(student, baseline, tmp_path)
     assert (report.verdict, report.notes[0]) == ("pass", "stopped after 6 of 6 prompts, at the 3rd look")
     record, _ = records.read(path)
     assert (record.suite, record.looks and record.looks.prompts) == (SIX_PROMPTS.id, (2, 4, 6))
 
 
-def test_software_behind_the_baseline_is_reported_where_it_differs(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_software_behind_the_baseline_is_reported_where_it_differs(teacher: ModelSpec, student: ModelSpec, tmp_path: Path) -> None:
     (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX_PROMPTS))
     record, scores = records.read(baseline)
     older = record.environment.model_copy(update={"packages": record.environment.packages | {"diffusers": "0.1"}})
     baseline = records.write(record.model_copy(update={"environment": older}), scores, {}, tmp_path / "older")
-    _, report = run_sequentially(replace(teacher, name="student"), baseline, tmp_path)
+    _, report = run_sequentially(student, baseline, tmp_path)
     assert any("drawn with different software" in note and note.endswith("against '0.1'") for note in report.notes)
 
 
-def test_policy_of_distances_alone_uses_all_prompts(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_policy_of_distances_alone_uses_all_prompts(teacher: ModelSpec, student: ModelSpec, tmp_path: Path) -> None:
     (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX_PROMPTS))
     rules = RULES.model_copy(update={"suites": {"own": {"fd.scenes": RULES.suites["own"]["fd.scenes"]}}})
-    _, report = run_sequentially(replace(teacher, name="student"), baseline, tmp_path, rules)
+    _, report = run_sequentially(student, baseline, tmp_path, rules)
     assert (report.verdict, report.notes[0]) == ("pass", "stopped after 6 of 6 prompts, at the 3rd look")
 
 
 def test_killed_run_resumes_and_a_finished_run_generates_nothing(
-    teacher: ModelSpec,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (baseline,) = runner.run([teacher], prepare_in(tmp_path / "elsewhere", SIX_PROMPTS))
-    student, put, stored = replace(teacher, name="student"), Store.put, list[str]()
+    put, stored = Store.put, list[str]()
 
     def interrupt_fourth(store: Store, image: str, pixels: Any) -> None:
         if len(stored) == 3:
@@ -136,14 +105,16 @@ def test_killed_run_resumes_and_a_finished_run_generates_nothing(
     assert records.read(path)[1].columns["clip_score.scenes"].tolist() == expected["clip_score.scenes"].tolist()
 
 
-def test_failing_metric_stops_the_run_without_a_pass(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_metric_stops_the_run_without_a_pass(
+    teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX_PROMPTS))
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError("no light")
 
     replace_towers(monkeypatch, "clip.scenes", texts=broken)
-    _, report = run_sequentially(replace(teacher, name="student"), baseline, tmp_path)
+    _, report = run_sequentially(student, baseline, tmp_path)
     assert (report.verdict, report.exit_code) == ("incomparable", 2)
     assert "ZeroDivisionError: no light" in report.why
 
@@ -153,7 +124,8 @@ def test_failing_metric_stops_the_run_without_a_pass(teacher: ModelSpec, tmp_pat
     [
         (0.5, {}, "pass", "stopped after 4 of 6 prompts, at the 2nd look"),
         (1.0, {}, "regressed", "stopped after 2 of 6 prompts, at the 1st look"),
-        (1.0, {LATENCY: BetweenRuns(1.0, 9)}, "inconclusive", "stopped after 2 of 6 prompts, at the 1st look"),  # more prompts cannot help
+        # More prompts cannot help.
+        (1.0, {LATENCY.name: BetweenRuns(1.0, 9)}, "inconclusive", "stopped after 2 of 6 prompts, at the 1st look"),
     ],
 )
 def test_latency_is_weighed_too_against_how_far_runs_lie_apart(
@@ -162,33 +134,39 @@ def test_latency_is_weighed_too_against_how_far_runs_lie_apart(
     verdict: str,
     stopped: str,
     teacher: ModelSpec,
+    student: ModelSpec,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    took = iter((0.5, seconds))
-
-    def fake_measure(specs: list[ModelSpec], *_: Any, **__: Any) -> ProbeResult:
-        time = next(took)
-        value = Value(name=LATENCY, kind="probe", direction="lower", unit="s", value=time, n=6, samples=((time - 0.01, time + 0.01),) * 3)
-        return ProbeResult({spec.name: [value] for spec in specs}, "turns")
-
-    monkeypatch.setattr(driver, "measure", fake_measure)
     suite = SIX_PROMPTS.model_copy(update={"probes": Probes(rounds=3, calls=2, warmup=0)})
+    replace_probes(monkeypatch, LATENCY.model_copy(update={"value": 0.5, "samples": ((0.49, 0.51),) * 3}))
     (baseline,) = runner.run([teacher], prepare_in(tmp_path, suite, None))
+    replace_probes(monkeypatch, LATENCY.model_copy(update={"value": seconds, "samples": ((seconds - 0.01, seconds + 0.01),) * 3}))
     clip, latency = RULES.suites["own"]["clip_score.scenes"], Rule(direction="lower", margin=0.05, required=True)
-    rules = RULES.model_copy(update={"suites": {"own": {"clip_score.scenes": clip, LATENCY: latency}}})
-    student = replace(teacher, name="student")
+    rules = RULES.model_copy(update={"suites": {"own": {"clip_score.scenes": clip, LATENCY.name: latency}}})
     path, report = until_verdict.run_until_verdict(student, prepare_in(tmp_path, suite, None), baseline, rules, between_runs)
     assert (report.verdict, report.notes[0]) == (verdict, stopped)
     record = records.read_record(path)
-    assert (record.run, value.value if (value := record.value(LATENCY)) else None) == ("turns", seconds)
+    assert (record.run, value.value if (value := record.value(LATENCY.name)) else None) == ("turns", seconds)
 
 
-def test_baseline_of_another_suite_is_rejected_before_any_work(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baseline_of_another_suite_is_rejected_before_any_work(
+    teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (baseline,) = runner.run([teacher], prepare_in(tmp_path))
     monkeypatch.setattr(runner, "load", fail_if_called)
     with pytest.raises(UserError, match="run the baseline under this suite"):
-        run_sequentially(replace(teacher, name="student"), baseline, tmp_path)
+        run_sequentially(student, baseline, tmp_path)
+
+
+def test_baseline_without_a_required_value_is_rejected_before_any_work(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX_PROMPTS))
+    monkeypatch.setattr(runner, "load", fail_if_called)
+    rules = RULES.model_copy(update={"suites": {"own": {LATENCY: Rule(direction="lower", margin=0.05, required=True)}}})
+    with pytest.raises(UserError, match=f"has no value of {LATENCY}, which the policy requires"):
+        run_sequentially(replace(teacher, name="student"), baseline, tmp_path, rules)
 
 
 @pytest.mark.parametrize(("n", "batch", "expected"), [(512, 32, list(range(32, 513, 32))), (6, 2, [2, 4, 6]), (5, 4, [4, 5]), (3, 8, [3])])
@@ -196,20 +174,20 @@ def test_looks_are_after_whole_batches_and_at_the_end(n: int, batch: int, expect
     assert until_verdict.look_sizes(n, batch) == expected
 
 
-def test_early_stopped_record_is_compared_with_the_full_suites_teacher(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_early_stopped_record_is_compared_with_the_full_suites_teacher(teacher: ModelSpec, student: ModelSpec, tmp_path: Path) -> None:
     suite = SIX_PROMPTS.model_copy(update={"metrics": {"scenes": (*METRICS, "agreement.clip.scenes")}})
     (baseline,) = runner.run([teacher], prepare_in(tmp_path, suite))
-    path, _ = run_sequentially(replace(teacher, name="student"), baseline, tmp_path, suite=suite)
+    path, _ = run_sequentially(student, baseline, tmp_path, suite=suite)
     record, _ = records.read(path)
     assert record.n_images == 4
     found = [(value.value, value.n) for name in ("win_rate.preference.scenes", "agreement.clip.scenes") if (value := record.value(name))]
     assert found == [(0.5, 4), (pytest.approx(1), 4)]
 
 
-def test_policy_may_use_a_win_rate_without_its_judge(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_policy_may_use_a_win_rate_without_its_judge(teacher: ModelSpec, student: ModelSpec, tmp_path: Path) -> None:
     win_rate = "win_rate.preference.scenes"
     runner.run([teacher], prepare_in(tmp_path, SIX_PROMPTS))
     (baseline,) = runner.run([replace(teacher, name="other")], prepare_in(tmp_path, SIX_PROMPTS))
     rules = Policy(alpha=0.05, suites={"own": {win_rate: Rule(direction="higher", margin=0.1, required=True)}})
-    _, report = run_sequentially(replace(teacher, name="student"), baseline, tmp_path, rules)
+    _, report = run_sequentially(student, baseline, tmp_path, rules)
     assert [(result.name, result.verdict, result.candidate, result.baseline) for result in report.results] == [(win_rate, "pass", 0.5, 0.5)]

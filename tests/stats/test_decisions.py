@@ -88,6 +88,17 @@ def test_unchanged_prompts_bound_a_change_on_unseen_prompts() -> None:
     assert decisions.decide(decisions.paired_mean_bounds(np.zeros(needed), unseen=1.0), 0.084) == "pass"
 
 
+def test_prompts_that_all_change_alike_bound_the_rest() -> None:
+    """Two lost prompts of two are no certainty: a model that loses a third of all would do that in one of nine draws."""
+    two, many = (decisions.paired_mean_bounds(np.full(n, -1.0), unseen=1.0) for n in (2, 512))
+    others = (two.high - two.difference) / 2  # a prompt that wins lies 2 away
+    assert (1 - others) ** 2 == pytest.approx(0.05)
+    assert decisions.decide(two, 0.05) == "inconclusive"
+    assert decisions.regression_p_value(two, 0.05) > 0.05
+    assert decisions.decide(many, 0.9) == "regressed"
+    assert decisions.regression_p_value(many, 0.9) < 1e-3
+
+
 # Latency ratios
 
 

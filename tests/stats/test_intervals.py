@@ -194,3 +194,22 @@ def test_share_interval_covers_whether_prompts_or_noise_decide(spread: float, sh
     if spread < 1:
         pooled = [intervals.proportion_interval(4 * row.sum(), 256) for row in shares]
         assert np.mean([found.low <= share <= found.high for found in pooled]) < 0.75, "images as units claim too much"
+
+
+# Rank correlation
+
+
+def test_rank_correlation_is_spearmans_and_its_interval_follows_the_draws() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=9), np.round(rng.normal(size=9))  # with ties
+    draws = rng.normal(size=(500, 9))
+    found = intervals.rank_correlation(one, other, draws, draws)
+    assert found.value == pytest.approx(scipy_stats.spearmanr(one, other).statistic)
+    assert (found.low, found.high) == pytest.approx((1, 1))
+    assert found.n == 9
+    others = rng.normal(size=(500, 9))
+    wide = intervals.rank_correlation(one, one, draws, others)
+    expected = np.quantile([scipy_stats.spearmanr(a, b).statistic for a, b in zip(draws, others, strict=True)], [0.025, 0.975])
+    assert [wide.low, wide.high] == pytest.approx(list(expected))
+    with pytest.raises(ValueError, match="at least 3 models, found 2"):
+        intervals.rank_correlation(one[:2], other[:2], draws[:, :2], draws[:, :2])

@@ -356,13 +356,6 @@ def test_a_damaged_checkpoint_goes_with_the_next_one_that_is_saved(tmp_path: Pat
         saved.resume()
 
 
-def test_a_checkpoint_of_an_older_version_without_digests_is_read(tmp_path: Path) -> None:
-    saved = checkpoints_of_a_layer(tmp_path)
-    saved.save_if_due(5, last=True)
-    (tmp_path / "step-00000005" / DIGESTS).unlink()
-    assert saved.resume() == 5
-
-
 @pytest.mark.parametrize(("seconds", "starts"), [(1, [11, 23]), (3, [11, 40])])
 def test_slow_checkpoints_are_saved_less_often(seconds: int, starts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Due more than 10 s after the one before, or 25 s if saving takes 3 s; asked each second."""
@@ -412,15 +405,13 @@ def test_out_of_memory_is_not_reported_as_a_damaged_checkpoint(tmp_path: Path, m
         fit(net, noisy_loss(net), SCHEDULE, tmp_path)
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:40], lambda _: 50 * b"no tensors", lambda _: 50 * b"hello world"])
-@pytest.mark.parametrize("file", ["model.safetensors", "average.safetensors", "optimiser.pt"])
-def test_damaged_checkpoint_is_named(file: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["model.safetensors", "average.safetensors", "optimiser.pt", DIGESTS])
+def test_damaged_checkpoint_is_named(file: str, tmp_path: Path) -> None:
     net = tiny_net()
     fit(net, noisy_loss(net), SCHEDULE, tmp_path)
     assert len(list(tmp_path.glob("step-*"))) == 1
     damaged = tmp_path / "step-00000012" / file
-    damaged.write_bytes(damage(damaged.read_bytes()))
-    damaged.with_name(DIGESTS).unlink()  # of an older version, so that the readers meet the damage
+    damaged.write_bytes(damaged.read_bytes()[:40])
     with pytest.raises(UserError, match=r"cannot continue from checkpoint .*step-00000012: \w+Error: .*To start again, remove it"):
         fit(net, noisy_loss(net), SCHEDULE, tmp_path)
 

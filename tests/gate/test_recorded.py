@@ -9,7 +9,7 @@ from factories import GPU, LAPTOP, make_record, make_scores, save_record
 
 from sdbench import suites
 from sdbench.errors import UserError
-from sdbench.gate import baselines, measured
+from sdbench.gate import baselines, recorded
 from sdbench.records import Machine, Model, SuiteId
 
 QUALITY = suites.load("quality").id
@@ -27,7 +27,7 @@ class Results:
         return save_record((record, make_scores()), self.folder)
 
     def pair(self, first: str | Path, second: str | Path, suite: str | None = None) -> tuple[Path, Path]:
-        return measured.find_pair(str(first), str(second), suite, self.folder)
+        return recorded.find_pair(str(first), str(second), suite, self.folder)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_several_suites_without_the_familys_are_listed(results: Results) -> None
             UserError, match=r"both have records under quality-custom@4 \(digest 0a\), quality-custom@4 \(digest 0b\); choose"
         ):
             results.pair("scenes-vega", "mine", chosen)
-    assert measured.find_pair("scenes-vega", "mine", "0b", results.folder) == (
+    assert recorded.find_pair("scenes-vega", "mine", "0b", results.folder) == (
         results.record("scenes-vega", again),
         results.record("mine", again),
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from subjects import make_subject
 from synthetic_images import noise, photograph
 
 from sdbench.arrays import F32, F64, U8
@@ -24,7 +25,6 @@ from sdbench.reference import cards
 from sdbench.reference.cards import Reference
 from sdbench.score import score
 from sdbench.stats.intervals import proportion_interval
-from sdbench.store import Store
 
 FRECHET = {
     "fid.clean": "inception.clean",
@@ -66,21 +66,16 @@ def _fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cards, "find", find)
 
 
-def make_subject(folder: Path, images: U8 = SAME, **changes: Any) -> Subject:
-    store = Store(folder / "runs", {"images": len(images)})
-    names = [f"{index:03d}" for index in range(len(images))]
-    for name, image in zip(names, images, strict=True):
-        store.put(name, image)
-    subject = Subject(store, folder / "runs", names, names, [0] * len(names), [""] * len(names), reference="real")
-    return replace(subject, **changes)
+def set_subject(folder: Path, images: U8 = SAME, **changes: Any) -> Subject:
+    return make_subject(folder, images, **{"reference": "real", **changes})
 
 
 def values(folder: Path, images: U8 = SAME, **changes: Any) -> dict[str, Value]:
-    return {value.name: value for value in score(make_subject(folder, images, **changes), NAMES)[0]}
+    return {value.name: value for value in score(set_subject(folder, images, **changes), NAMES)[0]}
 
 
 def test_every_protocol_has_a_value_with_interval_and_influence(tmp_path: Path) -> None:
-    found, scores = score(make_subject(tmp_path), NAMES)
+    found, scores = score(set_subject(tmp_path), NAMES)
     assert [value.name for value in found] == list(NAMES)
     for value in found:
         assert value.state == "ok", value
@@ -188,7 +183,7 @@ def test_features_are_computed_in_blocks_and_in_order(tmp_path: Path, monkeypatc
         seen.append(len(images))
         return fake_features("inception.clean")(images)
 
-    features = make_subject(tmp_path).features("net", encode)
+    features = set_subject(tmp_path).features("net", encode)
     assert seen == [7] * 8 + [4]
     np.testing.assert_allclose(features, fake_features("inception.clean")(SAME), rtol=1e-5)
 
@@ -201,12 +196,12 @@ def test_features_of_other_versions_or_another_device_are_computed_anew(tmp_path
         return fake_features("inception.clean")(images)
 
     for _ in range(2):
-        make_subject(tmp_path).features("net", encode)
+        set_subject(tmp_path).features("net", encode)
     for package in ("pillow", "transformers"):
         monkeypatch.setattr(base, "version", lambda name, other=package: "99" if name == other else "1")
-        make_subject(tmp_path).features("net", encode)
+        set_subject(tmp_path).features("net", encode)
     monkeypatch.setattr(base, "device", lambda: torch.device("cuda", 1))
-    make_subject(tmp_path).features("net", encode)
+    set_subject(tmp_path).features("net", encode)
     assert len(seen) == 4
 
 

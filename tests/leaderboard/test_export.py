@@ -10,7 +10,7 @@ from boards import MODELS, make_model, write_board
 from factories import with_value
 
 from sdbench import cli, records
-from sdbench.leaderboard import flat, standings
+from sdbench.leaderboard import export, standings
 
 
 @pytest.fixture
@@ -25,9 +25,9 @@ def results(tmp_path: Path) -> Path:
 
 def test_csv_has_a_line_with_the_state_of_each_value(results: Path) -> None:
     rows = standings.read_rows(results)
-    lines = list(csv.DictReader(io.StringIO(flat.csv_text(rows))))
+    lines = list(csv.DictReader(io.StringIO(export.csv_text(rows))))
     assert len(lines) == sum(len(row.record.values) for row in rows)
-    assert list(lines[0]) == list(flat.COLUMNS)
+    assert list(lines[0]) == list(export.COLUMNS)
     by_key = {(line["model"], line["metric"]): line for line in lines}
     value = rows[0].record.value("clip_score.scenes")
     assert value is not None
@@ -39,10 +39,10 @@ def test_csv_has_a_line_with_the_state_of_each_value(results: Path) -> None:
 
 def test_json_has_the_same_values_as_csv(results: Path) -> None:
     rows = standings.read_rows(results)
-    nested = json.loads(json.dumps(flat.nested(rows)))
+    nested = json.loads(json.dumps(export.nested(rows)))
     assert {row.pop("schema_version") for row in nested} == {1}
     flattened = [{key: item for key, item in row.items() if key != "values"} | value for row in nested for value in row["values"]]
-    lines = list(flat.lines(rows))
+    lines = list(export.lines(rows))
     assert [line | {name: json.loads(line[name]) for name in ("sampling", "scheduler", "noise")} for line in lines] == flattened
     assert nested[0]["sampling"] == rows[0].record.sampling
     assert (nested[0]["commit"], nested[0]["dirty"]) == ("c0441e", False)
@@ -52,5 +52,5 @@ def test_leaderboard_command_writes_all_formats(results: Path, capsys: pytest.Ca
     assert cli.main(["leaderboard", "--results", str(results), "--json"]) == 0
     printed = capsys.readouterr().out
     assert json.loads(printed) == json.loads((results / "LEADERBOARD.json").read_text(encoding="utf-8"))
-    assert (results / "LEADERBOARD.csv").read_text(encoding="utf-8") == flat.csv_text(standings.read_rows(results))
+    assert (results / "LEADERBOARD.csv").read_text(encoding="utf-8") == export.csv_text(standings.read_rows(results))
     assert {path.name for path in results.glob("LEADERBOARD.*")} == {f"LEADERBOARD.{kind}" for kind in ("csv", "json", "md", "tex")}

@@ -1,4 +1,4 @@
-"""Compare two records metric by metric: the bounds of each difference, or the reason why there are none."""
+"""Two records side by side, metric by metric: the bounds of each difference, or the reason why there are none."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -119,7 +119,7 @@ def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_r
         bounds = paired_bounds(new_value, old_value, new, old, 1 - alpha)
     else:
         bounds = _probe_bounds(new_value, old_value, 1 - alpha, None if new.record.is_same_run(old.record) else between_runs)
-    return -bounds if isinstance(bounds, Bounds) and rule.direction == "lower" else bounds
+    return _turn(bounds, rule) if isinstance(bounds, Bounds) else bounds
 
 
 def _absence_obstacle(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
@@ -162,7 +162,7 @@ def _unlike_obstacle(rule: Rule, new_value: Value, old_value: Value, new: Side, 
         return Obstacle("incomparable" if rule.required else "skipped", f"different machine classes: {machines[0]} against {machines[1]}")
     threads = [count.value for side in (new, old) if (count := side.record.value("machine.threads"))]
     if new_value.kind == "probe" and new.record.machine.device == "cpu" and len(set(threads)) > 1:
-        words = f"measured on {threads[0]:g} threads, the baseline on {threads[1]:g}; set OMP_NUM_THREADS alike and run again"
+        words = f"PyTorch's threads are {threads[0]:g} against {threads[1]:g}; set OMP_NUM_THREADS alike and run again"
         return Obstacle("incomparable" if rule.required else "skipped", words)
     if new_value.is_image_metric and new_value.n != old_value.n:
         return Obstacle("incomparable", f"n is {new_value.n} against {old_value.n}")
@@ -244,6 +244,18 @@ def scaled_margin(rule: Rule, value: Value | None) -> float:
     if not is_relative(value):
         return rule.margin
     return -math.log1p(-rule.margin) if rule.direction == "higher" else math.log1p(rule.margin)
+
+
+def as_change(bounds: Bounds, rule: Rule, value: Value) -> tuple[float, float, float]:
+    """Candidate minus baseline with its low and high bound, from bounds with plus = better: in the metric's unit, or as shares of the baseline."""
+    turned = _turn(bounds, rule)
+    low, difference, high = (math.expm1(end) if is_relative(value) else end for end in (turned.low, turned.difference, turned.high))
+    return difference, low, high
+
+
+def _turn(bounds: Bounds, rule: Rule) -> Bounds:
+    """Bounds of candidate minus baseline from those with plus = better, and back."""
+    return -bounds if rule.direction == "lower" else bounds
 
 
 def is_relative(value: Value | None) -> bool:

@@ -1,0 +1,85 @@
+"""The tables of a section: quality, ranks, scores by group, efficiency; and the titles of their columns and lines."""
+
+from collections.abc import Callable
+from functools import partial
+
+from sdbench import tables
+from sdbench.leaderboard import groups, speed
+from sdbench.leaderboard.standings import TITLES, Row, Section, metrics, probes, title_rank
+from sdbench.models.catalogue import TEACHERS
+from sdbench.records import Record, Value
+from sdbench.tables import Grid
+
+BIAS = "Frechet distances and CMMD, like their intervals, depend on the number of images: with more images they would be lower."
+
+
+def quality_grid(section: Section) -> Grid:
+    """The first table: models down, image metrics across, then median latency and speed-up; without what no model has."""
+    columns: dict[str, Callable[[Row], str]] = {"model": lambda row: row.name}
+    if any(record.n_images for record in section.records):
+        columns["images"] = _images_cell
+    for metric in metrics(section):
+        columns[metric_title(metric)] = partial(_metric_cell, name=metric.name)
+    latency, teacher = speed.headline(section.records), section.speed_baseline
+    if any(record.value(latency) for record in section.records):
+        setting = latency.partition("@")[2]
+        columns[f"{setting} latency p50 (s) ↓".strip()] = lambda row: speed.probe_cell(row.record, latency)
+        over = speed.teacher_title(teacher, section.records) if teacher else TEACHERS.get(section.family, "the teacher")
+        columns[f"speed-up over {over} ↑"] = lambda row: _speed_up_cell(row, teacher, latency)
+    return Grid(tuple(columns), tuple(tuple(cell(row) for cell in columns.values()) for row in section.rows))
+
+
+def _images_cell(row: Row) -> str:
+    n, samples = row.record.n_images, row.record.samples
+    return f"{n} ({samples} per prompt)" if samples > 1 else str(n)
+
+
+def _metric_cell(row: Row, name: str) -> str:
+    return tables.format_value(row.record.value(name), row.record.n_prompts)
+
+
+def _speed_up_cell(row: Row, teacher: Record | None, latency: str) -> str:
+    times = speed.speed_up(row.record, teacher, latency)
+    return times if isinstance(times, str) else str(times)  # str() would drop the note of a cell
+
+
+def rank_grid(section: Section) -> Grid:
+    """The ranks: models down, metrics across."""
+    titles = {value.name: metric_title(value) for value in metrics(section)}
+    header = ("model", *(titles[name].rstrip(" ↑↓") for name in section.ranks))
+    cells = ((row.name, *(str(places[row.name] or "not ranked") for places in section.ranks.values())) for row in section.models)
+    return Grid(header, tuple(cells))
+
+
+def group_grids(section: Section) -> dict[str, Grid]:
+    """For a suite whose prompts have groups, a table of each score by group, by its title."""
+    newest = max((record for record in section.records if record.groups), key=lambda record: record.created, default=None)
+    if newest is None:
+        return {}
+    models = [(row.record, row.scores) for row in section.rows]  # older ones too: a suite's digest stands for the same prompts
+    scores = [value for value in metrics(section) if value.kind == "score"]
+    return {f"{metric_title(value)} by group of prompts": groups.grid(models, newest.groups, value.name) for value in scores}
+
+
+def efficiency_grid(section: Section) -> Grid:
+    """Probes and counts down, models across: tails of the latency, its stages, memory, size and work."""
+    header = ("", *(row.name for row in section.rows))
+    lines = ((probe_title(value), *(speed.probe_cell(record, value.name) for record in section.records)) for value in probes(section))
+    return Grid(header, tuple(lines))
+
+
+def metric_title(value: Value) -> str:
+    """The title of a metric's column: `Frechet: fd.scenes (distance) ↓`, without the first part where the name begins with it."""
+    rank = title_rank(value.name, tuple(TITLES))
+    title = list(TITLES.values())[rank] if rank < len(TITLES) else value.name
+    is_in_name = value.name.startswith(title.lower().replace(" ", "_"))
+    return _title(value.name if is_in_name else f"{title}: {value.name}", value)
+
+
+def probe_title(value: Value) -> str:
+    """A probe's name, unit and direction."""
+    return _title(value.name, value)
+
+
+def _title(title: str, value: Value) -> str:
+    return f"{title} ({value.unit}){tables.ARROWS[value.direction]}"

@@ -1,0 +1,28 @@
+"""Commands as a user runs them: in this process or in one of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdbench import cli
+
+ROOT = Path(__file__).parents[1]
+SLOW = {"torch", "diffusers", "transformers", "open_clip", "torchvision", "datasets"}
+
+
+def run_in_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    return subprocess.run([sys.executable, "-c", path + code], cwd=folder, capture_output=True, encoding="utf-8", check=False)
+
+
+def error_message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail with exit code 2 and at most a screen of text on stderr; returns that text."""
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("sdbench: ")
+    assert "Traceback" not in err
+    assert len(err) < 24 * 80
+    return err

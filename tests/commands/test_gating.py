@@ -1,0 +1,363 @@
+"""The gate, comparisons and noise floors from the command line: exit codes that mean what they say, whatever goes wrong."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from commandline import ROOT, SLOW, error_message, run_in_process
+from factories import make_measurement, make_record, save_record
+
+from sdbench import api, cli, suites
+from sdbench.api import measuring
+from sdbench.errors import UserError
+from sdbench.gate import baselines, floors
+from sdbench.gate.pairing import Side
+from sdbench.gate.verdicts import Report
+from sdbench.models.spec import ModelSpec, resolve
+from sdbench.records import SuiteId
+from sdbench.run import runner
+from sdbench.suites import Suite
+
+pytestmark = pytest.mark.usefixtures("empty_working_directory")
+STRICT = """
+alpha = 0.05
+[suites.quality]
+"clip_score.scenes" = { direction = "higher", margin = 0.03, required = true }
+"""
+COMMANDS = [["gate", "a", "--baseline", "b"], ["run", "--model", "scenes-vega", "--until-verdict", "--baseline", "b"]]
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    """The folder of a record as good as the teacher's."""
+    return save_record(make_measurement(), tmp_path)
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    """The folder of the teacher's record."""
+    return save_record(make_measurement("scenes-teacher", seed=2), tmp_path)
+
+
+@pytest.fixture
+def worse(tmp_path: Path) -> Path:
+    """The folder of a record with a lower CLIP score."""
+    return save_record(make_measurement(worse="clip_score.scenes", by=2), tmp_path)
+
+
+@pytest.fixture
+def strict(tmp_path: Path) -> list[str]:
+    (tmp_path / "strict.toml").write_text(STRICT, encoding="utf-8")
+    return ["--policy", str(tmp_path / "strict.toml")]
+
+
+@pytest.fixture
+def stopped_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[ModelSpec], str | None]]:
+    """Models and device of each call of `run`, which stops with an error."""
+    calls: list[tuple[list[ModelSpec], str | None]] = []
+
+    def stop(specs: list[ModelSpec], *_: object, device: str | None = None, **__: object) -> None:
+        calls.append((specs, device))
+        raise UserError("stopped by the test")
+
+    for module in (api, measuring):  # called by `sdbench run`, and by the gate
+        monkeypatch.setattr(module, "run", stop)
+    monkeypatch.setattr(runner, "run", lambda specs, context: stop(specs, device=context.device))  # by the noise floor
+    return calls
+
+
+def gate(candidate: Path, baseline: Path, *more: str) -> int:
+    return cli.main(["gate", str(candidate), "--baseline", str(baseline), *more])
+
+
+def test_gate_and_noise_complete_a_unet_with_the_given_base(
+    tiny_pipeline: Path, stopped_runs: list[tuple[list[ModelSpec], str | None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    unet, teacher = str(tiny_pipeline / "unet"), "scenes-teacher"
+    more = ["--base", teacher, "--name", "mine", "--device", "cpu"]
+    assert "complete" in error_message(["gate", unet, "--baseline", "scenes-vega-pruned"], capsys)
+    assert "But --base completes only the candidate" in error_message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)
+    assert cli.main(["gate", unet, "--baseline", "scenes-vega-pruned", *more]) == 2
+    assert re.match(
+        r"no matching record of mine and scenes-vega-pruned under quality@\d+ \(digest \w+\): measuring them now, on this machine \(the files of a checkpoint .*\)\nsdbench: ",
+        capsys.readouterr().err,
+    )
+    error_message(["noise", unet, *more], capsys)
+    own = resolve(unet, base=teacher, name="mine")
+    assert stopped_runs == [([own, resolve("scenes-vega-pruned")], "cpu"), ([own], "cpu")]
+
+
+def test_gate_and_noise_change_settings_of_a_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ran: list[Suite] = []
+
+    def stop(_: object, suite: Suite, *__: object, **___: object) -> None:
+        ran.append(suite)
+        raise UserError("stopped by the test")
+
+    monkeypatch.setattr(measuring, "run", stop)
+    monkeypatch.setattr(runner, "run", lambda specs, context: stop(specs, context.suite))
+    few = ["--n", "8", "--steps", "2", "--device", "cpu"]
+    assert cli.main(["gate", "scenes-vega-pruned", "--baseline", "scenes-vega", "--suite", "quality", *few]) == 2
+    assert cli.main(["noise", "scenes-vega", *few]) == 2
+    capsys.readouterr()
+    settings = [(suite.name, suite.sampling.steps, suite.prompts.n) for suite in ran if suite.sampling and suite.prompts]
+    assert settings == [("quality-custom", 2, 8)] * 2
+    assert "name the suite that these settings change" in error_message(["gate", "a", "--baseline", "b", *few], capsys)
+
+
+def test_missing_record_is_announced_before_it_is_measured(
+    stopped_runs: list[tuple[list[ModelSpec], str | None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = save_record(make_measurement(suite=suites.load("quality").id), Path("results"))
+    assert cli.main(["gate", str(record), "--baseline", "scenes-teacher", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert re.match(r"no matching record of scenes-teacher under quality@\d+ \(digest \w+\): measuring it now, on this machine\n", err)
+    assert json.loads(out)["verdict"] == "incomparable"
+    assert cli.main(["run", "--model", "scenes-vega", "--until-verdict", "--baseline", "scenes-teacher"]) == 2
+    assert capsys.readouterr().err.startswith("no matching record of scenes-teacher under quality@")
+    assert len(stopped_runs) == 2
+
+
+def test_gate_on_quality_alone(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slower = save_record(make_measurement(worse="latency.pipeline.p50", by=9), tmp_path)
+    assert gate(slower, teacher) == 1
+    assert gate(slower, teacher, "--only", "quality") == 0
+    assert "left out, as only image metrics are weighed: latency.pipeline.p50, memory.peak_data" in capsys.readouterr().out
+
+
+def test_noise_says_what_its_numbers_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    sides = [Side.read(save_record(make_measurement(seed=seed), tmp_path)) for seed in (1, 2)]
+    floor = floors.estimate(sides, (1, 2), SuiteId(name="quality", version=1, digest="5017e"))
+    spreads = {
+        "fd.scenes": floors.Spread(noise=77.8, values=(769.3, 823.9), unit="distance"),
+        "latency.pipeline.p50": floors.Spread(noise=0.0123, values=(0.5, 0.6), unit="s"),
+    }
+    monkeypatch.setattr(api, "noise", lambda *_: (tmp_path / "floor.toml", floor.model_copy(update={"metrics": spreads})))
+    assert cli.main(["noise", "scenes-vega"]) == 0
+    distance, latency, rule, _ = capsys.readouterr().out.splitlines()
+    assert distance.split(maxsplit=1) == [
+        "fd.scenes",
+        "standard deviation of the difference of two runs: 77.8; the runs' values: 769.3 to 823.9",
+    ]
+    assert "of two runs: 1.23 %; the runs' values: 0.5000 to 0.6000" in latency
+    assert rule == "a margin in the gate's policy must exceed the standard deviation of its metric"
+
+
+def test_options_for_a_run_are_rejected_with_a_record(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["gate", str(student), "--baseline", str(student), "--base", "scenes-teacher"]
+    assert "apply only to a model that is yet to run" in error_message(words, capsys)
+
+
+def test_gate_exits_with_0_for_an_equal_model(student: Path, teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gate(student, teacher) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("pass: ")
+    assert err == ""
+
+
+def test_gate_exits_with_1_for_a_worse_model_also_in_json(worse: Path, teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gate(worse, teacher, "--json") == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("regressed: ")
+    answer = json.loads(out)
+    assert (answer["verdict"], answer["exit_code"]) == ("regressed", 1)
+    assert [result["name"] for result in answer["results"] if result["verdict"] == "regressed"] == ["clip_score.scenes"]
+
+
+def test_every_report_names_its_inputs(
+    student: Path, teacher: Path, strict: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    baselines.set_baseline("production", teacher, "release 3", tmp_path)
+    files = ["--junit", "gate.xml", "--markdown", "gate.md"]
+    assert cli.main(["gate", str(student), "--baseline", "production", "--results", str(tmp_path), "--json", *strict, *files]) == 3
+    inputs = json.loads(capsys.readouterr().out)["inputs"]
+    assert inputs == {
+        "candidate": str(student),
+        "baseline": str(teacher),
+        "baseline_asked": "production",
+        "suite": "quality@1 (digest 5017e)",
+        "policy": str(tmp_path / "strict.toml"),
+        "alpha": 0.05,
+    }
+    properties = ET.parse("gate.xml").findall("properties/property")
+    assert [each.get("value") for each in properties] == list(map(str, inputs.values()))
+    lines = (tmp_path / "gate.md").read_text(encoding="utf-8").splitlines()
+    assert {f"- baseline: {teacher}", "- baseline asked: production", "- alpha: 0.05"} <= set(lines)
+
+
+def test_gate_exits_with_2_for_incomparable_records(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gate(save_record(make_measurement(family="sdxl"), tmp_path), teacher) == 2
+    assert capsys.readouterr().out.startswith("incomparable: ")
+    assert gate(save_record((make_record("empty", n_images=200), make_measurement()[1]), tmp_path), teacher) == 2
+    assert capsys.readouterr().out.startswith("incomparable: ")
+    damaged = save_record(make_measurement("damaged"), tmp_path)
+    (damaged / "record.json").write_text(
+        (damaged / "record.json").read_text(encoding="utf-8").replace("scenes-student", "x").replace("damaged", "harmless"),
+        encoding="utf-8",
+    )
+    assert gate(damaged, teacher) == 2
+    assert "was changed after it was written" in capsys.readouterr().err
+
+
+def test_gate_exits_with_3_if_prompts_are_too_few(tmp_path: Path, strict: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    few, teacher = (
+        save_record(make_measurement(n_prompts=6), tmp_path),
+        save_record(make_measurement("scenes-teacher", seed=2, n_prompts=6), tmp_path),
+    )
+    assert gate(few, teacher, *strict) == 3
+    assert capsys.readouterr().out.startswith("inconclusive: ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("no idea"),
+        MemoryError(),
+        UserError("mend it"),
+        ImportError("no torch"),
+        KeyboardInterrupt(),
+        SystemExit(1),
+        SystemExit(0),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("words", COMMANDS)
+def test_crash_of_the_gate_does_not_look_like_a_verdict(
+    words: list[str], error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash(*_: object, **__: object) -> Report:
+        raise error
+
+    monkeypatch.setattr(api, "gate", crash)
+    monkeypatch.setattr(api, "until_verdict", crash)
+    assert str(error) in error_message(words, capsys)
+
+
+def test_crash_is_reported_in_json_junit_and_markdown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash(*_: object, **__: object) -> Report:
+        raise ImportError("no parquet")
+
+    monkeypatch.setattr(api, "gate", crash)
+    junit, markdown = tmp_path / "gate.xml", tmp_path / "gate.md"
+    assert cli.main(["gate", "a", "--baseline", "b", "--json", "--junit", str(junit), "--markdown", str(markdown)]) == 2
+    assert json.loads(capsys.readouterr().out)["exit_code"] == 2
+    assert 'errors="1"' in junit.read_text(encoding="utf-8")
+    assert "no parquet" in junit.read_text(encoding="utf-8")
+    assert "no parquet" in markdown.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+def test_unwritable_report_is_not_a_verdict(option: str, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gate(student, student, option, str(tmp_path)) == 2
+    assert "the verdict cannot be published" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+def test_report_without_a_folder_is_refused_before_anything_is_measured(
+    option: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("gate", "until_verdict"):
+        monkeypatch.setattr(api, name, lambda *_, **__: pytest.fail("measured"))
+    message = error_message([*words, option, "nowhere/file"], capsys)
+    assert message == f"sdbench: {option} nowhere/file: there is no folder nowhere; make it, or name another file\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(("full", "more"), [("stdout", []), ("stdout", ["--json"]), ("stderr", ["--json"])])
+def test_full_disk_is_not_a_verdict(full: str, more: list[str], worse: Path, teacher: Path) -> None:
+    words = [sys.executable, "-m", "sdbench.cli", "gate", str(worse), "--baseline", str(teacher), *more]
+    with Path("/dev/full").open("w", encoding="utf-8") as sink:
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: sink}
+        assert subprocess.run(words, cwd=ROOT, check=False, **streams).returncode == 2
+
+
+def test_terminated_gate_has_no_verdict(tmp_path: Path) -> None:
+    code = """
+import os, signal
+from sdbench import api, cli
+api.gate = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(cli.main(["gate", "a", "--baseline", "b"]))
+"""
+    done = run_in_process(code, tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "interrupted" in done.stderr
+
+
+def test_records_of_an_unknown_suite_are_compared_but_not_run_against(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = tmp_path / "own.toml"
+    policy.write_text(STRICT.replace("quality", "own"), encoding="utf-8")
+    suite = SuiteId(name="own", version=1, digest="5017e")
+    folders = [save_record(make_measurement(seed=seed, suite=suite), tmp_path) for seed in (1, 2)]
+    assert gate(folders[0], folders[1], "--policy", str(policy)) == 3
+    capsys.readouterr()
+    assert gate(folders[0], Path("scenes-vega"), "--policy", str(policy)) == 2
+    assert "is of suite 'own', but neither ./suites nor the package has a file for it; give it with --suite FILE" in capsys.readouterr().err
+
+
+def test_compare_exits_with_0_without_policy_or_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, by in (("before", 0.0), ("after", 2.0)):
+        save_record(make_measurement(name, worse="clip_score.scenes", by=by, suite=SuiteId(name="own", version=1, digest="0a")), tmp_path)
+    words, page = ["compare", "before", "after", "--results", str(tmp_path), "--suite", "own"], tmp_path / "page.md"
+    assert cli.main([*words, "--markdown", str(page)]) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"clip_score.scenes \(100 cos\) ↑ .* worse\n", out)
+    assert err == ""
+    assert cli.main([*words, "--markdown", str(page), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["differences"][1]["outcome"] == "worse"
+    assert page.read_text(encoding="utf-8").count("### after compared with before") == 2
+    assert "only records are compared" in error_message(["compare", "before", "scenes-vega", "--results", str(tmp_path)], capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("words", [["gate", "--baseline"], ["compare"]])
+def test_gate_and_comparison_of_records_import_no_slow_library(words: list[str], student: Path, tmp_path: Path) -> None:
+    code = f"""
+from sdbench import cli
+assert cli.main([*{words!r}, {str(student)!r}, {str(student)!r}]) == 0
+print("imported:", sorted({SLOW | {"scipy", "pandas", "matplotlib", "huggingface_hub", "PIL"}!r} & set(sys.modules)))
+"""
+    assert run_in_process(code, tmp_path).stdout.splitlines()[-1:] == ["imported: []"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--model", "scenes-vega", "--until-verdict"],
+        ["run", "--model", "scenes-vega", "--baseline", "scenes-teacher"],
+        ["run", "--model", "scenes-vega", "--model", "scenes-ssd-1b", "--until-verdict", "--baseline", "scenes-teacher"],
+    ],
+)
+def test_until_verdict_takes_one_model_and_a_baseline(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--until-verdict takes one --model" in error_message(words, capsys)
+
+
+def test_unprintable_report_does_not_look_like_a_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class UnprintableReport(Report):
+        def text(self, width: int = 160) -> str:
+            raise ZeroDivisionError(width)
+
+    monkeypatch.setattr(api, "gate", lambda *_, **__: UnprintableReport("pass", "", "a", "b"))
+    assert "ZeroDivisionError" in error_message(["gate", "a", "--baseline", "b"], capsys)
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_gate_with_a_closed_pipe_does_not_pass(more: list[str], worse: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ClosedPipe:
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+        def flush(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(sys, "stdout", ClosedPipe())
+    assert gate(worse, teacher, *more) == 2

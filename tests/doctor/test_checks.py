@@ -1,0 +1,51 @@
+"""What the doctor finds of packages, compilers and folders."""
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from sdbench.doctor import checks
+
+
+def test_old_or_missing_packages_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda _: ["numpy>=2.0", "torch>=99", "nowhere>=1"])
+    found = [*checks._packages()]
+    assert [(finding.is_ok, finding.is_fatal) for finding in found] == [(True, True), (False, True), (False, True)]
+    assert found[0].text == f"numpy {metadata.version('numpy')}"
+    assert re.match(r"torch 2\.\S+, needed is torch>=99; install sdbench again", found[1].text)
+    assert found[2].text.startswith("nowhere is not installed, needed is nowhere>=1; install")
+    monkeypatch.undo()
+    assert all(finding.is_ok for finding in checks._packages())
+    monkeypatch.setattr(metadata, "requires", lambda _: metadata.version("nowhere"))
+    assert [finding.is_fatal for finding in checks._packages()] == [False]
+
+
+def test_doctor_tells_what_compiled_settings_lack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "my-cc"
+    compiler.touch(mode=0o755)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CC", str(compiler))
+    assert checks._compiler().is_ok
+    monkeypatch.delenv("CC")
+    (tmp_path / "Python.h").unlink()
+    finding = checks._compiler()
+    assert (finding.is_ok, finding.is_fatal) == (False, False)
+    assert "without a C compiler and Python's headers" in finding.text
+
+
+def test_doctor_checks_the_given_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checks, "_metrics", lambda: iter(()))
+    monkeypatch.setattr(checks, "_published_values", lambda: iter(()))
+    found = {finding.text for finding in checks.examine(tmp_path / "new" / "results", tmp_path / "away")}
+    assert f"folder {tmp_path}/new/results can be written" in found
+    assert any(text.endswith(f"of disk free for {tmp_path}/away") for text in found)
+
+
+def test_doctor_finds_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "results").touch()
+    finding = checks._writable(tmp_path / "results" / "runs", "--runs")
+    assert (finding.is_ok, finding.text.endswith("results/runs cannot be written; name another with --runs")) == (False, True)
