@@ -1,1 +1,1 @@
-"""The training loop and its cached latents, for both the embedded family and students."""
+"""Training, of the embedded family and of students: the loop and its checkpoints, what a UNet learns, and cached latents."""
