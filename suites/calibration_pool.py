@@ -76,14 +76,11 @@ def make(work: Path, students: Mapping[str, Path]) -> None:
 
 def _quantise_features(table: pa.Table) -> pa.Table:
     """Round features to eighths of their standard deviation, in 8 bits: adds 0.1 % to their variance and makes the file 1 MB smaller."""
-    columns, units = {}, {}
-    for name in table.column_names:
-        column = np.array(table[name]) if name.startswith("feature") else None
-        if column is not None:
-            units[name] = float(column.std()) / 8
-            columns[name] = pa.array(np.clip(np.rint(column / units[name]), -128, 127).astype(np.int8))
-        else:
-            columns[name] = table[name]
+    columns, units = dict(zip(table.column_names, table.columns, strict=True)), {}
+    for name in [name for name in columns if name.startswith("feature")]:
+        column = np.array(columns[name])
+        units[name] = float(column.std()) / 8
+        columns[name] = pa.array(np.clip(np.rint(column / units[name]), -128, 127).astype(np.int8))
     return pa.table(columns).replace_schema_metadata({"units": json.dumps(units)})
 
 

@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from sdbench.disk import read_json, write_json
 from sdbench.models.architectures import PARTS, unet_config
 from sdbench.models.text_encoders import letter_tokenizer, save_text_encoder
 from sdbench.training.diffusion import Batch
@@ -46,6 +47,11 @@ def noise_unet(config: dict[str, Any]) -> UNet2DConditionModel:
     noise = {name: torch.empty(like.shape, dtype=torch.bfloat16).uniform_() for name, like in unet.state_dict().items()}
     unet.load_state_dict(noise, assign=True)
     return unet
+
+
+def edit_json(path: Path, **values: object) -> None:
+    """Set values of a JSON object in a file, such as a configuration in a pipeline's folder."""
+    write_json(path, read_json(path) | values)
 
 
 def with_unet(pipeline: Path, folder: Path, unet: UNet2DConditionModel, **options: str) -> Path:

@@ -103,7 +103,7 @@ def read_captions(path: Path, n: int | None = None) -> list[str]:
     """
     captions = [*read_lines(path)]
     if len(captions) < (n or 1):
-        raise UserError(f"{path} holds {len(captions)} captions; expected {n or 'at least 1'}")
+        raise UserError(f"{path} holds {len(captions)} captions; expected {n or 'at least 1'}. Add some{', or lower --n' if n else ''}")
     return captions[:n]
 
 
@@ -123,10 +123,15 @@ def _check_same_settings(out: Path, identity: dict[str, Any]) -> None:
                 raise
         else:
             return
-    earlier = read_json(out / SETTINGS_FILE)
-    if differing := [name for name, value in identity.items() if earlier.get(name) != value]:
-        differences = ", ".join(f"{name} {earlier.get(name)} (now {identity[name]})" for name in differing)
+    earlier, now = read_json(out / SETTINGS_FILE, _flatten), _flatten(identity)
+    if differing := [name for name, value in now.items() if earlier.get(name) != value]:
+        differences = ", ".join(f"{name} {earlier.get(name)} (now {now[name]})" for name in differing)
         raise UserError(f"{out} holds images drawn with other settings: {differences}. Use the same settings, or another folder with --out")
+
+
+def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings by name, those of the sampling among them."""
+    return {name: value for name, value in settings.items() if name != "sampling"} | settings.get("sampling", {})
 
 
 def _versions(out: Path) -> list[dict[str, str]]:

@@ -17,7 +17,7 @@ from sdbench.encoders.pixels import resize_shortest_edge
 from sdbench.encoders.towers import image_features, text_features
 
 Prepare = Callable[[U8, int, torch.device], Tensor]  # takes images, the side of the network's input and the device
-BATCH = 16  # fixed: another size may change the last digits of features
+BATCH, CAPTIONS_BATCH = 16, 64  # fixed: another size may change the last digits of features
 # Backbone, as named in protocols -> open_clip's configuration. OpenAI trained its weights with the quick GELU.
 BACKBONES = {
     "vit-b-32": "ViT-B-32-quickgelu",
@@ -36,14 +36,14 @@ class Clip:
     prepare: Prepare = resize_shortest_edge
     scale: float = 100.0
 
-    def images(self, images: U8, batch: int = BATCH) -> F32:
+    def images(self, images: U8) -> F32:
         """Embed images, N x H x W x 3 uint8 RGB; returns N x d."""
         weight, side = self.model.text_projection, self.model.visual.image_size[0]
-        return encode(images, lambda some: image_features(self.model, self.prepare(some, side, weight.device).to(weight.dtype)), batch)
+        return encode(images, lambda some: image_features(self.model, self.prepare(some, side, weight.device).to(weight.dtype)), BATCH)
 
-    def texts(self, captions: Sequence[str], batch: int = 64) -> F32:
+    def texts(self, captions: Sequence[str]) -> F32:
         """Embed captions; returns N x d. A long caption is cut, and keeps its end-of-text token."""
-        return encode(tokenize(captions), lambda tokens: text_features(self.model, tokens), batch)
+        return encode(tokenize(captions), lambda tokens: text_features(self.model, tokens), CAPTIONS_BATCH)
 
 
 def tokenize(captions: Sequence[str]) -> Tensor:

@@ -31,7 +31,7 @@ class PickScore:
         factor: float = self.model.logit_scale.detach().exp().item()
         return factor
 
-    def images(self, images: U8, batch: int = clip.BATCH) -> F32:
+    def images(self, images: U8) -> F32:
         """Embed images, N x H x W x 3 uint8 RGB; returns N x d."""
         weight, side = self.model.logit_scale, self.model.config.vision_config.image_size
 
@@ -40,12 +40,12 @@ class PickScore:
             embedded: Tensor = self.model.get_image_features(pixel_values=pixels).pooler_output
             return embedded
 
-        return encode(images, features, batch)
+        return encode(images, features, clip.BATCH)
 
-    def texts(self, captions: Sequence[str], batch: int = 64) -> F32:
+    def texts(self, captions: Sequence[str]) -> F32:
         """Embed captions; returns N x d. open_clip tokenizes: it has the same vocabulary, and needs no files."""
         tokens = clip.tokenize(captions).to(self.model.logit_scale.device)
-        return encode(tokens, lambda some: self.model.get_text_features(input_ids=some).pooler_output, batch)
+        return encode(tokens, lambda some: self.model.get_text_features(input_ids=some).pooler_output, clip.CAPTIONS_BATCH)
 
 
 @cache

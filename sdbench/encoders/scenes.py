@@ -26,7 +26,7 @@ BATCH, CAPTIONS_BATCH = 64, 512  # fixed: another size may change the last digit
 
 
 @dataclass(frozen=True, eq=False)
-class Towers:
+class SceneTowers:
     """Both towers of a CLIP, with the interface of `catalogue.Towers`.
 
     Attributes:
@@ -49,7 +49,7 @@ class Towers:
 
 
 @cache
-def clip() -> Towers:
+def clip() -> SceneTowers:
     """Load the open_clip model.
 
     Raises:
@@ -58,11 +58,11 @@ def clip() -> Towers:
     model = open_clip.CLIP(**json.loads(verified_path("evaluators/clip.json").read_text(encoding="utf-8")))
     model.load_state_dict(load_file(verified_path("evaluators/clip.safetensors")))
     model.eval()
-    return Towers(encoder_id("clip"), 100.0, model.encode_image, model.encode_text)
+    return SceneTowers(encoder_id("clip"), 100.0, model.encode_image, model.encode_text)
 
 
 @cache
-def preference() -> Towers:
+def preference() -> SceneTowers:
     """Load the preference model.
 
     Raises:
@@ -70,7 +70,7 @@ def preference() -> Towers:
     """
     silence_libraries()
     model = CLIPModel.from_pretrained(verified_path("evaluators/preference"), dtype=torch.float32).eval()
-    return Towers(
+    return SceneTowers(
         encoder_id("preference"),
         model.logit_scale.detach().exp().item(),
         lambda images: model.get_image_features(pixel_values=images).pooler_output,

@@ -112,7 +112,7 @@ class LatentPool:
         self.images, self._folder, self._device = images, pipeline_folder, device
         self.scheduler: DDIMScheduler = DDIMScheduler.from_pretrained(pipeline_folder / "scheduler")
         kind = torch.device(device).type  # a GPU's latents have other last digits, and a run on the CPU is repeatable
-        text_parts = [name for name in COMPONENTS if name.startswith("t")]
+        text_parts = [name for name in COMPONENTS if name.startswith(("text_encoder", "tokenizer"))]
         images_digest, captions_digest = broadcast_from_main(
             lambda: [_digest(images.digest, kind, pipeline_folder, parts) for parts in (["vae"], text_parts)]
         )

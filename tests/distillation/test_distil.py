@@ -27,7 +27,7 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
 from processes import by_one, by_two, is_locked
 from safetensors.torch import load_file, save_file
-from tiny import tiny_unet, with_unet
+from tiny import edit_json, tiny_unet, with_unet
 from torch import nn
 
 from distillation import export, train
@@ -402,8 +402,7 @@ def test_a_student_of_a_16_bit_teacher_loads_without_a_variant(vega: Recipe, tea
 
 def test_teachers_with_different_noise_are_refused(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(teacher_folder, tmp_path / "other")
-    config = tmp_path / "other" / "scheduler" / "scheduler_config.json"
-    write_json(config, read_json(config) | {"prediction_type": "epsilon"})
+    edit_json(tmp_path / "other" / "scheduler" / "scheduler_config.json", prediction_type="epsilon")
     with pytest.raises(
         UserError, match=r"different noise from the one in .*: its scheduler's prediction_type is epsilon, not v_prediction"
     ):

@@ -1,6 +1,7 @@
 """CLIP scores against the reference implementations, on the same random networks and images."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sdbench.arrays import U8
 from sdbench.assets import weights
 from sdbench.encoders import clip
 from sdbench.encoders.clip import Clip
+from sdbench.encoders.preference import PickScore
 from sdbench.metrics.cosine import caption_score
 
 SIZES = [(64, 64), (256, 256), (96, 160), (24, 24)]
@@ -30,8 +32,8 @@ def towers() -> Clip:
     return Clip(tiny(), "tiny")
 
 
-def scores(towers: Clip, images: U8, captions: list[str], **how: Any) -> Any:
-    return caption_score(towers.images(images, **how), towers.texts(captions, **how))
+def scores(towers: Clip | PickScore, images: U8, captions: list[str]) -> Any:
+    return caption_score(towers.images(images), towers.texts(captions), towers.scale)
 
 
 def open_clip_scores(model: open_clip.CLIP, images: U8, captions: list[str]) -> Any:
@@ -95,14 +97,24 @@ def test_leaving_out_padding_does_not_change_text_features(towers: Clip) -> None
     np.testing.assert_allclose(np.concatenate([towers.texts([caption]) for caption in CAPTIONS]), padded, rtol=0, atol=1e-5)
 
 
-def test_batch_size_does_not_affect_scores_in_float64_and_hardly_in_float32() -> None:
+@pytest.mark.parametrize(
+    "make",
+    [lambda dtype: Clip(tiny().to(dtype), "tiny"), lambda dtype: PickScore(for_transformers(tiny(), TINY).to(dtype), "tiny")],
+    ids=["CLIP", "PickScore"],
+)
+def test_batch_size_does_not_affect_scores_in_float64_and_hardly_in_float32(
+    make: Callable[[torch.dtype], Clip | PickScore], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bounds on the scale 100 cos. A suite always runs with one batch size anyhow."""
     images, captions = np.concatenate([photographs(40, 40, 40), noises(24, 40, 40)]), CAPTIONS * 12 + CAPTIONS[:4]
     for dtype, bound in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
-        towers = Clip(tiny().to(dtype), "tiny")
-        one, seven, all_at_once = (scores(towers, images, captions, batch=batch) for batch in (1, 7, 64))
-        np.testing.assert_allclose(one, all_at_once, rtol=0, atol=bound)
-        np.testing.assert_allclose(seven, all_at_once, rtol=0, atol=bound)
+        towers, found = make(dtype), []
+        for batch in (64, 1, 7):
+            monkeypatch.setattr(clip, "BATCH", batch)
+            monkeypatch.setattr(clip, "CAPTIONS_BATCH", batch)
+            found.append(scores(towers, images, captions))
+        for other in found[1:]:
+            np.testing.assert_allclose(other, found[0], rtol=0, atol=bound)
 
 
 def test_golden_images_have_distinct_scores(towers: Clip) -> None:

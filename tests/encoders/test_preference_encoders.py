@@ -71,16 +71,6 @@ def test_score_matches_hpsv2(height: int, width: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * 100)
 
 
-def test_batch_size_does_not_affect_scores_in_float64_and_hardly_in_float32() -> None:
-    """In float32 within 1e-6 of the logit scale."""
-    images, captions = np.concatenate([photographs(40, 40, 40), noises(24, 40, 40)]), CAPTIONS * 12 + CAPTIONS[:4]
-    for dtype, bound in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
-        judge = PickScore(for_transformers(tiny(), TINY).to(dtype), "tiny")
-        one, seven, all_at_once = (caption_score(judge.images(images, n), judge.texts(captions, n), judge.scale) for n in (1, 7, 64))
-        np.testing.assert_allclose(one, all_at_once, rtol=0, atol=bound)
-        np.testing.assert_allclose(seven, all_at_once, rtol=0, atol=bound)
-
-
 def test_names_identify_the_weights(pickscore_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"epoch": 1, "state_dict": tiny().state_dict()}, tmp_path / "HPS_v2.1_compressed.pt")
     found = {"pickscore-v1": pickscore_folder, "hps-v2.1": tmp_path / "HPS_v2.1_compressed.pt"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from tiny import tiny_unet
+from tiny import edit_json, tiny_unet
 
 from sdbench.errors import UserError
 from sdbench.models import digest as module
@@ -34,10 +34,8 @@ def _rename(folder: Path) -> None:
     save_file(tensors, path)
 
 
-def _set(file: str, key: str, value: object) -> Callable[[Path], object]:
-    return lambda folder: (folder / file).write_text(
-        json.dumps({**json.loads((folder / file).read_text(encoding="utf-8")), key: value}), encoding="utf-8"
-    )
+def _set(file: str, **values: object) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / file, **values)
 
 
 @pytest.mark.parametrize(
@@ -45,10 +43,10 @@ def _set(file: str, key: str, value: object) -> Callable[[Path], object]:
     [
         _nudge,
         _rename,
-        _set("unet/config.json", "norm_eps", 1e-4),
-        _set("scheduler/scheduler_config.json", "prediction_type", "epsilon"),
-        _set("model_index.json", "force_zeros_for_empty_prompt", False),
-        _set("tokenizer_2/tokenizer_config.json", "model_max_length", 7),
+        _set("unet/config.json", norm_eps=1e-4),
+        _set("scheduler/scheduler_config.json", prediction_type="epsilon"),
+        _set("model_index.json", force_zeros_for_empty_prompt=False),
+        _set("tokenizer_2/tokenizer_config.json", model_max_length=7),
     ],
 )
 def test_every_change_that_affects_images_changes_the_digest(tiny_pipeline: Path, tmp_path: Path, change: Callable[[Path], object]) -> None:
@@ -61,7 +59,7 @@ def test_every_change_that_affects_images_changes_the_digest(tiny_pipeline: Path
 def test_versions_sharding_and_unrelated_files_keep_the_digest(tiny_pipeline: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
     (copy / "README.md").write_text("notes", encoding="utf-8")
-    _set("unet/config.json", "_diffusers_version", "0.1")(copy)
+    edit_json(copy / "unet" / "config.json", _diffusers_version="0.1")
     shutil.rmtree(copy / "unet")
     UNet2DConditionModel.from_pretrained(tiny_pipeline / "unet").save_pretrained(copy / "unet", max_shard_size="200KB")
     assert len(list((copy / "unet").glob("*.safetensors"))) > 1

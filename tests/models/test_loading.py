@@ -14,7 +14,7 @@ from ldm import unet_key
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from tiny import SIZE_PX, tiny_unet
+from tiny import SIZE_PX, edit_json, tiny_unet
 
 from sdbench.errors import UserError
 from sdbench.models.files import choose_weight_files, read_header
@@ -340,10 +340,8 @@ def _tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path
     return damage
 
 
-def _json(file: str, **values: Any) -> Callable[[Path], object]:
-    return lambda folder: (folder / file).write_text(
-        json.dumps({**json.loads((folder / file).read_text(encoding="utf-8")), **values}), encoding="utf-8"
-    )
+def _json(file: str, **values: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / file, **values)
 
 
 def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:

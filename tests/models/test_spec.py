@@ -1,4 +1,3 @@
-import json
 import re
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ import pytest
 import torch
 from ldm import unet_key
 from safetensors.torch import save_file
-from tiny import tiny_unet
+from tiny import edit_json, tiny_unet
 
 from sdbench.errors import UserError
 from sdbench.models.catalogue import CATALOGUE
@@ -203,8 +202,8 @@ def test_folders_that_are_not_checkpoints_are_rejected(tiny_pipeline: Path, tmp_
 
 
 def test_config_of_endless_layers_is_refused_before_they_are_counted(tiny_pipeline: Path, tmp_path: Path) -> None:
-    config = json.loads((tiny_pipeline / "unet" / "config.json").read_text(encoding="utf-8"))
-    (tmp_path / "config.json").write_text(json.dumps({**config, "layers_per_block": 10**12}), encoding="utf-8")
+    shutil.copy(tiny_pipeline / "unet" / "config.json", tmp_path)
+    edit_json(tmp_path / "config.json", layers_per_block=10**12)
     with pytest.raises(UserError, match="'layers_per_block' is 1000000000000"):
         resolve(str(tmp_path), base=str(tiny_pipeline))
 

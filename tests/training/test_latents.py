@@ -17,9 +17,10 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from processes import by_two, is_locked
 from safetensors.torch import load_file, save_file
+from tiny import edit_json
 from torch import distributed
 
-from sdbench.disk import read_json, size_text, write_json
+from sdbench.disk import read_json, size_text
 from sdbench.errors import UndecodableError, UserError
 from sdbench.scenes.training.pool import Pool
 from sdbench.training import latents as latents_module
@@ -132,8 +133,7 @@ def test_dropped_captions_are_the_empty_prompt_if_the_pipeline_says_so(
     latents: LatentPool, pool: Pool, teacher_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(teacher_folder, tmp_path / "teacher")
-    index = tmp_path / "teacher" / "model_index.json"
-    write_json(index, read_json(index) | {"force_zeros_for_empty_prompt": False})
+    edit_json(tmp_path / "teacher" / "model_index.json", force_zeros_for_empty_prompt=False)
     pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path / "teacher")
     with torch.no_grad():
         _, unconditional, _, unconditional_pooled = pipeline.encode_prompt("a circle")

@@ -192,12 +192,10 @@ def test_versions_are_those_that_drew_the_images(
     assert read_json(tmp_path / "out" / "made.json")["versions"] == [{"torch": "1"}, {"torch": "3"}]
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "said"), [("seed", 6, r"seed 5 \(now 6\)"), ("steps", 3, r"sampling .*'steps': 2.*now .*'steps': 3")]
-)
+@pytest.mark.parametrize(("name", "value", "said"), [("seed", 6, r"seed 5 \(now 6\)"), ("steps", 3, r"steps 2 \(now 3\)")])
 def test_a_folder_has_one_set_of_settings(whole: Path, prompts: Path, teacher_folder: Path, name: str, value: int, said: str) -> None:
     before = files(whole)
-    with pytest.raises(UserError, match=f"whole holds images drawn with other settings: {said}"):
+    with pytest.raises(UserError, match=rf"whole holds images drawn with other settings: {said}\."):
         draw_images(prompts, teacher_folder, whole, n=1, **{**SETTINGS, name: value})
     assert files(whole) == before
 
@@ -220,7 +218,7 @@ def test_invalid_arguments_are_refused_before_anything_is_written(prompts: Path,
     (tmp_path / "taken" / "thesis.tex").touch()
     arguments: dict[str, Any] = {"prompts": prompts, "teacher": teacher_folder, "out": tmp_path / "out", **SETTINGS}
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"n": 6}, r"prompts\.txt holds 5 captions; expected 6"),
+        ({"n": 6}, r"prompts\.txt holds 5 captions; expected 6\. Add some, or lower --n"),
         ({"prompts": blank}, r"blank\.txt holds 0 captions; expected at least 1"),
         ({"prompts": tmp_path / "nowhere.txt"}, r"prompts .*nowhere\.txt cannot be read"),
         ({"teacher": tmp_path}, "no teacher in"),
