@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -13,7 +14,8 @@ from factories import make_measurement, save_record
 
 from sdbench import cli
 
-WORKFLOW: dict[Any, Any] = yaml.safe_load((Path(__file__).parents[1] / ".github" / "workflows" / "gate.yml").read_text(encoding="utf-8"))
+FOLDER = Path(__file__).parents[1] / ".github" / "workflows"
+WORKFLOW: dict[Any, Any] = yaml.safe_load((FOLDER / "gate.yml").read_text(encoding="utf-8"))
 STEPS: dict[str, Any] = {step.get("name", step.get("uses")): step for step in WORKFLOW["jobs"]["gate"]["steps"]}
 GATE = STEPS["Gate"]
 
@@ -46,8 +48,16 @@ def test_workflow_needs_a_self_hosted_runner_and_only_reads() -> None:
     assert GATE["env"].keys() == {"CANDIDATE", "BASELINE"}
 
 
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yml")), ids=lambda file: file.name)
+def test_actions_are_pinned_to_commits(file: Path) -> None:
+    uses = re.findall(r"uses: (\S+)", file.read_text(encoding="utf-8"))
+    assert uses
+    assert all(re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", action) for action in uses)
+
+
 def test_workspace_is_kept_and_the_record_is_uploaded() -> None:
-    assert STEPS["actions/checkout@v4"]["with"] == {"clean": False, "persist-credentials": False}
+    (checkout,) = (step for name, step in STEPS.items() if name.startswith("actions/checkout@"))
+    assert checkout["with"] == {"clean": False, "persist-credentials": False}
     upload = STEPS["Keep the report and the record"]
     assert upload["if"] == "${{ always() }}"
     assert upload["with"]["path"].split("\n")[:3] == ["gate.json", "gate.xml", "${{ steps.gate.outputs.record }}"]

@@ -3,6 +3,7 @@
 import bisect
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from sdbench.arrays import U8
 from sdbench.scenes.networks import to_pixels
 from sdbench.scenes.training.pool import Pool
 from sdbench.training.diffusion import Batch
-from sdbench.training.latents import LatentPool
+from sdbench.training.latents import CaptionedImages, LatentPool
+from sdbench.training.row_files import MAX_UNDECODABLE
 
 
 class SquareImages:
@@ -49,6 +51,23 @@ class SquareImages:
     def _image(self, row: int) -> Image.Image:
         source = bisect.bisect_right(self._ends, row)
         return self._sources[source].image(row - self._ends[source] + len(self._sources[source]))
+
+
+class FirstImages:
+    """The first images of a source that may have millions more, which then need not be encoded: n, and spares for those that cannot be decoded."""
+
+    def __init__(self, images: CaptionedImages, n: int) -> None:
+        self._images, self.size_px = images, images.size_px
+        self.captions = images.captions[: math.ceil(n / (1 - MAX_UNDECODABLE))]
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 (hex) of the source's digest and the number of images."""
+        return hashlib.sha256(f"{self._images.digest} {len(self.captions)}".encode()).hexdigest()
+
+    def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Read images of the source; see `CaptionedImages.read`."""
+        return self._images.read(rows)
 
 
 def crop_square(image: Image.Image, size_px: int) -> tuple[U8, tuple[int, ...]]:

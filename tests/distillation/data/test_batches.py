@@ -16,7 +16,7 @@ from torch import nn
 
 from distillation import train
 from distillation.ablation.experiment import one_shot_recipe
-from distillation.data.batches import SquareImages, crop_square, open_square_images
+from distillation.data.batches import FirstImages, SquareImages, crop_square, open_square_images
 from distillation.data.images import open_images
 from distillation.recipe import Recipe
 from distillation.taps import Tap
@@ -94,6 +94,15 @@ def test_several_sources_are_concatenated(folder: Path, tmp_path: Path) -> None:
     assert squares.digest == hashlib.sha256(f"{blue} {gray} {blue} {SIDE}".encode()).hexdigest()
     with pytest.raises(UserError, match=r"unknown column of .* 'title'"):
         open_square_images([str(folder)], "title", SIDE)
+
+
+def test_first_images_are_those_of_the_source_and_some_to_spare(folder: Path) -> None:
+    squares = open_square_images([str(folder)] * 40, None, SIDE)
+    first = FirstImages(squares, 198)
+    assert first.captions == squares.captions[:200]
+    assert len(FirstImages(squares, 40 * N).captions) == 40 * N
+    assert torch.equal(first.read(np.array([3]))[0], squares.read(np.array([3]))[0])
+    assert len({squares.digest, first.digest, FirstImages(squares, 100).digest}) == 3
 
 
 def test_an_epoch_is_as_many_images_as_there_are(recipe: Recipe) -> None:
