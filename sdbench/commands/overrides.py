@@ -71,8 +71,9 @@ def read(arguments: argparse.Namespace, names: Sequence[str] | None = None) -> "
         UserError: there is no reference of the given name.
     """
     from sdbench.api import Overrides
-    from sdbench.reference import cards
 
     if arguments.reference:
+        from sdbench.reference import cards  # imports scipy, which the gate does without
+
         cards.check_name(arguments.reference, places_from(arguments).work)
     return Overrides(**{name: getattr(arguments, name) for name in names or [own.name for own in fields(Overrides)]})

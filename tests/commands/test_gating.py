@@ -148,6 +148,11 @@ def test_noise_says_what_its_numbers_are(tmp_path: Path, monkeypatch: pytest.Mon
     assert rule == "a margin in the gate's policy must exceed the standard deviation of its metric"
 
 
+def test_noise_needs_a_suite_that_draws_its_latents(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["noise", "sdxl", "--suite", "mlperf-sdxl"]) == 2
+    assert "takes its latent from asset:mlperf-latents, whatever the seed" in capsys.readouterr().err  # behind what is not on this disk
+
+
 def test_options_for_a_run_are_rejected_with_a_record(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["gate", str(student), "--baseline", str(student), "--base", "scenes-teacher"]
     assert "apply only to a model that is yet to run" in error_message(words, capsys)

@@ -188,7 +188,7 @@ def test_speed_up_of_a_few_step_student_is_over_the_teacher_in_its_own_suite() -
     (section,) = (found for found in standings.sections(rows) if "few-step" in found.title)
     assert section.teacher is None, "the teacher in 4 steps is not the teacher of the section"
     grid = grids.quality_grid(section)
-    assert grid.header[-1] == "speed-up over sdxl under standard@4 ↑"
+    assert grid.header[-1] == "speed-up over sdxl under standard@3 ↑"
     assert {row[0]: row[-1] for row in grid.rows} == {"lcm": "6.00x", "sdxl": "3.00x"}
     (elsewhere,) = standings.sections([rows[1], Row(Path("3"), teacher.model_copy(update={"machine": GPU}))])[:1]
     assert elsewhere.speed_baseline is None, "measured on another machine"
