@@ -507,8 +507,23 @@ def test_crash_is_reported_in_json_junit_and_markdown(
 @pytest.mark.parametrize("option", ["--junit", "--markdown"])
 def test_unwritable_report_is_not_a_verdict(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_record(make_measurement(), tmp_path)
-    assert gate(folder, folder, option, str(tmp_path / "nowhere" / "file")) == 2
+    assert gate(folder, folder, option, str(tmp_path)) == 2
     assert "the verdict cannot be published" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+@pytest.mark.parametrize(
+    "words", [["gate", "a", "--baseline", "b"], ["run", "--model", "scenes-vega", "--until-verdict", "--baseline", "b"]]
+)
+def test_report_without_a_folder_is_refused_before_anything_is_measured(
+    words: list[str], option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: list[object] = []
+    for name in ("gate", "until_verdict"):
+        monkeypatch.setattr(api, name, lambda *given, **_: measured.append(given))
+    message = error_message([*words, option, "nowhere/file"], capsys)
+    assert "the verdict cannot be published: there is no folder nowhere for file; make it" in message
+    assert not measured
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

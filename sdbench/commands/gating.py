@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sdbench.arguments import add_command, print_answer, print_json, print_note
 from sdbench.commands import showing
 from sdbench.commands.console import AddCommand, add_common, add_completion, add_device, add_runs, check_results, places_from, table_width
+from sdbench.errors import UserError
 
 if TYPE_CHECKING:
     from sdbench.gate.comparison import Comparison
@@ -170,6 +171,7 @@ def baseline(arguments: argparse.Namespace) -> int:
 def _judge_and_publish(judge: "Callable[[], Report]", arguments: argparse.Namespace, candidate: str) -> int:
     """Judge, publish the report, and return the exit code."""
     try:
+        _check_folders(arguments)
         try:
             report = judge()
         except BaseException as error:  # noqa: BLE001  # a crash must never look like "regressed"
@@ -184,9 +186,18 @@ def _judge_and_publish(judge: "Callable[[], Report]", arguments: argparse.Namesp
     return report.exit_code
 
 
-def _describe_error(error: BaseException) -> str:
-    from sdbench.errors import UserError
+def _check_folders(arguments: argparse.Namespace) -> None:
+    """Check that the report has folders to be written to: a candidate may be measured for hours before.
 
+    Raises:
+        UserError: there is none.
+    """
+    for path in filter(None, (arguments.junit, arguments.markdown)):
+        if not path.parent.is_dir():
+            raise UserError(f"there is no folder {path.parent} for {path.name}; make it, or name another file")
+
+
+def _describe_error(error: BaseException) -> str:
     if isinstance(error, UserError | OSError):  # the latter names its file
         return str(error)
     if isinstance(error, KeyboardInterrupt):

@@ -60,10 +60,8 @@ def find_images(folder: Path, prompts: Path | None, suite: Suite) -> CaptionedFi
         UserError: images lack prompts or prompts images, a file cannot be read, the order of the names is ambiguous, or the suite's
             family has no such images.
     """
-    if not folder.is_dir() or (prompts and (not prompts.exists() or prompts.is_dir())):
-        raise UserError(
-            f"--images takes a folder and --prompts a text file; found {folder} and {prompts}, one of which is missing or of the other kind"
-        )
+    if not folder.is_dir():
+        raise UserError(f"--images takes a folder of images, and {folder} {'is a file' if folder.exists() else 'does not exist'}")
     if suite.family is None:
         raise UserError(
             f"suite {suite.name!r} is a part and has no family; score with one that includes it, such as 'standard' or 'quality'"

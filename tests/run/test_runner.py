@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -1032,8 +1032,16 @@ def test_images_and_prompts_that_are_not_scenes_are_rejected(tmp_path: Path) -> 
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("make", [lambda folder: folder / "nowhere", lambda folder: folder / "prompts.txt"], ids=["missing", "file"])
-def test_images_path_that_is_not_a_folder_is_an_error(make: Callable[[Path], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "what"), [("nowhere", "does not exist"), ("prompts.txt", "is a file")])
+@pytest.mark.parametrize("with_prompts", [True, False])
+def test_images_path_that_is_not_a_folder_is_an_error(name: str, what: str, with_prompts: bool, tmp_path: Path) -> None:
     _, prompts = save_images(tmp_path, IMAGES, PROMPTS)
-    with pytest.raises(UserError, match=r"--images takes a folder .* one of which is missing or of the other kind"):
-        api.score(make(tmp_path), prompts, api.Places(tmp_path, tmp_path / "runs"))
+    with pytest.raises(UserError, match=rf"--images takes a folder of images, and .*{name} {what}"):
+        api.score(tmp_path / name, prompts if with_prompts else None, api.Places(tmp_path, tmp_path / "runs"))
+
+
+@pytest.mark.parametrize("name", ["nowhere.txt", "images"])
+def test_prompts_path_that_is_not_a_file_is_an_error(name: str, tmp_path: Path) -> None:
+    images, _ = save_images(tmp_path / "images", IMAGES, PROMPTS)
+    with pytest.raises(UserError, match=rf"prompts .*{name} cannot be read"):
+        api.score(images, tmp_path / name, api.Places(tmp_path, tmp_path / "runs"))
