@@ -17,7 +17,7 @@ LAYERS = (
     {"generate", "probes", "schedulers", "score"},
     {"doctor", "run"},
     {"api"},
-    {"cli", "commands"},
+    {"__main__", "cli", "commands"},
 )
 # Packages that may import less than their layer allows. `scenes.training` trains weights with `models` and the rest of
 # `scenes`; only the command line and `distillation` may import it.
