@@ -131,7 +131,7 @@ def _check_same_settings(out: Path, identity: dict[str, Any]) -> None:
 
 def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings by name, those of the sampling among them."""
-    return {name: value for name, value in settings.items() if name != "sampling"} | settings.get("sampling", {})
+    return {name: value for name, value in settings.items() if name != "sampling"} | dict(settings.get("sampling", {}))
 
 
 def _versions(out: Path) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from clips import CAPTIONS, TINY, tiny
@@ -68,7 +69,7 @@ def test_score_of_images_needs_no_second_embedding(tmp_path: Path, monkeypatch: 
     (of_clip, found), scores = score(external.store_images(images, CAPTIONS, tmp_path), ["clip_score.vit-l-14", "aesthetic.laion-v2"])
     assert (of_clip.state, found.state, found.n, found.unit) == ("ok", "ok", 5, "points")
     assert len(passes) == 1
-    preprocess = clip.open_clip.image_transform(TINY["vision_cfg"]["image_size"], is_train=False)
+    preprocess = open_clip.image_transform(TINY["vision_cfg"]["image_size"], is_train=False)
     with torch.no_grad():
         expected = network(model.encode_image(torch.stack([preprocess(Image.fromarray(image)) for image in images])))
     np.testing.assert_allclose(scores.columns["aesthetic.laion-v2"], expected.numpy(), rtol=0, atol=1e-5)
