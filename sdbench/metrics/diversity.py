@@ -27,7 +27,7 @@ def mean_distance_within(features: npt.ArrayLike, groups: Sequence[str]) -> F64:
         raise ValueError(f"each row needs a group, found {len(features)} rows and {len(groups)} groups")
     directions, (names, group_of, sizes) = unit(features, "features"), np.unique(groups, return_inverse=True, return_counts=True)
     if (sizes < 2).any():
-        raise ValueError(f"{(sizes < 2).sum()} groups have a single row, the first is {names[sizes < 2][0]!r}: a distance needs two")
+        raise ValueError(f"{(sizes < 2).sum()} groups have a single row, the first is {str(names[sizes < 2][0])!r}: a distance needs two")
     sums = np.zeros((len(names), features.shape[1]))
     np.add.at(sums, group_of, directions)
     others = sums[group_of] - directions
