@@ -176,7 +176,7 @@ def test_images_made_elsewhere_are_samples_of_the_prompts_that_they_share(tmp_pa
     folder, prompts = tmp_path / "images", tmp_path / "prompts.txt"
     folder.mkdir()
     for row in range(6):
-        Image.fromarray(np.full((64, 64, 3), 40 * row, np.uint8)).save(folder / f"{row}.png")
+        Image.fromarray(np.full((64, 64, 3), 20 + 40 * row, np.uint8)).save(folder / f"{row}.png")
     prompts.write_text("\n".join(captions), encoding="utf-8")
     record, scores = records.read(api.record_images(folder, prompts, "dall-e", places, suite, device="cpu"))
     assert (record.suite, record.n_images, record.samples, record.n_prompts) == (suite.id, 6, 2, 3)

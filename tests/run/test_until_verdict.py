@@ -160,13 +160,13 @@ def test_baseline_of_another_suite_is_rejected_before_any_work(
 
 
 def test_baseline_without_a_required_value_is_rejected_before_any_work(
-    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX_PROMPTS))
     monkeypatch.setattr(runner, "load", fail_if_called)
-    rules = RULES.model_copy(update={"suites": {"own": {LATENCY: Rule(direction="lower", margin=0.05, required=True)}}})
-    with pytest.raises(UserError, match=f"has no value of {LATENCY}, which the policy requires"):
-        run_sequentially(replace(teacher, name="student"), baseline, tmp_path, rules)
+    rules = RULES.model_copy(update={"suites": {"own": {LATENCY.name: Rule(direction="lower", margin=0.05, required=True)}}})
+    with pytest.raises(UserError, match=f"has no value of {LATENCY.name}, which the policy requires"):
+        run_sequentially(student, baseline, tmp_path, rules)
 
 
 @pytest.mark.parametrize(("n", "batch", "expected"), [(512, 32, list(range(32, 513, 32))), (6, 2, [2, 4, 6]), (5, 4, [4, 5]), (3, 8, [3])])
