@@ -64,8 +64,8 @@ def run_until_verdict(
     n_images = len(context.suite.prompt_list()) * context.suite.samples
     if (baseline.record.suite, baseline.record.n_images) != (context.suite.id, n_images):
         raise UserError(
-            f"baseline {baseline_folder} has {baseline.record.n_images} images of {baseline.record.suite}, but this run has "
-            f"{n_images} of {context.suite.id}: run the baseline under this suite"
+            f"baseline {baseline_folder} has {baseline.record.n_images} images of {baseline.record.suite.title_with_digest}, but this run has "
+            f"{n_images} of {context.suite.id.title_with_digest}: run the baseline under this suite"
         )
     required = [name for name, rule in policy.rules(context.suite.name).items() if rule.required]
     if absent := [name for name in required if not ((value := baseline.record.value(name)) and value.state == "ok")]:
