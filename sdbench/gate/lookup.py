@@ -229,10 +229,13 @@ def _join(folders: Sequence[Path]) -> str:
 
 
 def _find_or_run_opposite(spec: ModelSpec, folder: Path, suite: Suite | None, policy: Policy, results: Path, run: Run) -> Path:
-    """A record of a model, to compare with the record in a folder."""
-    suite_name = records.read_record(folder).suite.name
-    policy.rules(suite_name)
-    base_name = suites.base_name(suite_name)
+    """A record of a model, to compare with the record in a folder: one of that record's own suite, else of the suite that is given or loaded."""
+    record = records.read_record(folder)
+    policy.rules(record.suite.name)
+    known = _records_by_machine_class(spec, record.suite, results)
+    if suite is None and record.machine.machine_class in known:
+        return known[record.machine.machine_class]
+    base_name = suites.base_name(record.suite.name)
     if suite is None and base_name not in suites.names():
         raise UserError(
             f"record {folder} is of suite {base_name!r}, but neither ./suites nor the package has a file for it; give it with --suite FILE"

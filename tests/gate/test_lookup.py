@@ -152,6 +152,18 @@ def test_suite_of_a_record_may_be_given(results: Results) -> None:
     assert old.parent.name == "scenes-teacher"
 
 
+def test_record_of_a_custom_suite_is_compared_with_one_of_the_same_suite(results: Results) -> None:
+    """No options need to be repeated where both were measured with them."""
+    few = api.Overrides(n=4, steps=2).apply(SUITE)
+    mine, teacher = (results.record(name, suite=few.id) for name in ("my-unet", "scenes-teacher"))
+    results.record("scenes-teacher", GPU, suite=few.id, day=1)
+    results.record("scenes-teacher", day=2)
+    policy = POLICY.model_copy(update={"suites": {few.name: POLICY.suites["quality"]}})
+    assert results.pair("my-unet", "scenes-teacher", policy=policy) == (mine, teacher)
+    assert results.pair("scenes-teacher", mine, policy=policy) == (teacher, mine)
+    assert results.runs == []
+
+
 @pytest.mark.parametrize("candidate", ["scenes-vega", "record"])
 def test_nothing_is_run_for_a_misspelt_name_or_a_policy_without_the_suite(candidate: str, results: Results) -> None:
     named = results.record("scenes-vega") if candidate == "record" else candidate
