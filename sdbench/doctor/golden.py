@@ -96,7 +96,7 @@ def complaints(protocol: Protocol, values: ValuesBySet) -> Iterator[str]:
         tolerated = name == "collapsed" and protocol.name.rpartition(".")[2] in TOLERATES_COLLAPSE
         if tolerated and numbers[name] < healthy / 2:
             yield f"a few images over and over get {numbers[name]:.4g}, less than half of {healthy:.4g}"
-        elif not tolerated and protocol.direction != "neither" and sign * numbers[name] >= sign * healthy:
+        elif not tolerated and sign * numbers[name] >= sign * healthy:
             yield f"{name} images get {numbers[name]:.4g}, no worse than healthy ones with {healthy:.4g}"
     expected = _expected_value_again(protocol, healthy)
     if not math.isclose(again, expected, rel_tol=1e-4, abs_tol=1e-4):

@@ -1,4 +1,8 @@
-"""How different a model's images of one prompt are."""
+"""How different a model's images of one prompt are.
+
+Neither direction is better: a model that collapsed has less than its teacher, one that errs has more. In the embedded family, the rendered
+truth has least, and the students have more than their teacher.
+"""
 
 from functools import partial
 
@@ -14,8 +18,8 @@ def _diversity(encoder: str, subject: Subject, protocol: Protocol) -> Result:
 
 
 PROTOCOLS = (
-    Protocol("diversity.clip.scenes",     "score", "higher", "1 - cos", partial(_diversity, "clip.scenes")),
-    Protocol("diversity.features.scenes", "score", "higher", "1 - cos", partial(_diversity, "scenes.features")),
-    Protocol("diversity.clip.vit-l-14",   "score", "higher", "1 - cos", partial(_diversity, "clip.vit-l-14")),
-    Protocol("diversity.dinov2",          "score", "higher", "1 - cos", partial(_diversity, "dinov2.vit-l-14")),
+    Protocol("diversity.clip.scenes",     "score", "neither", "1 - cos", partial(_diversity, "clip.scenes")),
+    Protocol("diversity.features.scenes", "score", "neither", "1 - cos", partial(_diversity, "scenes.features")),
+    Protocol("diversity.clip.vit-l-14",   "score", "neither", "1 - cos", partial(_diversity, "clip.vit-l-14")),
+    Protocol("diversity.dinov2",          "score", "neither", "1 - cos", partial(_diversity, "dinov2.vit-l-14")),
 )  # fmt: skip  # a table
