@@ -2,7 +2,7 @@
 
     diversity of a prompt = mean of 1 - cosine(x_i, x_j) over all pairs of its images
 
-It is 1 less the mean similarity of Sadat et al. 2024 (CADS, arXiv 2310.17347). Students of few steps tend to lose it: each image may be
+It is 1 less the mean similarity of Sadat et al. 2024 (CADS, arXiv 2310.17347). A student of few steps may lose it: each image may be
 good, and all of them the same. Noise and errors are diverse too, so it is read beside a CLIP score and the teacher's diversity. Unlike
 recall and coverage it needs no reference.
 """
