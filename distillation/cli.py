@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_command(options: argparse.Namespace) -> int:
+    for name in ("recipe", "like"):
+        if name in options:  # before torch is imported, which takes seconds
+            setattr(options, name, load_recipe(getattr(options, name)))
     resolve_device(options)
     _COMMANDS[options.command](options)
     return 0
@@ -120,7 +123,7 @@ def _add_teacher_options(prune: argparse.ArgumentParser, run: argparse.ArgumentP
 def _plan(options: argparse.Namespace) -> None:
     from distillation.describe import describe_recipe
 
-    plan = describe_recipe(load_recipe(options.recipe), options.family, tflops=options.tflops, usd_per_hour=options.usd_per_hour)
+    plan = describe_recipe(options.recipe, options.family, tflops=options.tflops, usd_per_hour=options.usd_per_hour)
     print_answer(plan["text"], options)
     if options.json:
         print_json(plan)
@@ -130,10 +133,11 @@ def _prune(options: argparse.Namespace) -> None:
     from distillation.export import check_new_or_empty, export_student
     from distillation.provenance import Provenance
     from distillation.prune import prune
-    from distillation.teacher import fetch_folder, open_teacher_for
+    from distillation.teacher import check_named_teacher, fetch_folder, open_teacher_for
 
-    recipe = load_recipe(options.recipe)
+    recipe: Recipe = options.recipe
     check_new_or_empty(options.out)
+    check_named_teacher(options.teacher, recipe)
     teacher = open_teacher_for(fetch_folder(options.teacher), recipe)
     student = prune(teacher.unet(teacher.dtype, "cpu"), recipe.plans[-1], copy=False)  # from file to file
     show(export_student(student, options.out, teacher, Provenance.from_run(recipe, [teacher], student), unet_only=options.unet_only))
@@ -144,15 +148,15 @@ def _run(options: argparse.Namespace) -> None:
     from distillation.data.batches import open_square_images
     from distillation.export import check_new_or_empty
     from distillation.run_plan import check_images, open_teachers
-    from distillation.teacher import check_named_family, fetch_folder, local_folder
+    from distillation.teacher import check_named_teacher, fetch_folder, local_folder
     from distillation.train import distil
     from sdbench.training.processes import rank_and_local_size
 
-    recipe, names = load_recipe(options.recipe), options.teacher or [None]
+    recipe, names = options.recipe, options.teacher or [None]
     check_new_or_empty(options.out)
     recipe.segments(options.steps or recipe.settings(options.family).steps, len(names))
     for name in names:
-        check_named_family(name, options.family)
+        check_named_teacher(name, recipe, options.family)
     local = {name: folder for name in names if (folder := local_folder(name))}
     open_teachers(recipe, options.family, [*local.values()])
     images = open_square_images(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
@@ -242,12 +246,11 @@ def _dry_run(
 def _ablate(options: argparse.Namespace) -> None:
     from distillation.ablation.comparison import compare_arms, markdown_table, plot_arms
     from distillation.ablation.experiment import run_sweep
-    from distillation.teacher import check_named_family, fetch_folder
+    from distillation.teacher import check_named_teacher, fetch_folder
 
-    recipe = load_recipe(options.recipe)
-    check_named_family(options.teacher, "scenes")
+    check_named_teacher(options.teacher, options.recipe, "scenes")
     outcomes = run_sweep(
-        recipe,
+        options.recipe,
         fetch_folder(options.teacher),
         options.work,
         options.results,
@@ -256,7 +259,7 @@ def _ablate(options: argparse.Namespace) -> None:
         device=options.device,
         only=options.arm,
     )
-    plot_arms(outcomes, options.results / "ablation" / f"{recipe.name}.png")
+    plot_arms(outcomes, options.results / "ablation" / f"{options.recipe.name}.png")
     show(markdown_table(compare_arms(outcomes)))
 
 

@@ -17,7 +17,7 @@ from sdbench.models.digest import weights_digest
 from sdbench.models.files import read_headers, read_model_json, weight_files
 from sdbench.models.loading import check_headers, load_unet
 from sdbench.models.locate import locate
-from sdbench.models.spec import ModelSpec, resolve
+from sdbench.models.spec import ModelSpec, path_of, resolve
 from sdbench.scenes.embedded import WEIGHTS
 
 EMBEDDED = WEIGHTS / "pipeline"
@@ -119,14 +119,21 @@ def named_family(name: str | None) -> str | None:
     return source.family if isinstance(source := _resolve_name(name), ModelSpec) else None
 
 
-def check_named_family(name: str | None, family: Family) -> None:
-    """Check a teacher's family by its name, before anything is fetched. A folder is not opened here.
+def check_named_teacher(name: str | None, recipe: Recipe, family: Family | None = None) -> None:
+    """Check what a teacher's name says of it, before anything is fetched. A folder is not opened here.
+
+    Args:
+        family: that it must have; None: any.
 
     Raises:
-        UserError: there is no such pipeline, or it belongs to another family.
+        UserError: there is no such pipeline, or it is of another family or architecture.
     """
-    if found := named_family(name):
-        check_family(f"the teacher {name or TEACHERS['scenes']!r}", found, family)
+    if isinstance(source := _resolve_name(name), ModelSpec):
+        what = f"the teacher {name or TEACHERS['scenes']!r}"
+        if family:
+            check_family(what, source.family, family)
+        if source.architecture != "custom":  # that of a Hub repository may not be known yet
+            _check_architecture(what, source, recipe)
 
 
 def check_family(what: str, found: str, family: Family) -> None:
@@ -145,8 +152,15 @@ def check_family(what: str, found: str, family: Family) -> None:
 
 def _resolve_name(name: str | None) -> Path | ModelSpec:
     name = name or TEACHERS["scenes"]
-    if name not in CATALOGUE and Path(name).is_dir():
-        return Path(name)
+    path = path_of(name)
+    if name not in CATALOGUE and path.is_dir():
+        return path
+    if path.is_file():
+        raise UserError(
+            f"{name!r} is a file; a teacher is a folder with a complete pipeline in diffusers layout. Write a checkpoint with all parts as one: "
+            f"StableDiffusionXLPipeline.from_single_file({name!r}).save_pretrained({path.stem!r}). To teach with a LoRA, call load_lora_weights, "
+            "fuse_lora and unload_lora_weights on its pipeline, and save that"
+        )
     spec = resolve(name)
     if spec.base is not None or spec.source not in ("hub", "embedded"):
         raise UserError(f"{name!r} is not a complete pipeline in diffusers layout; name a folder, 'sdxl', or owner/name on the Hub")
@@ -173,11 +187,15 @@ def open_teacher_for(folder: Path, recipe: Recipe) -> Teacher:
         UserError: the teacher has another architecture, or cannot be opened (see `open_teacher`).
     """
     teacher = open_teacher(folder)
-    if teacher.spec.architecture != recipe.teacher:
-        raise UserError(
-            f"the teacher in {folder} has architecture {teacher.spec.architecture!r}; recipe {recipe.name!r} cuts {recipe.teacher!r}"
-        )
+    _check_architecture(f"the teacher in {folder}", teacher.spec, recipe)
     return teacher
+
+
+def _check_architecture(what: str, spec: ModelSpec, recipe: Recipe) -> None:
+    if spec.architecture != recipe.teacher:
+        raise UserError(
+            f"{what} has architecture {spec.architecture!r}; recipe {recipe.name!r} cuts {recipe.teacher!r}. Name another with --teacher"
+        )
 
 
 def open_teacher(folder: Path) -> Teacher:

@@ -119,17 +119,16 @@ def run_command(program: str, command: Callable[[], int]) -> int:
     try:
         return command()
     except KeyboardInterrupt:
-        sys.stderr.write(f"{program}: interrupted; what was finished is kept, and the same command continues from there\n")
-        return INTERRUPTED
+        code, message = INTERRUPTED, "interrupted; what was finished is kept, and the same command continues from there"
     except UserError as error:
-        sys.stderr.write(f"{program}: {printable(error)}\n")
-        return BAD_INPUT
+        code, message = BAD_INPUT, str(error)
     except BrokenPipeError:  # the reader of stdout has gone; 0 would mean that a gate has passed
         return BAD_INPUT
     except OSError as error:  # a path that is too long, say, or a disk that is full, where no command explains it better
         what = (f"{error.filename}: " if error.filename else "") + (error.strerror or describe_error(error))
-        sys.stderr.write(f"{program}: {printable(what)}. What was finished is kept; put this right, and run the same command again\n")
-        return BAD_INPUT
+        code, message = BAD_INPUT, f"{what}. What was finished is kept; put this right, and run the same command again"
+    print_note(f"{program}: {message}")  # here, the error and with it the progress bars that it interrupted are gone
+    return code
 
 
 def _interrupt(*_: object) -> None:

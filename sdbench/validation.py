@@ -69,8 +69,9 @@ def error_message(error: Exception) -> str:
 
 
 def _message(finding: Mapping[str, Any]) -> str:
-    """A finding of pydantic, without the words that it puts before the message of a validator of ours."""
-    return ": ".join(filter(None, [".".join(map(str, finding["loc"])), finding["msg"].removeprefix("Value error, ")]))
+    """A finding of pydantic, without what it adds: to the path the types that a value can have, to the message of a validator of ours words."""
+    path = ".".join(str(key) for key in finding["loc"] if "[" not in str(key))  # such as `tuple[int, ...]`
+    return ": ".join(filter(None, [path, finding["msg"].removeprefix("Value error, ")]))
 
 
 def _known_keys(kind: Any, parents: Sequence[str | int]) -> list[str]:

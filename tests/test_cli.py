@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 from commandline import ROOT, SLOW, error_message, run_in_process
 from factories import make_measurement, save_record
+from tqdm import tqdm
 
 from distillation import cli as distillation
 from distillation.recipe import load_recipe
 from sdbench import __version__, api, cli
+from sdbench.arguments import run_command
 from sdbench.commands import reference, scenes
 from sdbench.errors import UserError
 from sdbench.gate.verdicts import Report
@@ -26,10 +28,16 @@ from sdbench.suites import Suite
 pytestmark = pytest.mark.usefixtures("empty_working_directory")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["models"], ["suites"], ["run", "--model", "sdlx"]])
-def test_commands_without_a_model_import_no_slow_library(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        *(("sdbench", words) for words in (["--help"], ["run", "--help"], ["models"], ["suites"], ["run", "--model", "sdlx"])),
+        *(("distillation", words) for words in (["--help"], ["plan", "vegga"], ["run", "vegga"], ["sensitivity", "--like", "vegga"])),
+    ],
+)
+def test_commands_without_a_model_import_no_slow_library(package: str, words: list[str], tmp_path: Path) -> None:
     code = f"""
-from sdbench.cli import main
+from {package}.cli import main
 try:
     main({words!r})
 except SystemExit as done:
@@ -332,6 +340,16 @@ sys.exit(cli.main(["models"]))
         _, err = process.communicate(timeout=20)  # returns only when both processes have closed the pipe
     assert process.returncode == 130
     assert err == "sdbench: interrupted; what was finished is kept, and the same command continues from there\n"
+
+
+def test_a_message_has_its_own_line_after_a_progress_bar_that_the_error_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails() -> int:
+        for _ in tqdm(range(3), file=sys.stderr):
+            raise UserError("no more")
+        return 0
+
+    assert run_command("sdbench", fails) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "sdbench: no more"
 
 
 def test_models_and_suites_are_listed_as_text_or_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distillation.commands.options import TEACHER, add_data, add_device, number_between, positive_int
-from distillation.recipe import Recipe, load_recipe
+from distillation.recipe import Recipe
 from sdbench.arguments import add_command, add_json, print_answer, print_json
 from sdbench.errors import UserError
 
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     from distillation.sensitivity.removal import Settings, measure_sensitivity, rank_parts, ranking_table
     from distillation.teacher import fetch_folder, named_family, open_teacher
 
-    like = load_recipe(options.like)
+    like: Recipe = options.like
     if options.write_recipe:
         check_recipe_path(options.write_recipe, budget=bool(options.parameters or options.latency))
     if family := named_family(options.teacher):

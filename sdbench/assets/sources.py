@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from glob import escape, glob
 from pathlib import Path
+from tarfile import BLOCKSIZE, NUL
 from typing import Any, Self
 
 from datasets import Dataset, Features, Value, disable_progress_bars, load_dataset_builder
@@ -190,7 +191,10 @@ def _loader_arguments(what: str) -> dict[str, Any]:
         suffixes = {Path(file).suffix.lower() for file in files}
         if len(suffixes) > 1 or not suffixes <= READERS.keys():
             raise UserError(f"{what} names files ending in {', '.join(sorted(suffixes))}; expected files of one kind: {', '.join(READERS)}")
-        return _file_arguments(READERS[suffixes.pop()], files)
+        reader = READERS[suffixes.pop()]
+        if reader == "webdataset":
+            _check_tars(files)
+        return _file_arguments(reader, files)
     if HUB_NAME.fullmatch(what) and not path.parent.is_dir():
         return {"path": what}
     raise UserError(f"nothing to read at {what!r}: it is not a folder, a file, a glob that matches any, or the owner/name of a Hub dataset")
@@ -200,6 +204,7 @@ def _folder_arguments(folder: Path) -> dict[str, Any]:
     if metadata := [str(folder / name) for name in METADATA if (folder / name).is_file()]:
         return _file_arguments("imagefolder", metadata)
     tars, tables = (sorted(map(str, folder.rglob(f"*{suffix}"))) for suffix in (".tar", ".parquet"))
+    _check_tars(tars)
     if tars and tables:  # written by img2dataset, whose tables list the outcome of each link in a tar
         return _file_arguments("webdataset", tars)
     if tars or tables:
@@ -226,6 +231,21 @@ def _files_by_split(folder: Path, suffix: str) -> dict[str, list[str]]:
         return {}
     found = DataFilesDict.from_patterns(patterns, base_path=escape(str(folder))).filter(extensions=[suffix])
     return {split: [escape(file) for file in files] for split, files in found.items() if files}
+
+
+def _check_tars(files: Sequence[str]) -> None:
+    """Check that tars end as they should: `datasets` reads one that was cut off as if its last images had never been there.
+
+    Raises:
+        UserError: a file does not end with a block of zeros.
+    """
+    for file in files:
+        with Path(file).open("rb") as tar:
+            tar.seek(max(0, Path(file).stat().st_size - BLOCKSIZE))
+            if tar.read() != NUL * BLOCKSIZE:
+                raise UserError(
+                    f"{file} does not end as a tar does, with zeros: it was cut off, is compressed, or is no tar. Copy or fetch it again, or leave it out"
+                )
 
 
 def _file_arguments(reader: str, files: list[str]) -> dict[str, Any]:

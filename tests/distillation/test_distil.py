@@ -569,6 +569,18 @@ def test_an_incomplete_pipeline_is_not_a_teacher() -> None:
         fetch_folder("nowhere")
 
 
+def test_a_teacher_in_one_file_is_refused_with_the_way_to_make_a_folder_of_it(teacher_folder: Path) -> None:
+    file = teacher_folder / "unet" / WEIGHTS
+    with pytest.raises(UserError, match=r"is a file; .*from_single_file\('.*'\)\.save_pretrained\('diffusion_pytorch_model'\)"):
+        fetch_folder(str(file))
+
+
+def test_a_teachers_folder_may_be_in_a_home_folder(teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(teacher_folder.parent))
+    monkeypatch.setenv("USERPROFILE", str(teacher_folder.parent))
+    assert fetch_folder(f"~/{teacher_folder.name}") == teacher_folder
+
+
 def test_training_brings_the_student_closer_to_the_teacher(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     scenes = vega.scenes.model_copy(update={"lr": 5e-3})
     brisk = one_shot_recipe(vega).model_copy(update={"scenes": scenes, "loss": vega.loss.model_copy(update={"task": 0.0})})

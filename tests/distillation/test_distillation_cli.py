@@ -112,6 +112,20 @@ def test_a_teacher_with_a_damaged_tokenizer_is_refused_before_any_work(
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
 
 
+@pytest.mark.parametrize(
+    "words", [["prune", "vega"], ["run", "vega", "--family", "sdxl"], ["run", "vega", "--family", "sdxl", "--dry-run"]]
+)
+def test_a_teacher_that_the_recipe_does_not_cut_is_refused_before_it_is_fetched(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("distillation.teacher.fetch", lambda *_, **__: pytest.fail("fetched"))
+    assert main([*words, "--teacher", "ssd-1b"]) == 2
+    assert (
+        "the teacher 'ssd-1b' has architecture 'ssd-1b'; recipe 'vega' cuts 'sdxl'. Name another with --teacher" in capsys.readouterr().err
+    )
+
+
 def test_a_user_error_goes_to_stderr_with_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "vegga"]) == 2
     said = capsys.readouterr()

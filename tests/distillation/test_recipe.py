@@ -76,6 +76,7 @@ BAD = {
     "own shape": ("blocks = [0, 6]", "blocks = [0]", "(expected 2). For a shape of your own, leave `student` out of the recipe"),
     "teacher": ('teacher = "sdxl"', 'teacher = "xl"', "unknown architecture 'xl'; did you mean 'sdxl'?"),
     "number": ("lr = 1e-3", "lr = -1", "scenes.lr: Input should be greater than 0 (found -1)"),
+    "a number for a list": ("blocks = [0, 6]", "blocks = 6", "bad.toml: stages.1.keep.1.blocks: Input should be a valid tuple (found 6)"),
     "syntax": ("[loss]", "[loss", "is not valid TOML"),
 }
 

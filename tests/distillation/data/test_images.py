@@ -131,6 +131,15 @@ def test_files_in_a_hidden_folder_are_read_where_there_are_no_others(tmp_path: P
     assert open_images(str(tmp_path / "set")).captions == CAPTIONS
 
 
+@pytest.mark.parametrize("left", [0, 1000, 16 * tarfile.BLOCKSIZE])  # bytes; the last: all members
+def test_a_tar_that_was_cut_off_is_refused_instead_of_read_up_to_there(left: int, tmp_path: Path) -> None:
+    whole, cut = tar(tmp_path / "set" / "0.tar"), tmp_path / "set" / "1.tar"
+    cut.write_bytes(whole.read_bytes()[:left])
+    for what in (whole.parent, cut):
+        with pytest.raises(UserError, match=r"1\.tar does not end as a tar does.*Copy or fetch it again, or leave it out"):
+            open_images(str(what))
+
+
 def test_tables_beside_tars_are_ignored(tmp_path: Path) -> None:
     archive = tar(tmp_path / "img2dataset" / "00000.tar")
     datasets.Dataset.from_dict({"url": ["a"], "caption": ["b"], "status": ["success"]}).to_parquet(archive.with_suffix(".parquet"))
