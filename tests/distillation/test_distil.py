@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
 from processes import by_one, by_two, is_locked
 from safetensors.torch import load_file, save_file
@@ -39,10 +39,11 @@ from distillation.plan import MIDDLE_ATTENTION
 from distillation.provenance import Provenance
 from distillation.prune import prune
 from distillation.recipe import Recipe, load_recipe
-from distillation.recipe_tables import KeepBlocks
+from distillation.recipe_tables import KeepBlocks, Stage
 from distillation.run_plan import plan_run, run_identity
 from distillation.sensitivity.budget import TIED_TO_MIDDLE
 from distillation.succession import different_parts, warn_of_different_parts
+from distillation.taps import Tap
 from distillation.teacher import EMBEDDED, fetch_folder, open_teacher_for
 from distillation.train import distil
 from sdbench.disk import digest, read_json, read_json_lines, write_json
@@ -53,7 +54,7 @@ from sdbench.models.files import part_files
 from sdbench.models.spec import resolve
 from sdbench.models.text_encoders import PREFIX
 from sdbench.scenes.training.pool import Pool
-from sdbench.training.diffusion import Batch
+from sdbench.training.diffusion import Batch, predict
 from sdbench.training.latents import LatentPool
 from sdbench.training.loop import Schedule, fit
 
@@ -370,6 +371,74 @@ def test_the_task_is_weighed_by_min_snr(vega: Recipe, teacher_folder: Path, tmp_
         with pytest.raises(KeyboardInterrupt):
             distil(recipe, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
     assert 0 < tasks[1] < 1e-6 * tasks[0]
+
+
+def test_a_step_predicts_from_noised_latents_what_the_teachers_scheduler_says(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, drawn, inputs = list[dict[str, Any]](), list[Batch](), list[torch.Tensor]()
+
+    def batches_noted(pool: LatentPool, *arguments: Any) -> Callable[[int], Batch]:
+        of_number = batches.numbered_batches(pool, *arguments)
+        return lambda number: drawn.append(of_number(number)) or drawn[-1]
+
+    def predict_and_note(unet: UNet2DConditionModel, noised: torch.Tensor, batch: Batch) -> torch.Tensor:
+        inputs.append(noised)
+        return predict(unet, noised, batch)
+
+    def once(_: nn.Module, loss: Callable[[int], object], *__: Any, **___: Any) -> None:
+        loss(3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "numbered_batches", batches_noted)
+    monkeypatch.setattr(train, "predict", predict_and_note)
+    monkeypatch.setattr(train, "weighted_terms", lambda *_, **terms: given.append(terms))
+    monkeypatch.setattr(train, "fit", once)
+    with pytest.raises(KeyboardInterrupt):
+        distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+    (batch,), (terms,) = drawn, given
+    share = DDIMScheduler.from_pretrained(teacher_folder / "scheduler").alphas_cumprod[batch.timesteps][:, None, None, None]
+    noised, velocity = (
+        share.sqrt() * batch.latents + (1 - share).sqrt() * batch.noise,
+        share.sqrt() * batch.noise - (1 - share).sqrt() * batch.latents,
+    )
+    assert len(inputs) == 2, "of teacher and student"
+    for each in inputs:
+        torch.testing.assert_close(each, noised)
+    torch.testing.assert_close(terms["target"], velocity)
+
+
+def test_a_stage_continues_the_student_and_the_batches_of_the_one_before(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    koala = load_recipe("koala-700m")
+    whole = Stage(name="whole", share=0.5, keep=(KeepBlocks(attentions="up_blocks.1.attentions.*", blocks="all", source=""),))
+    settings = vega.scenes.model_copy(update={"accumulation": 2, "checkpointing": True})
+    recipe = koala.model_copy(update={"scenes": settings, "stages": (whole, koala.stages[0].model_copy(update={"share": 0.5}))})
+    StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
+    starts, asked = list[torch.Tensor](), list[tuple[list[Tap], int]]()
+
+    def moved(model: UNet2DConditionModel, loss: Callable[[int], object], _: Schedule, folder: Path, **__: Any) -> nn.Module:
+        assert model.is_gradient_checkpointing
+        starts.append(model.conv_in.weight.detach().clone())
+        loss(0)
+        with torch.no_grad():
+            model.conv_in.weight.add_(1)
+        (folder / "log.jsonl").touch()
+        return model
+
+    def noted(_: object, __: object, taps: list[Tap], number: int) -> dict[str, torch.Tensor]:
+        asked.append((taps, number))
+        return {"task": torch.tensor(0.0)}
+
+    monkeypatch.setattr(train, "fit", moved)
+    monkeypatch.setattr(train, "batch_loss_terms", noted)
+    distil(recipe, "scenes", [tmp_path / "half"], tmp_path / "work", tmp_path / "out", steps=4, unet_only=True)
+    assert [start.dtype for start in starts] == [torch.float32] * 2, "a student is not trained in its teacher's half precision"
+    assert torch.equal(starts[1], starts[0] + 1)
+    first, last = plan_run(recipe, "scenes", [tmp_path / "half"], 4).taps
+    assert first != last
+    assert asked == [(first, 0), (first, 4), (last, 4), (last, 8)]  # each stage's first batch, and the one after its two steps
 
 
 def test_several_teachers_licences_are_all_named(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import save_tiny_pipeline, tiny_unet, with_unet
 from torch import nn
 
@@ -24,6 +24,7 @@ from distillation.train import distil
 from sdbench.disk import read_json, write_json_lines
 from sdbench.errors import UserError
 from sdbench.training.diffusion import predict
+from sdbench.training.latents import LatentPool
 from sdbench.training.loop import fit
 
 N, SIDE = 6, 16
@@ -142,6 +143,15 @@ def test_teachers_teach_in_succession(
 ) -> None:
     others = [with_unet(teacher, tmp_path / f"teacher-{seed}", tiny_unet("sdxl", seed, "sdxl")) for seed in (1, 2)]
     folders, of_step = [teacher, *others], train.batch_loss_terms
+    vae = others[-1] / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(vae).items()}, vae)
+    encoders = list[Path]()
+
+    def encoding(folder: Path, *arguments: Any) -> LatentPool:
+        encoders.append(folder)
+        return LatentPool(folder, *arguments)
+
+    monkeypatch.setattr(train, "LatentPool", encoding)
     starts = [load_file(each / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.bias"] for each in folders]
     taught = []
 
@@ -159,6 +169,8 @@ def test_teachers_teach_in_succession(
     assert [(stage["name"], stage["steps"]) for stage in stages] == [("half", 2), ("depth", 1), ("depth", 1), ("depth", 2)]
     pieces = {(0, 2): 0, (2, 3): 0, (3, 4): 1, (4, 6): 2}
     assert taught == [(number, by) for (start, end), by in pieces.items() for number in range(start, end + 2)]
+    assert encoders == [teacher]
+    assert (out / "vae" / vae.name).read_bytes() == (teacher / "vae" / vae.name).read_bytes() != vae.read_bytes()
     digests = [stage["teacher_digest"] for stage in stages]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
