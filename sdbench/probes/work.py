@@ -177,7 +177,7 @@ class _MovedNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         read = (result, args[1:]) if func is torch.ops.aten.embedding.default else (args, kwargs)
-        is_view = func.is_view or func is torch.ops.aten._unsafe_view.default  # the latter, after each layer without a bias, does not say so
+        is_view = func.is_view or func is torch.ops.aten._unsafe_view.default  # noqa: SLF001  # a view after matrix products, not declared as one
         if not is_view and (taken := _numbers(read)):  # an operator without inputs only allocates
             self.numbers += taken + _numbers(result)
         return result

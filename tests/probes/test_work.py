@@ -18,7 +18,7 @@ SAMPLING = Sampling(steps=12, guidance_scale=3.0, size_px=64, dtype="float32", b
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3)], ids=["rows", "sequences"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_memory_traffic_is_inputs_weights_and_outputs(shape: tuple[int, ...], bias: bool) -> None:  # noqa: FBT001  # a parameter
+def test_memory_traffic_is_inputs_weights_and_outputs(shape: tuple[int, ...], bias: bool) -> None:
     with torch.device("meta"):
         layer = nn.Linear(10, 20, bias=bias)
     found = work._count(layer, lambda network: network(torch.empty(*shape, 10)))
