@@ -110,7 +110,8 @@ def test_too_few_prompts_are_inconclusive_and_the_reported_number_decides(tmp_pa
         f"6 prompts do not decide it; about {needed} would, with a probability of 80 %, if the true difference is the measured one"
         in report.why
     )
-    nearly = judge(few, few_teacher, tmp_path / "nearly", single_rule("clip_score.scenes", margin=0.0201)).results[0]
+    worse = make_measurement(n_prompts=6, worse="clip_score.scenes", by=0.08)
+    nearly = judge(worse, few_teacher, tmp_path / "nearly", rules).results[0]
     shown = re.search(r"about (\d+) would", nearly.reason)
     assert nearly.needed_n
     assert shown
