@@ -61,9 +61,8 @@ def probe_cell(record: Record, name: str) -> str:
 def speed_up(record: Record, teacher: Record | None, name: str) -> SpeedUp | str:
     """How many times as fast as the teacher, by a value that both have; otherwise the reason why there is none.
 
-    Where both took turns, the ratio and its 95 % interval are those of their pairs of rounds (`decisions.paired_ratio_bounds`), and the
-    interval of a single round is from 0 to infinity. There is none between two runs, since the rounds of a run do not show how far two runs
-    lie apart.
+    The ratio is that of the two medians shown beside it; its 95 % interval resamples rounds (`decisions.ratio_bounds`), and is from 0 to
+    infinity for a single round. There is none between two runs, since the rounds of a run do not show how far two runs lie apart.
     """
     own = record.value(name)
     if not own or not own.value:
@@ -79,8 +78,7 @@ def speed_up(record: Record, teacher: Record | None, name: str) -> SpeedUp | str
         return SpeedUp(alone)
     if not record.is_same_run(teacher):
         return SpeedUp(alone, is_same_run=False)
-    in_pairs = len(own.samples) == len(of_teacher.samples)  # unless rounds failed
-    bounds = (decisions.paired_ratio_bounds if in_pairs else decisions.ratio_bounds)(own.samples, of_teacher.samples, level=0.975)
+    bounds = decisions.ratio_bounds(own.samples, of_teacher.samples, level=0.975)
     ratio, low, high = (math.exp(-log) for log in (bounds.difference, bounds.high, bounds.low))
     return SpeedUp(Estimate(ratio, low, high, bounds.n))
 

@@ -160,7 +160,7 @@ def paired_ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.Ar
 
 
 def ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike, level: float = 0.95) -> Bounds:
-    """Log ratio of median times of separate runs, candidate over baseline (plus = slower), with one-sided bootstrap bounds.
+    """Log ratio of median times, candidate over baseline (plus = slower), with one-sided bootstrap bounds; see also `paired_ratio_bounds`.
 
     Both inputs are rounds x calls in the same unit; their shapes may differ. Calls of one round are not independent, because the machine's
     speed drifts between rounds. So whole rounds are resampled, and a single round on either side gives infinite bounds. The bounds are

@@ -222,7 +222,9 @@ def test_suite_that_no_policy_knows_is_compared(tmp_path: Path) -> None:
 def test_comparison_is_printed_as_a_table(tmp_path: Path) -> None:
     def make(name: str, seed: int, speed: float, parameters: float, loss: float) -> Measurement:
         measurement = make_measurement(name, seed=seed, worse="clip_score.scenes", by=loss)
-        measurement = with_value(measurement, "latency.pipeline.p50", samples=((speed,), ((1 + seed / 200) * speed,), (0.99 * speed,)), value=speed)
+        measurement = with_value(
+            measurement, "latency.pipeline.p50", samples=((speed,), ((1 + seed / 200) * speed,), (0.99 * speed,)), value=speed
+        )
         measurement = with_value(measurement, "fd.scenes", value=50 + loss)
         record, scores = with_value(measurement, "memory.peak_data", samples=None)
         return record.model_copy(update={"values": (*record.values, count("parameters.unet", parameters))}), scores

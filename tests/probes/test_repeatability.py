@@ -8,7 +8,7 @@ import pytest
 from sdbench import suites
 from sdbench.models.spec import resolve
 from sdbench.probes.driver import measure
-from sdbench.stats.decisions import paired_ratio_bounds
+from sdbench.stats.decisions import ratio_bounds
 
 REPEATS = 20
 
@@ -30,7 +30,7 @@ def test_interval_of_a_ratio_contains_the_first_runs_ratio_in_18_of_20_runs(tmp_
         teacher, student = p50["scenes-teacher"].samples, p50["scenes-vega"].samples
         assert teacher
         assert student
-        bounds = paired_ratio_bounds(student, teacher, level=0.975)
+        bounds = ratio_bounds(student, teacher, level=0.975)
         intervals.append((math.exp(-bounds.high), math.exp(-bounds.difference), math.exp(-bounds.low)))
         print("{:.3f} < {:.3f} < {:.3f}".format(*intervals[-1]))  # noqa: T201  # the result of interest
     first = intervals[0][1]

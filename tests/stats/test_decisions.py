@@ -138,7 +138,10 @@ def test_ratio_bounds_are_deterministic_unitless_and_antisymmetric() -> None:
 
 def test_bounds_of_a_single_round_are_infinite_whatever_its_calls() -> None:
     many, one = rounds(1.0, seed=1), rounds(1.0, seed=2, n_rounds=1)
-    for found in (*(decisions.ratio_bounds(*pair) for pair in ((one, many), (many, one), (one, one))), decisions.paired_ratio_bounds(one, one)):
+    for found in (
+        *(decisions.ratio_bounds(*pair) for pair in ((one, many), (many, one), (one, one))),
+        decisions.paired_ratio_bounds(one, one),
+    ):
         assert (found.low, found.high, found.standard_error, found.n) == (-math.inf, math.inf, math.inf, 1)
     for bounds in (decisions.ratio_bounds, decisions.paired_ratio_bounds):
         assert bounds([[2.0]], [[1.0]]).difference == math.log(2)
@@ -177,6 +180,19 @@ def test_drift_that_meets_both_cancels_in_turns() -> None:
     assert decisions.paired_ratio_bounds(2 * slow, slow).high == pytest.approx(math.log(2))
     separate = decisions.ratio_bounds(drift * slow, drift * fast)
     assert separate.high - separate.low > 5 * (drifting.high - drifting.low)
+
+
+@pytest.mark.parametrize("n_rounds", [3, 5, 8, 20])
+def test_ratio_bounds_of_rounds_in_turns_cover_under_drift_with_single_slow_rounds(n_rounds: int) -> None:
+    random = np.random.default_rng(n_rounds)
+    missed = np.zeros(2)
+    for _ in range(1000):
+        drift = np.cumsum(random.normal(0, 0.06, (n_rounds, 2)).ravel()).reshape(n_rounds, 2)
+        slow = random.uniform(0.2, 0.7, (n_rounds, 2)) * (random.random((n_rounds, 2)) < 0.1)
+        times = np.exp(drift + slow + random.normal(0, 0.03, (n_rounds, 2)))
+        found = decisions.paired_ratio_bounds(times[:, :1], times[:, 1:])
+        missed += found.low > 0, found.high < 0
+    assert (missed / 1000 < 0.07).all(), missed
 
 
 def test_rounds_in_turns_come_in_pairs() -> None:
