@@ -22,3 +22,8 @@ def test_rate_is_that_of_the_named_device_whichever_is_the_current_one(monkeypat
     monkeypatch.setattr(meters, "time", SimpleNamespace(perf_counter=lambda: host[0]))
     monkeypatch.setattr(ceilings, "prepare", lambda *_: launch)
     assert ceilings.measure("matmul", "cuda:1", "bfloat16") == pytest.approx(2 * 8192**3 / 2, rel=1e-3)
+
+
+def test_work_of_a_product_is_two_flops_for_each_multiply_accumulate_and_a_copy_both_reads_and_writes() -> None:
+    assert ceilings.work_per_call("matmul", "cuda", "bfloat16") == 2 * 8192**3
+    assert ceilings.work_per_call("copy", "cuda", "bfloat16") == ceilings.work_per_call("copy", "cuda", "float32") == 2 * 2**30
