@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from factories import LAPTOP
 
 from sdbench.gate.policy import is_probe
@@ -200,6 +201,62 @@ def test_pipeline_profile_covers_one_step(benchmarks: Any, monkeypatch: pytest.M
     for stage in STAGES:
         benchmarks.test_stage(stage, SimpleNamespace(request=SimpleNamespace(profile=True, device="cpu"), stages=stages), None)
     assert profiled == ["short", *STAGES[1:]]
+
+
+class FakeStages:
+    """Stages whose calls are recorded, and of which none fits in memory where `error` is given."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.events, self.error, self.batch = list[Any](), error, 8
+
+    def prepare(self, stage: str) -> Any:
+        return lambda: self.events.append(f"first {stage}")
+
+    def pedantic(self, _: Any, rounds: int, warmup_rounds: int) -> None:
+        self.events.append(f"{warmup_rounds} warm-up and {rounds} timed calls")
+        if self.error:
+            raise self.error
+
+    def restore(self) -> None:
+        self.events.append("restored")
+
+
+def time_on_a_card(stages: FakeStages, stage: str, benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Time a stage on a card that NVML lists this process on; returns the information beside the times."""
+    watch = SimpleNamespace(process_mib=lambda: 900.0, growth_mib=lambda _: 800.0, report=dict)
+    monkeypatch.setattr(benchmarks, "Monitor", lambda _: stages.events.append("watched") or watch)
+    monkeypatch.setattr(benchmarks.meters, "reset_peak_memory", lambda _: stages.events.append("peaks reset"))
+    monkeypatch.setattr(benchmarks.meters, "peak_memory_mib", lambda _: stages.events.append("peaks read") or {"peak_allocated": 400.0})
+    monkeypatch.setattr(benchmarks.capacity, "context_mib", lambda _, held_mib: held_mib - 500)
+    monkeypatch.setattr(benchmarks, "seconds_until_return", lambda _: 0.25)
+    request = SimpleNamespace(profile=False, device="cuda", calls=4, warmup=2, setting=Setting(batch=8))
+    running = SimpleNamespace(request=request, stages=stages, info={"load_s": 2.0, "used_before_mib": 100.0}, pipeline_info={})
+    benchmark = SimpleNamespace(extra_info={}, pedantic=stages.pedantic)
+    benchmarks.test_stage(stage, running, benchmark)
+    assert running.pipeline_info is benchmark.extra_info or stage != "pipeline", "the smallest card is added once it is found"
+    return benchmark.extra_info
+
+
+def test_peaks_are_of_the_calls_after_the_cold_one(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = time_on_a_card(stages := FakeStages(), "pipeline", benchmarks, monkeypatch)
+    assert stages.events == ["first pipeline", "watched", "peaks reset", "1 warm-up and 4 timed calls", "peaks read"]
+    assert (found["memory_mib"], found["process_mib"], found["context_mib"]) == ({"peak_allocated": 400.0}, 900, 400)
+    assert "returns_s" not in found
+    found = time_on_a_card(stages := FakeStages(), "unet_step", benchmarks, monkeypatch)
+    assert stages.events == ["watched", "peaks reset", "2 warm-up and 4 timed calls", "peaks read"]
+    assert found["returns_s"] == 0.25
+    assert "process_mib" not in found
+
+
+def test_what_does_not_fit_says_which_batch_does(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = FakeStages(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. Of the allocated memory 70 GiB is held"))
+    monkeypatch.setattr(benchmarks.capacity, "largest_batch", lambda _: stages.events.append("tried") or 4)
+    message = r"^out of memory at batch 8; the largest batch that fits is 4\. CUDA out of memory\. Tried to allocate 9 GiB$"
+    with pytest.raises(pytest.fail.Exception, match=message):
+        time_on_a_card(stages, "pipeline", benchmarks, monkeypatch)
+    assert stages.events[-2:] == ["restored", "tried"], "the pipeline leaves its VAE in float32 where decoding fails"
+    with pytest.raises(RuntimeError, match="mat1"):
+        time_on_a_card(FakeStages(RuntimeError("mat1 and mat2 cannot be multiplied")), "pipeline", benchmarks, monkeypatch)
 
 
 def test_failing_memory_cap_affects_only_the_smallest_card(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
