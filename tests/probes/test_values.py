@@ -220,21 +220,30 @@ class FakeStages:
     def restore(self) -> None:
         self.events.append("restored")
 
+    def note(self, event: str, result: Any = None) -> Any:
+        """A function that records its call as an event, and returns a result."""
+
+        def noted(*_: Any) -> Any:
+            self.events.append(event)
+            return result
+
+        return noted
+
 
 def time_on_a_card(stages: FakeStages, stage: str, benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Time a stage on a card that NVML lists this process on; returns the information beside the times."""
     watch = SimpleNamespace(process_mib=lambda: 900.0, growth_mib=lambda _: 800.0, report=dict)
-    monkeypatch.setattr(benchmarks, "Monitor", lambda _: stages.events.append("watched") or watch)
-    monkeypatch.setattr(benchmarks.meters, "reset_peak_memory", lambda _: stages.events.append("peaks reset"))
-    monkeypatch.setattr(benchmarks.meters, "peak_memory_mib", lambda _: stages.events.append("peaks read") or {"peak_allocated": 400.0})
+    monkeypatch.setattr(benchmarks, "Monitor", stages.note("watched", watch))
+    monkeypatch.setattr(benchmarks.meters, "reset_peak_memory", stages.note("peaks reset"))
+    monkeypatch.setattr(benchmarks.meters, "peak_memory_mib", stages.note("peaks read", {"peak_allocated": 400.0}))
     monkeypatch.setattr(benchmarks.capacity, "context_mib", lambda _, held_mib: held_mib - 500)
     monkeypatch.setattr(benchmarks, "seconds_until_return", lambda _: 0.25)
     request = SimpleNamespace(profile=False, device="cuda", calls=4, warmup=2, setting=Setting(batch=8))
     running = SimpleNamespace(request=request, stages=stages, info={"load_s": 2.0, "used_before_mib": 100.0}, pipeline_info={})
-    benchmark = SimpleNamespace(extra_info={}, pedantic=stages.pedantic)
-    benchmarks.test_stage(stage, running, benchmark)
-    assert running.pipeline_info is benchmark.extra_info or stage != "pipeline", "the smallest card is added once it is found"
-    return benchmark.extra_info
+    info: dict[str, Any] = {}
+    benchmarks.test_stage(stage, running, SimpleNamespace(extra_info=info, pedantic=stages.pedantic))
+    assert running.pipeline_info is info or stage != "pipeline", "the smallest card is added once it is found"
+    return info
 
 
 def test_peaks_are_of_the_calls_after_the_cold_one(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +259,7 @@ def test_peaks_are_of_the_calls_after_the_cold_one(benchmarks: Any, monkeypatch:
 
 def test_what_does_not_fit_says_which_batch_does(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = FakeStages(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. Of the allocated memory 70 GiB is held"))
-    monkeypatch.setattr(benchmarks.capacity, "largest_batch", lambda _: stages.events.append("tried") or 4)
+    monkeypatch.setattr(benchmarks.capacity, "largest_batch", stages.note("tried", 4))
     message = r"^out of memory at batch 8; the largest batch that fits is 4\. CUDA out of memory\. Tried to allocate 9 GiB$"
     with pytest.raises(pytest.fail.Exception, match=message):
         time_on_a_card(stages, "pipeline", benchmarks, monkeypatch)
