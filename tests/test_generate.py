@@ -498,6 +498,21 @@ def test_samples_come_after_the_images_of_a_run_without_them() -> None:
     assert len(set(noise)) == 21
 
 
+def test_noise_of_the_steps_differs_between_prompts_and_samples_unless_it_is_fixed() -> None:
+    class SeedRecorder(Recorder):
+        def __call__(self, *, generator: list[torch.Generator], **arguments: Any) -> SimpleNamespace:
+            seeds.extend(each.initial_seed() for each in generator)
+            return super().__call__(**arguments)
+
+    numbers = {}
+    for kind in ("per_image", "fixed"):
+        seeds: list[int] = []
+        for job in list_jobs(sampled(2, 3), SAMPLING, "weights"):
+            make_sampler(SeedRecorder(), SAMPLING, Noise.model_validate({"kind": kind, "seed": 3}))([job])
+        numbers[kind] = len(seeds), len(set(seeds))
+    assert numbers == {"per_image": (6, 6), "fixed": (6, 1)}
+
+
 def test_batches_hold_one_sample_so_that_more_samples_change_no_image(tmp_path: Path) -> None:
     few, many = Store(tmp_path / "few", {}), Store(tmp_path / "many", {})
     generate(make_jobs(), few, 3, batch_dependent_images, "one sample")

@@ -93,6 +93,14 @@ def test_memory_values_of_a_card() -> None:
     assert found["latency.pipeline.p50"].note == "GPU clock throttled: power cap"
 
 
+@pytest.mark.parametrize(("last_s", "note"), [(0.9, "drift -10% from the first round to the last"), (1.04, "")])
+def test_drift_is_that_of_the_last_round_from_the_first(last_s: float, note: str) -> None:
+    rounds = [Round({"pipeline": (seconds, seconds)}) for seconds in (1.0, 2.0, last_s)]
+    found = {value.name: value for value in values(rounds, Setting(), {}, on_cuda=False)}
+    assert found["machine.drift"].value == pytest.approx(last_s - 1)
+    assert found["latency.pipeline.p50"].note == note
+
+
 def test_unavailable_values_give_their_reason() -> None:
     found = values_on_a_card(process_mib=None, smallest_card_gb=None)
     assert found["memory.process"].reason == "NVML does not list this process"
