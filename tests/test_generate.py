@@ -500,8 +500,8 @@ def test_samples_come_after_the_images_of_a_run_without_them() -> None:
 
 def test_noise_of_the_steps_differs_between_prompts_and_samples_unless_it_is_fixed() -> None:
     class SeedRecorder(Recorder):
-        def __call__(self, *, generator: list[torch.Generator], **arguments: Any) -> SimpleNamespace:
-            seeds.extend(each.initial_seed() for each in generator)
+        def __call__(self, **arguments: Any) -> SimpleNamespace:
+            seeds.extend(each.initial_seed() for each in arguments["generator"])
             return super().__call__(**arguments)
 
     numbers = {}
