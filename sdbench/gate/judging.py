@@ -142,7 +142,7 @@ def _decide(result: Result, bounds: Bounds, margin: float, alpha: float, *, sure
 def _round_up(number: int) -> int:
     """A number to two digits, which is all that an estimate from a measured spread is good for."""
     step = 10 ** max(0, len(str(number)) - 2)
-    return -(-number // step) * step
+    return -(-number // step) * step  # type: ignore[no-any-return]  # mypy: a power of two ints may be a float
 
 
 def _worst_verdict(results: tuple[Result, ...]) -> Verdict:
