@@ -26,7 +26,9 @@ from sdbench.suites import Suite
 pytestmark = pytest.mark.usefixtures("empty_working_directory")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["models"], ["suites"], ["run", "--model", "sdlx"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["models"], ["suites"], ["run", "--model", "sdlx"], ["score", "--images", "nowhere"]]
+)
 def test_commands_without_a_model_import_no_slow_library(words: list[str], tmp_path: Path) -> None:
     code = f"""
 from sdbench.cli import main
