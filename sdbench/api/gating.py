@@ -85,8 +85,8 @@ def until_verdict(
     baseline: str | Path,
     policy: str | Path | None = None,
     places: Places = Places(),
-    device: str | None = None,
     *,
+    device: str | None = None,
     only: str | None = None,
     announce: Announce | None = None,
 ) -> tuple[Path, Report]:
@@ -124,6 +124,7 @@ def noise(
     suite: NamedSuite | None,
     seeds: int,
     places: Places = Places(),
+    *,
     device: str | None = None,
     only: str | None = None,
 ) -> tuple[Path, floors.Floor]:

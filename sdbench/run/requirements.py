@@ -27,7 +27,8 @@ def missing_inputs(suite: Suite, runs: Path) -> list[str]:
     ]
     name = suite.reference
     if suite.family and name not in (None, "scenes") and not any(card.name == name for card in cards.list_cards(runs)):
-        missing.append(f"reference {name!r}, so every distance to it will be missing: {cards.how_to_build(name, 'ENCODER')}")
+        encoders = sorted({catalogue.ENCODER_OF[metric] for metric in suite.own_metrics if metric in catalogue.ENCODER_OF})
+        missing.append(f"reference {name!r}, so every distance to it will be missing: {cards.how_to_build(name, encoders)}")
     return missing
 
 

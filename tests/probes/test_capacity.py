@@ -60,7 +60,11 @@ def make_card(monkeypatch: pytest.MonkeyPatch) -> Any:
         (80 * GIB, 24, 500, 80),
         (80 * GIB, 30, 500, None),
         (48 * GIB, 15, 500, None),
-        (int(11.8 * GIB), 1, 500, 12),  # a card of 12 GB shows a little less
+        (int(11.75 * GIB), 1, 500, 12),  # what cards show that are sold with 12, 16, 24, 32 and 48 GB: RTX 3060, T4, L4, RTX 5090, L40
+        (int(14.56 * GIB), 2, 300, 16),
+        (int(22.05 * GIB), 4, 500, 24),
+        (int(31.36 * GIB), 8, 200, 32),
+        (int(44.40 * GIB), 12, 500, 48),
         (8 * GIB, 1, 500, None),
     ],
 )

@@ -44,8 +44,10 @@ def test_missing_weights_prompts_and_reference_are_listed_with_sizes(tmp_path: P
     ):
         assert part in description
     assert "missing: reference 'mlperf-val2014', so every distance to it will be missing: build it" in description
-    assert "sdbench reference import mlperf-val2014 FILE.npz" in description
-    assert "missing: prompts sayakpaul/coco-30-val-2014: not on this disk" in requirements.describe(suites.load("coco-30k"), tmp_path)
+    assert "sdbench reference import mlperf-val2014 FILE.npz --encoder inception.mlperf --n N" in description
+    prompts, reference = requirements.missing_inputs(suites.load("coco-30k"), tmp_path)
+    assert prompts == "prompts sayakpaul/coco-30-val-2014: not on this disk"
+    assert "build coco-30k --images FOLDER --encoder clip.vit-l-14-336 dinov2.vit-l-14 inception.clean` (or --dataset)" in reference
     latent = suites.load("quality").model_copy(update={"noise": suites.Noise(kind="fixed", file="latents.pt")})
     assert requirements.missing_inputs(latent, tmp_path) == ["latent latents.pt: not on this disk"]
 
