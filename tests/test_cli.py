@@ -27,7 +27,18 @@ from sdbench.suites import Suite
 pytestmark = pytest.mark.usefixtures("empty_working_directory")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["models"], ["suites"], ["run", "--model", "sdlx"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["models"],
+        ["suites"],
+        ["run", "--model", "sdlx"],
+        ["score", "--images", "nowhere"],
+        ["noise", "scenes-vega", "--seeds", "1"],
+    ],
+)
 def test_commands_without_a_model_import_no_slow_library(words: list[str], tmp_path: Path) -> None:
     code = f"""
 from sdbench.cli import main

@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace, runs: Path) -> "list[Card]":
 
     encoders = [_encoder(name) for name in arguments.encoder]
     if arguments.action == "import":
-        return [import_moments(arguments.name, arguments.file, encoder.name, arguments.n, arguments.source, runs) for encoder in encoders]
+        return [import_moments(arguments.name, arguments.file, encoder, arguments.n, arguments.source, runs) for encoder in encoders]
     images = _images(arguments)
     with evaluators_on(choose_device(arguments.device)):
         for encoder in encoders:

@@ -16,10 +16,12 @@ from sdbench.models.locate import check_local_files
 from sdbench.models.spec import ModelSpec
 from sdbench.records import DRAWING_PACKAGES, Model
 from sdbench.scenes.grammar import EXAMPLE, parse
+from sdbench.scenes.render import SIZE_PX
 from sdbench.score import find_protocols
 from sdbench.settings import Dtype, Sampling, Setting
 from sdbench.store import Store
 from sdbench.suites import Suite, check_half
+from sdbench.tables import join_words
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
     """Check that a suite can be run, and that these options leave something to measure.
 
     Raises:
-        UserError: the suite is a part, nothing of it would be measured, or it has no such half, setting, metric or caption.
+        UserError: the suite is a part, nothing of it would be measured, or it has no such half, setting, metric, reference, size or caption.
     """
     check_half(only)
     if suite.prompts is None or suite.sampling is None or suite.family is None:
@@ -104,11 +106,22 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
     if (settings or profile) and not with_probes:
         option = "--setting" if settings else "--profile"
         raise UserError(f"{option} is for probes, of which this run of suite {suite.name!r} has none; leave it out")
+    if suite.family == "scenes" and with_quality and suite.sampling.shape_px != (SIZE_PX, SIZE_PX):
+        height, width = suite.sampling.shape_px
+        raise UserError(
+            f"suite {suite.name!r} draws images of {width} x {height} px, but the evaluators of the embedded family take {SIZE_PX} x {SIZE_PX}; "
+            f"set size_px to {SIZE_PX} and no height_px, or measure latency and memory alone: --only probes"
+        )
     if suite.family == "scenes" and suite.prompts.source != "scenes":
         check_captions([*suite.prompt_list().values()], f"suite {suite.name!r}")
     if suite.probes:
         suite.probes.select(settings)
-    find_protocols(suite.own_metrics)
+    compared = [protocol.name for protocol in find_protocols(suite.own_metrics) if protocol.kind == "set" and not protocol.against_teacher]
+    if with_quality and compared and suite.reference is None:
+        raise UserError(
+            f"suite {suite.name!r} names no reference to compare the images with, which {join_words(compared)} {'needs' if len(compared) == 1 else 'need'}; "
+            'name one, with `reference = "NAME"` in its file or --reference NAME (`sdbench reference list` shows those on this machine)'
+        )
 
 
 def check_captions(captions: Sequence[str], where: str) -> None:
