@@ -21,7 +21,6 @@ from sdbench.score import find_protocols
 from sdbench.settings import Dtype, Sampling, Setting
 from sdbench.store import Store
 from sdbench.suites import Suite, check_half
-from sdbench.tables import join_words
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
     """Check that a suite can be run, and that these options leave something to measure.
 
     Raises:
-        UserError: the suite is a part, nothing of it would be measured, or it has no such half, setting, metric, reference, size or caption.
+        UserError: the suite is a part, nothing of it would be measured, or it has no such half, setting, metric, size or caption.
     """
     check_half(only)
     if suite.prompts is None or suite.sampling is None or suite.family is None:
@@ -116,12 +115,7 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
         check_captions([*suite.prompt_list().values()], f"suite {suite.name!r}")
     if suite.probes:
         suite.probes.select(settings)
-    compared = [protocol.name for protocol in find_protocols(suite.own_metrics) if protocol.kind == "set" and not protocol.against_teacher]
-    if with_quality and compared and suite.reference is None:
-        raise UserError(
-            f"suite {suite.name!r} names no reference to compare the images with, which {join_words(compared)} {'needs' if len(compared) == 1 else 'need'}; "
-            'name one, with `reference = "NAME"` in its file or --reference NAME (`sdbench reference list` shows those on this machine)'
-        )
+    find_protocols(suite.own_metrics)
 
 
 def check_captions(captions: Sequence[str], where: str) -> None:

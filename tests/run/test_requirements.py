@@ -48,6 +48,8 @@ def test_missing_weights_prompts_and_reference_are_listed_with_sizes(tmp_path: P
     prompts, reference = requirements.missing_inputs(suites.load("coco-30k"), tmp_path)
     assert prompts == "prompts sayakpaul/coco-30-val-2014: not on this disk"
     assert "build coco-30k --images FOLDER --encoder clip.vit-l-14-336 dinov2.vit-l-14 inception.clean` (or --dataset)" in reference
+    (of_none,) = requirements.missing_inputs(suites.load("quality").model_copy(update={"reference": None}), tmp_path)
+    assert of_none.startswith("reference, of which the suite names none, so fd.scenes will be missing: name one, with `reference = ")
     latent = suites.load("quality").model_copy(update={"noise": suites.Noise(kind="fixed", file="latents.pt")})
     assert requirements.missing_inputs(latent, tmp_path) == ["latent latents.pt: not on this disk"]
 

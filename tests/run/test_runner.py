@@ -304,14 +304,6 @@ def test_scenes_of_another_size_are_refused_before_any_work(size: dict[str, int]
     assert prepare_in(tmp_path, suite, "probes").sampling.shape_px != (64, 64)
 
 
-def test_set_metrics_without_a_reference_are_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"suite 'own' names no reference to compare the images with, which fd\.scenes needs; .*--reference NAME"
-    ):
-        prepare_in(tmp_path, SUITE.model_copy(update={"reference": None}))
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("blocked", ["results", "runs"])
 def test_unwritable_folder_is_rejected_before_any_work(blocked: str, tmp_path: Path) -> None:
     (tmp_path / blocked).write_text("a file in the way", encoding="utf-8")
