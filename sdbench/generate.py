@@ -96,9 +96,10 @@ def generate(jobs: list[Job], store: Store, batch: int, make: Callable[[list[Job
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=f"{title}: images", unit="image", mininterval=1)
 
     def wait() -> None:
-        while writing:
-            writing.pop().result()
-            bar.update()
+        for future in writing:
+            future.result()
+        bar.update(len(writing))  # a batch at once, since the bar is drawn at most once a second: it would show but one of its images
+        writing.clear()
 
     with bar, ThreadPoolExecutor(os.cpu_count()) as writers:
         try:

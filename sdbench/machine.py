@@ -39,10 +39,11 @@ PACKAGES = (
     "transformers",
 )
 # Environment variables that change how the same code computes, from PyTorch's documentation (its pages on CUDA's variables, on threads
-# and on compiling) and NVIDIA's CUDA programming guide; not those that name places or devices.
+# and on compiling) and NVIDIA's (the CUDA programming guide, and cuBLAS on emulated precision); not those that name places or devices.
 _SWITCHES = re.compile(
     r"(OMP|MKL)_NUM_THREADS|PYTORCH_(CUDA_)?ALLOC_CONF|PYTORCH_NO_CUDA_MEMORY_CACHING|NVIDIA_TF32_OVERRIDE"
-    r"|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|BLAS_PREFER_\w+|CUBLAS_WORKSPACE_CACHE|CUDNN_\w+)|CUBLAS_WORKSPACE_CONFIG|CUBLASLT_WORKSPACE_SIZE"
+    r"|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|BLAS_PREFER_\w+|CUBLAS_WORKSPACE_CACHE|CUDNN_\w+)|CUBLASLT_WORKSPACE_SIZE"
+    r"|CUBLAS_(WORKSPACE_CONFIG|EMULAT\w+|FIXEDPOINT_EMULATION_\w+)"
     r"|CUDA_(LAUNCH_BLOCKING|MODULE_LOADING|DEVICE_MAX_CONNECTIONS|SCALE_LAUNCH_QUEUES|FORCE_PTX_JIT)|CUDNN_CONV_WSCAP_DBG"
     r"|TORCH_COMPILE_DISABLE|TORCHDYNAMO_\w+|TORCHINDUCTOR_(?!CACHE_DIR)\w+"
 )

@@ -8,8 +8,8 @@
 draw, and runs the gate on them. A question that was already answered, with the same pool, policy, records and code, is not asked
 again. It writes `results/calibration/gate.json` and `gate.md`.
 
-Latency and memory have no pool. Their rounds come from the committed records of suite `quality`, each divided by its record's median, so
-they show what a few runs on one machine show.
+Latency and memory have no pool. Their rounds come from the committed records of suite `quality`, whose models took turns, each divided by
+its record's median. A round of both sides is drawn as two models of one turn. So they show what one run on one machine shows.
 
 The committed pool has two students that `distillation run` made with a fault: "half of the training" by `--steps 1200`, "the middle's
 tap lost" by the recipe without `mid_block` among its taps.

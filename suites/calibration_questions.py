@@ -128,19 +128,15 @@ def _judge_shifted(sampler: Sampler, name: str, margins: float, random: np.rando
 
 def _judge_probe(sampler: Sampler, name: str, slower: float, rounds: int, random: np.random.Generator) -> tuple[str, float]:
     rules = Policy(alpha=sampler.policy.alpha, suites={SUITE: {name: sampler.rules[name]}})
-    new, old = (
-        sampler.make_side(NO_IMAGES, sets=False, probes=[sampler.make_probe(name, share, rounds, random)]) for share in (slower, 0.0)
-    )
+    new, old = (sampler.make_side(NO_IMAGES, sets=False, probes=[probe]) for probe in sampler.draw_probes(name, slower, rounds, random))
     return judging.judge(new, old, rules, {}).verdict, 1.0
 
 
 def _judge_with_probes(sampler: Sampler, random: np.random.Generator) -> tuple[str, float]:
     """Judge with latency and memory drawn for both sides, as one run of both models would measure them."""
-    sides = [
-        sampler.make_side(images, probes=[sampler.make_probe(name, 0.0, 5, random) for name in sampler.rounds])
-        for images in sampler.draw_itself(random)
-    ]
-    return judging.judge(sides[0], sides[1], sampler.policy, {}).verdict, 1.0
+    probes = zip(*(sampler.draw_probes(name, 0.0, 5, random) for name in sampler.turns), strict=True)
+    new, old = (sampler.make_side(images, probes=drawn) for images, drawn in zip(sampler.draw_itself(random), probes, strict=True))
+    return judging.judge(new, old, sampler.policy, {}).verdict, 1.0
 
 
 def _judge_shifted_sequentially(sampler: Sampler, name: str, margins: float, random: np.random.Generator) -> tuple[str, float]:

@@ -16,7 +16,7 @@ from sdbench.encoders.catalogue import ENCODERS
 from sdbench.gate import policy
 from sdbench.gate.pairing import Side
 from sdbench.metrics import frechet
-from sdbench.records import Value
+from sdbench.records import Record, Value
 from sdbench.reference import cards
 
 SUITE = "quality"
@@ -61,15 +61,7 @@ class Sampler:
         ]
         self.folders = [folder for folder, _ in newest]
         self.template = next(record for _, record in newest if record.model.name == MODEL)
-        self.rounds = {
-            name: [
-                np.array(one) / value.value
-                for _, record in newest
-                if (value := record.value(name)) and value.value
-                for one in value.samples or ()
-            ]
-            for name in ("latency.pipeline.p50", "memory.peak_data")
-        }
+        self.turns = {name: _turns([record for _, record in newest], name) for name in ("latency.pipeline.p50", "memory.peak_data")}
 
     def draw_itself(self, random: np.random.Generator) -> tuple[Images, Images]:
         """Draw prompts with replacement, and for each of them two of the model's images."""
@@ -107,11 +99,24 @@ class Sampler:
         record = self.template.model_copy(update={"values": (*values, *kept, *probes), "n_images": n, "run": "one"})
         return Side(record, [(f"{row:05d}", 0) for row in range(n)], columns)
 
-    def make_probe(self, name: str, slower: float, rounds: int, random: np.random.Generator) -> Value:
-        """A probe with this number of rounds drawn from the stored ones, slower by a share."""
-        samples = [tuple((1 + slower) * self.rounds[name][row]) for row in random.integers(len(self.rounds[name]), size=rounds)]
-        middle = float(np.median(np.concatenate(samples)))
-        return Value(name=name, kind="probe", direction="lower", unit="1", value=middle, n=rounds, samples=tuple(samples))
+    def draw_probes(self, name: str, slower: float, rounds: int, random: np.random.Generator) -> tuple[Value, Value]:
+        """A probe of two models that took turns, the first slower by a share: for each round, a stored turn and two of its models."""
+        turns = self.turns[name]
+        chosen = random.integers(len(turns), size=rounds)
+        models = random.permuted(np.tile(np.arange(turns.shape[1]), (rounds, 1)), axis=1)
+        return _probe(name, (1 + slower) * turns[chosen, models[:, 0]]), _probe(name, turns[chosen, models[:, 1]])
+
+
+def _turns(measured: Sequence[Record], name: str) -> F64:
+    """The rounds of models that took turns, each over its model's median, turns x models x calls."""
+    assert len({record.run for record in measured}) == 1
+    values = [value for record in measured if (value := record.value(name)) and value.value]
+    return np.stack([np.array(value.samples) / value.value for value in values], axis=1)
+
+
+def _probe(name: str, samples: F64) -> Value:
+    middle = float(np.median(samples))
+    return Value(name=name, kind="probe", direction="lower", unit="1", value=middle, n=len(samples), samples=tuple(map(tuple, samples)))
 
 
 def with_loss(sampler: Sampler, images: Images, name: str, amount: float, random: np.random.Generator) -> Images:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import SIZE_PX
 
 from sdbench import records
 from sdbench.arrays import F32, U8
@@ -20,7 +19,7 @@ from sdbench.records import Scores, Value
 from sdbench.reference import cards
 from sdbench.run.context import RunContext, prepare
 from sdbench.scenes.grammar import parse, scene_at
-from sdbench.scenes.render import render
+from sdbench.scenes.render import SIZE_PX, render
 from sdbench.settings import Probes, Sampling
 from sdbench.suites import Prompts, Suite
 

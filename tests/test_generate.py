@@ -17,6 +17,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, IPNDMScheduler, LCMScheduler, StableDiffusionXLPipeline
 from tiny import SIZE_PX
+from tqdm import tqdm
 
 from sdbench import store as module
 from sdbench.arrays import U8
@@ -110,6 +111,14 @@ def test_resumed_run_makes_only_missing_images_with_the_same_bytes(missing: list
     assert len(groups) == len({place // 3 for place in missing})
     kept = [store.path(job.image_id) for place, job in enumerate(make_jobs()) if place not in missing]
     assert all(path.stat().st_mtime_ns == before[path] for path in kept)
+
+
+def test_progress_counts_whole_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image at a time, a bar that is drawn once a second would show the first image of a batch, and a remaining time many times too long."""
+    counted: list[int] = []
+    monkeypatch.setattr(tqdm, "update", lambda _, n: counted.append(n))
+    generate(make_jobs(), store, 3, batch_dependent_images, "counted")
+    assert [n for n in counted if n] == [3, 3, 1]
 
 
 def test_finished_run_makes_nothing(store: Store) -> None:
@@ -496,6 +505,21 @@ def test_samples_come_after_the_images_of_a_run_without_them() -> None:
     assert len({job.image_id for job in jobs}) == 21
     noise = [initial_noise(Noise(), job.prompt_id, job.sample, SHAPE).numpy().tobytes() for job in jobs]
     assert len(set(noise)) == 21
+
+
+def test_noise_of_the_steps_differs_between_prompts_and_samples_unless_it_is_fixed() -> None:
+    class SeedRecorder(Recorder):
+        def __call__(self, **arguments: Any) -> SimpleNamespace:
+            seeds.extend(each.initial_seed() for each in arguments["generator"])
+            return super().__call__(**arguments)
+
+    numbers = {}
+    for kind in ("per_image", "fixed"):
+        seeds: list[int] = []
+        for job in list_jobs(sampled(2, 3), SAMPLING, "weights"):
+            make_sampler(SeedRecorder(), SAMPLING, Noise.model_validate({"kind": kind, "seed": 3}))([job])
+        numbers[kind] = len(seeds), len(set(seeds))
+    assert numbers == {"per_image": (6, 6), "fixed": (6, 1)}
 
 
 def test_batches_hold_one_sample_so_that_more_samples_change_no_image(tmp_path: Path) -> None:

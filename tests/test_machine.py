@@ -116,6 +116,7 @@ def test_environment_has_every_required_package_that_affects_results() -> None:
 def test_environment_variables_that_switch_behaviour_are_recorded_and_paths_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     switches = {
         **dict.fromkeys(("NVIDIA_TF32_OVERRIDE", "CUDA_LAUNCH_BLOCKING", "OMP_NUM_THREADS", "TORCHINDUCTOR_MAX_AUTOTUNE"), "1"),
+        **dict.fromkeys(("CUBLAS_EMULATE_SINGLE_PRECISION", "CUBLAS_EMULATION_STRATEGY"), "1"),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     }

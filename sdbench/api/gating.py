@@ -85,8 +85,8 @@ def until_verdict(
     baseline: str | Path,
     policy: str | Path | None = None,
     places: Places = Places(),
-    device: str | None = None,
     *,
+    device: str | None = None,
     only: str | None = None,
     announce: Announce | None = None,
 ) -> tuple[Path, Report]:
@@ -124,6 +124,7 @@ def noise(
     suite: NamedSuite | None,
     seeds: int,
     places: Places = Places(),
+    *,
     device: str | None = None,
     only: str | None = None,
 ) -> tuple[Path, floors.Floor]:
@@ -138,12 +139,12 @@ def noise(
     Raises:
         UserError: fewer than 2 seeds, a suite whose noise is a file and so the same under every seed, or other bad input.
     """
-    from sdbench.run import runner
-    from sdbench.run.context import prepare
-
     suites.check_half(only)
     if seeds < 2:
         raise UserError(f"a noise floor needs at least 2 seeds, found {seeds}")
+    from sdbench.run import runner
+    from sdbench.run.context import prepare
+
     spec = find_model(model)
     chosen = find_suite(suite, spec)
     if chosen.noise.file:

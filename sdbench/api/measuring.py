@@ -100,18 +100,23 @@ def score(
 
     Raises:
         UserError: the numbers of images and prompts differ, a file cannot be read, the order of the file names is ambiguous, the family
-            accepts no such images, or there is no such suite or device.
+            accepts no such images, no metric of the suite can score them, or there is no such suite, metric or device.
     """
+    _check_paths(images, prompts)
     from sdbench.encoders.memory import evaluators_on
     from sdbench.run import external
-    from sdbench.score import PROTOCOLS
+    from sdbench.score import find_protocols
     from sdbench.score import score as score_subject
 
     chosen = load_suite(suite)
+    metrics = [protocol.name for protocol in find_protocols(chosen.own_metrics) if not protocol.against_teacher]
     found = external.find_images(Path(images), Path(prompts) if prompts else None, chosen)
-    subject = external.load_images(found, chosen, places.work)
+    if not metrics:
+        raise UserError(
+            f"suite {chosen.name!r} has no metric that scores images without their teacher's; name some with --metrics, or another suite"
+        )
     with evaluators_on(machine.choose_device(device)):
-        return score_subject(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
+        return score_subject(external.load_images(found, chosen, places.work), metrics)
 
 
 def record_images(
@@ -135,6 +140,7 @@ def record_images(
     Raises:
         UserError: see `score`; or the name is invalid or that of a model of the catalogue.
     """
+    _check_paths(images, prompts)
     from sdbench.run import external
     from sdbench.run.context import prepare
 
@@ -151,3 +157,15 @@ def record_images(
         chosen = Overrides(prompts=prompts or images).apply(chosen)
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")
     return external.record_images(found, name, context)
+
+
+def _check_paths(images: str | Path, prompts: str | Path | None) -> None:
+    """Check that images and prompts exist, before the slow imports of what reads them.
+
+    Raises:
+        UserError: one does not.
+    """
+    if not Path(images).is_dir():
+        raise UserError(f"there is no folder {images}; name the folder of the images with --images")
+    if prompts and (not Path(prompts).exists() or Path(prompts).is_dir()):
+        raise UserError(f"there is no file {prompts}; name a text file with one prompt per line with --prompts")

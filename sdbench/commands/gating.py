@@ -126,8 +126,8 @@ def until_verdict(arguments: argparse.Namespace, read_request: "Callable[[], tup
         from sdbench import api
 
         (spec,), suite = read_request()
-        places, options = places_from(arguments), {"only": arguments.only, "announce": print_note}
-        path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, places, arguments.device, **options)
+        options = {"device": arguments.device, "only": arguments.only, "announce": print_note}
+        path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, places_from(arguments), **options)
         print_note(f"record: {path}")
         showing.rewrite_leaderboard_after_run(arguments.results)
         return report
@@ -160,7 +160,7 @@ def noise(arguments: argparse.Namespace) -> int:
     suite = overrides.read(arguments).apply(suite)
     if arguments.only != "probes":
         print_requirements(suite, arguments)
-    path, floor = api.noise(spec, suite, arguments.seeds, places_from(arguments), arguments.device, arguments.only)
+    path, floor = api.noise(spec, suite, arguments.seeds, places_from(arguments), device=arguments.device, only=arguments.only)
     for name, spread in floor.metrics.items():
         noise_text = f"{100 * spread.noise:.3g} %" if is_probe(name) else f"{spread.noise:.3g}"
         ends = f"{format_number(min(spread.values))} to {format_number(max(spread.values))}"

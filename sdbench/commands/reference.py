@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdbench.arguments import add_command, print_answer, print_json, print_note
+from sdbench.assets.catalogue import ENCODER_OF
 from sdbench.commands.console import AddCommand, add_common, add_device, add_runs, places_from
 from sdbench.errors import UserError, unknown_name
 
@@ -13,9 +14,7 @@ if TYPE_CHECKING:
     from sdbench.reference.build import Images
     from sdbench.reference.cards import Card
 
-ENCODERS = (  # copied from `encoders.catalogue`, which imports torch
-    "scenes.features", "inception.clean", "inception.tf1", "inception.mlperf", "inception.torchmetrics", "dinov2.vit-l-14", "clip.vit-l-14-336",
-)  # fmt: skip
+_ENCODERS = dict.fromkeys(ENCODER_OF.values())  # not from `encoders.catalogue`, which imports torch
 
 
 def add_commands(add: AddCommand) -> None:
@@ -32,7 +31,7 @@ def add_commands(add: AddCommand) -> None:
     building.add_argument("--dataset", help="dataset of real images, opened with `datasets`: a file, a folder or a name on the Hub")
     building.add_argument("--split", help="split of the dataset (default: train)")
     building.add_argument("--column", help="column of the dataset's images, if it has several")
-    building.add_argument("--encoder", nargs="+", required=True, help=f"encoders to build for: {', '.join(ENCODERS)}")
+    building.add_argument("--encoder", nargs="+", required=True, help=f"encoders to build for: {', '.join(_ENCODERS)}")
     building.add_argument("--n", type=int, help="use only the first N images (default: all)")
     importing.add_argument("--encoder", nargs="+", required=True, help="encoders that the publisher used, by the names that build takes")
     importing.add_argument("--n", type=int, required=True, help="number of images that the statistics were computed from")
@@ -66,7 +65,7 @@ def _run(arguments: argparse.Namespace, runs: Path) -> "list[Card]":
 
     encoders = [_encoder(name) for name in arguments.encoder]
     if arguments.action == "import":
-        return [import_moments(arguments.name, arguments.file, encoder.name, arguments.n, arguments.source, runs) for encoder in encoders]
+        return [import_moments(arguments.name, arguments.file, encoder, arguments.n, arguments.source, runs) for encoder in encoders]
     images = _images(arguments)
     with evaluators_on(choose_device(arguments.device)):
         for encoder in encoders:

@@ -13,16 +13,19 @@ LOADERS = (clip.load, inception.network, perceptual.network, preference.hps, pre
 
 @contextmanager
 def evaluators_on(device: str) -> Iterator[None]:
-    """Run full-size encoders on this device inside the block, and free their memory at its end.
+    """Run full-size encoders on this device, and build all in float32, inside the block; free their memory at its end.
 
     Args:
         device: "cuda", "cuda:<index>", or anything else for the CPU.
     """
     release_evaluators()  # loaded ones may be on another device
     token = inference.RUN_DEVICE.set(torch.device(device if device.startswith("cuda") else "cpu"))
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # a training loop may have set a lower one, for networks and for the constants of their inputs
     try:
         yield
     finally:
+        torch.set_default_dtype(default)
         inference.RUN_DEVICE.reset(token)
         release_evaluators()
 

@@ -1,4 +1,4 @@
-"""Preprocessing of images for networks of the CLIP family, to 224 px or so and normalised: bit for bit the same on any device.
+"""Preprocessing of images for networks of the CLIP family, to 224 px or so and normalised; of all but HPS bit for bit the same on any device.
 
 The resize is part of a CLIP score's protocol. CLIP was trained with Pillow's bicubic, which has 22-bit weights and rounds to
 8 bits; torchvision's differs by one level in 0.2 to 1 % of the pixels as uint8, in 10 to 23 % as float (measured). On the CPU, Pillow

@@ -128,7 +128,7 @@ def _decide(result: Result, bounds: Bounds, margin: float, alpha: float, *, sure
     if needed and (needed > bounds.n or is_look):  # a single judgement: fewer for equal shares, whose bounds allow for losses not drawn
         chance = f"with a probability of {100 * decisions.POWER:.0f} %, if the true difference is the measured one"
         at_once = "" if needed > bounds.n else ", judged once rather than at several looks,"
-        reason = f"{bounds.n} {unit} do not decide it; about {needed}{at_once} would, {chance}"
+        reason = f"{bounds.n} {unit} do not decide it; about {_round_up(needed)}{at_once} would, {chance}"
         return replace(result, verdict="inconclusive", reason=reason, needed_n=needed)
     if bounds.n == 1:
         reason = f"a single {unit.removesuffix('s')} shows no spread; measure more {unit}"
@@ -137,6 +137,12 @@ def _decide(result: Result, bounds: Bounds, margin: float, alpha: float, *, sure
     else:
         reason = f"{bounds.n} {unit} do not decide it, and it is not known how many would"
     return replace(result, verdict="inconclusive", reason=reason)
+
+
+def _round_up(number: int) -> int:
+    """A number to two digits, which is all that an estimate from a measured spread is good for."""
+    step = 10 ** max(0, len(str(number)) - 2)
+    return -(-number // step) * step  # type: ignore[no-any-return]  # mypy: a power of two ints may be a float
 
 
 def _worst_verdict(results: tuple[Result, ...]) -> Verdict:

@@ -1,5 +1,6 @@
 """Find the two records that the gate compares: named by the user, measured earlier, or measured now."""
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,11 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
         try:
             return resolve(what, base=base, lora=lora, name=name)
         except UserError as error:
-            if (base, lora, name) != (None, None, None) or not (recorded := find_name(what, results)).rows:
+            if (base, lora, name) != (None, None, None):
+                raise
+            if not (recorded := find_name(what, results)).rows:
+                if near := difflib.get_close_matches(what, _recorded_names(results), 1):
+                    raise type(error)(f"{error} There are records of {near[0]!r}.") from error
                 raise
             if not Path(what).exists():
                 return recorded
@@ -215,6 +220,11 @@ def _machine_class_of(what: RecordOrModel) -> str | None:
 def find_name(what: str, results: Path) -> RecordedName:
     """The records of a name, if there are any."""
     return RecordedName(what, tuple(records.newest_per_model(results, name=what)) if NAME.fullmatch(what) else ())
+
+
+def _recorded_names(results: Path) -> set[str]:
+    """The names that only records have."""
+    return {folder.parent.name for folder in records.folders(results)} - CATALOGUE.keys()
 
 
 def _the_only(folders: Sequence[Path], whose: str) -> Path:

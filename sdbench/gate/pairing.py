@@ -118,7 +118,7 @@ def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_r
     if new_value.is_image_metric:
         bounds = paired_bounds(new_value, old_value, new, old, 1 - alpha)
     else:
-        bounds = _probe_bounds(new_value, old_value, 1 - alpha, None if new.record.is_same_run(old.record) else between_runs)
+        bounds = _probe_bounds(new_value, old_value, 1 - alpha, between_runs, in_turns=new.record.is_same_run(old.record))
     return _turn(bounds, rule) if isinstance(bounds, Bounds) else bounds
 
 
@@ -207,20 +207,22 @@ def _are_same_images(new: Side, old: Side) -> bool:
     return new.record == old.record or (bool(equal) and all(equal))
 
 
-def _probe_bounds(new_value: Value, old_value: Value, level: float, between_runs: BetweenRuns | None) -> Bounds | Obstacle:
+def _probe_bounds(
+    new_value: Value, old_value: Value, level: float, between_runs: BetweenRuns | None, *, in_turns: bool
+) -> Bounds | Obstacle:
     """Bounds of the log ratio of candidate to baseline; exactly 0 where both are the same measurement, however far runs lie apart."""
     if (new_value.value, new_value.samples) == (old_value.value, old_value.samples):
         return Bounds(0.0, 0.0, 0.0, 0.0, max(new_value.n, 1))
-    bounds = _log_ratio_bounds(new_value, old_value, level)
-    return decisions.widen(bounds, between_runs, level) if between_runs and isinstance(bounds, Bounds) else bounds
+    bounds = _log_ratio_bounds(new_value, old_value, level, in_turns=in_turns)
+    return decisions.widen(bounds, between_runs, level) if between_runs and not in_turns and isinstance(bounds, Bounds) else bounds
 
 
-def _log_ratio_bounds(new_value: Value, old_value: Value, level: float) -> Bounds | Obstacle:
-    """Bounds of the log ratio of medians over raw rounds, or of two counts, which have no spread."""
+def _log_ratio_bounds(new_value: Value, old_value: Value, level: float, *, in_turns: bool) -> Bounds | Obstacle:
+    """Bounds of the log ratio over raw rounds, or of two counts, which have no spread."""
     if not (new_value.value and old_value.value and min(new_value.value, old_value.value) > 0):
         return Obstacle("incomparable", f"a ratio needs values above 0, found {new_value.value} against {old_value.value}")
     if new_value.samples and old_value.samples:
-        return _round_bounds(new_value.samples, old_value.samples, level)
+        return _round_bounds(new_value.samples, old_value.samples, level, in_turns=in_turns)
     if new_value.kind != "count":
         return Obstacle(
             "incomparable", "its spread is unknown, because not both records hold raw samples; take a value that has them, such as a p50"
@@ -229,12 +231,12 @@ def _log_ratio_bounds(new_value: Value, old_value: Value, level: float) -> Bound
     return Bounds(ratio, ratio, ratio, 0.0, 1)
 
 
-def _round_bounds(new_rounds: Samples, old_rounds: Samples, level: float) -> Bounds | Obstacle:
+def _round_bounds(new_rounds: Samples, old_rounds: Samples, level: float, *, in_turns: bool) -> Bounds | Obstacle:
     if len(new_rounds) != len(old_rounds):
         counts = f"{len(new_rounds)} for the candidate, {len(old_rounds)} for the baseline"
         return Obstacle("incomparable", f"rounds measured: {counts}; failed rounds do not count; run the probes again")
     try:
-        return decisions.ratio_bounds(new_rounds, old_rounds, level)
+        return (decisions.paired_ratio_bounds if in_turns else decisions.ratio_bounds)(new_rounds, old_rounds, level)
     except ValueError as error:
         return Obstacle("incomparable", str(error))
 

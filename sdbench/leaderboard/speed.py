@@ -61,8 +61,8 @@ def probe_cell(record: Record, name: str) -> str:
 def speed_up(record: Record, teacher: Record | None, name: str) -> SpeedUp | str:
     """How many times as fast as the teacher, by a value that both have; otherwise the reason why there is none.
 
-    The 95 % interval resamples rounds (`decisions.ratio_bounds`), and is from 0 to infinity for a single round. There is none between
-    two runs, since the rounds of a run do not show how far two runs lie apart.
+    The ratio is that of the two medians shown beside it; its 95 % interval resamples rounds (`decisions.ratio_bounds`), and is from 0 to
+    infinity for a single round. There is none between two runs, since the rounds of a run do not show how far two runs lie apart.
     """
     own = record.value(name)
     if not own or not own.value:

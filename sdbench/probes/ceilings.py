@@ -34,8 +34,8 @@ def work_per_call(name: str, device: str, dtype: Dtype) -> float:
 
 def measure(name: str, device: str, dtype: Dtype) -> float:
     """The work per second of the fastest of five calls, in the units of `work_per_call`."""
-    call = prepare(name, device, dtype)
-    marks = [(call(), synchronised_clock())[1] for _ in range(6)]
+    call, card = prepare(name, device, dtype), device if device.startswith("cuda") else None
+    marks = [(call(), synchronised_clock(card))[1] for _ in range(6)]
     return work_per_call(name, device, dtype) / min(end - start for start, end in pairwise(marks))
 
 

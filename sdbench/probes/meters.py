@@ -13,12 +13,16 @@ OUT_OF_MEMORY, NOT_COMPILED = "out of memory", "not compiled"  # how reasons of 
 COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # the driver sets a folder for each model and setting, so that the first round compiles anew
 
 
-def synchronised_clock() -> float:
-    """Seconds on the monotonic clock, read after the GPU has finished all its work; plain `perf_counter` without a GPU."""
+def synchronised_clock(device: str | None = None) -> float:
+    """Seconds on the monotonic clock, read after the GPU has finished all its work; plain `perf_counter` without a GPU.
+
+    Args:
+        device: the CUDA device to wait for; by default the current one.
+    """
     import torch
 
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 

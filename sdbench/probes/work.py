@@ -162,12 +162,13 @@ def _count(network: torch.nn.Module, call: Callable[[Any], object]) -> Work:
     moved, flops = _MovedNumbers(), FlopCounterMode(display=False)
     with torch.device("meta"), torch.no_grad(), _WithoutAttentionScores(moved), moved, flops:
         call(network)
-    weights = count_parameters(network)
+    tables = sum(count_parameters(part) for part in network.modules() if isinstance(part, torch.nn.Embedding))
+    weights = count_parameters(network) - tables
     return Work(int(flops.get_total_flops()) // 2, weights, max(0, moved.numbers - weights))
 
 
 class _MovedNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
-    """Adds up the numbers that operators read and write; views move nothing."""
+    """Adds up the numbers that operators read and write; views move nothing, and of an embedding's table only the rows given back are read."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
@@ -175,7 +176,9 @@ class _MovedNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not func.is_view and (taken := _numbers((args, kwargs))):  # an operator without inputs only allocates
+        read = (result, args[1:]) if func is torch.ops.aten.embedding.default else (args, kwargs)
+        is_view = func.is_view or func is torch.ops.aten._unsafe_view.default  # noqa: SLF001  # a view after matrix products, not declared as one
+        if not is_view and (taken := _numbers(read)):  # an operator without inputs only allocates
             self.numbers += taken + _numbers(result)
         return result
 

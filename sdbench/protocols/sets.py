@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from sdbench.arrays import F32, F64
+from sdbench.assets.catalogue import ENCODER_OF
 from sdbench.encoders.catalogue import ENCODERS
 from sdbench.errors import MissingError
 from sdbench.metrics import cmmd, frechet, frechet_infinity, kid, prdc
@@ -20,16 +21,16 @@ _NO_INTERVAL = "no interval, because leaving out any single image does not chang
 _NO_INTERVAL_OF_SAMPLES = "no interval, because leaving out single images does not show what their prompts contribute"
 
 
-def _features_and_reference(encoder: str, subject: Subject) -> tuple[F32, Reference]:
-    """Features of the images, n x d, and the reference of the same encoder."""
-    chosen = ENCODERS[encoder]
+def _features_and_reference(subject: Subject, protocol: Protocol) -> tuple[F32, Reference]:
+    """Features of the images by the metric's encoder, n x d, and the reference of the same encoder."""
+    chosen = ENCODERS[ENCODER_OF[protocol.name]]
     reference = cards.find(subject.reference, chosen, subject.runs)  # first: where it is missing, no features are computed
     return subject.features(chosen.id(), chosen.features), reference
 
 
-def _features_of_both(encoder: str, subject: Subject) -> tuple[F32, F32, str]:
+def _features_of_both(subject: Subject, protocol: Protocol) -> tuple[F32, F32, str]:
     """Features of the images and of the reference's images, n x d and m x d, and the reference's digest."""
-    features, reference = _features_and_reference(encoder, subject)
+    features, reference = _features_and_reference(subject, protocol)
     if reference.features is None:
         raise MissingError(
             f"reference: {subject.reference!r} holds only published moments, but this metric needs features; build one from images: `sdbench reference build`"
@@ -47,8 +48,8 @@ def _too_few(protocol: Protocol, least: int, subject: Subject) -> Result | None:
     return None
 
 
-def _frechet(encoder: str, subject: Subject, protocol: Protocol) -> Result:
-    features, reference = _features_and_reference(encoder, subject)
+def _frechet(subject: Subject, protocol: Protocol) -> Result:
+    features, reference = _features_and_reference(subject, protocol)
     if too_few := _too_few(protocol, 2, subject):
         return too_few
     value, influence = frechet.frechet(features, reference.statistics)
@@ -56,8 +57,8 @@ def _frechet(encoder: str, subject: Subject, protocol: Protocol) -> Result:
     return protocol.distance(estimate, influence, small_sample_note(estimate.n, features.shape[1]), reference.digest)
 
 
-def _frechet_infinity(encoder: str, subject: Subject, protocol: Protocol) -> Result:
-    features, reference = _features_and_reference(encoder, subject)
+def _frechet_infinity(subject: Subject, protocol: Protocol) -> Result:
+    features, reference = _features_and_reference(subject, protocol)
     if subject.has_several_samples:
         reason = "its extrapolation takes images as independent, and several images of a prompt are not; draw one for each prompt"
         return protocol.without_value("not_applicable", reason)
@@ -68,8 +69,8 @@ def _frechet_infinity(encoder: str, subject: Subject, protocol: Protocol) -> Res
     return protocol.distance(estimate, found.influence, "extrapolated to unlimited images", reference.digest)
 
 
-def _kernel_distance(encoder: str, distance: Callable[[F32, F32], tuple[float, F64]], subject: Subject, protocol: Protocol) -> Result:
-    features, real, digest = _features_of_both(encoder, subject)
+def _kernel_distance(distance: Callable[[F32, F32], tuple[float, F64]], subject: Subject, protocol: Protocol) -> Result:
+    features, real, digest = _features_of_both(subject, protocol)
     if too_few := _too_few(protocol, 2, subject):
         return too_few
     value, influence = distance(features, real)
@@ -78,11 +79,11 @@ def _kernel_distance(encoder: str, distance: Callable[[F32, F32], tuple[float, F
 
 def _kid(subject: Subject, protocol: Protocol) -> Result:
     distance = partial(kid.kid, prompts=subject.prompt_ids if subject.has_several_samples else None)
-    return _kernel_distance("inception.clean", distance, subject, protocol)
+    return _kernel_distance(distance, subject, protocol)
 
 
 def _prdc(subject: Subject, protocol: Protocol) -> Result:
-    features, real, digest = _features_of_both("inception.clean", subject)
+    features, real, digest = _features_of_both(subject, protocol)
     if too_few := _too_few(protocol, prdc.K + 2, subject):
         return too_few
     found = subject.compute_once(f"prdc {digest}", lambda: prdc.prdc(features, real))
@@ -101,15 +102,15 @@ def _prdc(subject: Subject, protocol: Protocol) -> Result:
 
 
 PROTOCOLS = (
-    Protocol("fd.scenes",        "set", "lower",  "distance",    partial(_frechet, "scenes.features")),
-    Protocol("fid.clean",        "set", "lower",  "distance",    partial(_frechet, "inception.clean")),
-    Protocol("fid_infinity.clean", "set", "lower", "distance",   partial(_frechet_infinity, "inception.clean")),
-    Protocol("fid.tf1",          "set", "lower",  "distance",    partial(_frechet, "inception.tf1")),
-    Protocol("fid.mlperf",       "set", "lower",  "distance",    partial(_frechet, "inception.mlperf")),
-    Protocol("fid.torchmetrics", "set", "lower",  "distance",    partial(_frechet, "inception.torchmetrics")),
-    Protocol("fd.dinov2",        "set", "lower",  "distance",    partial(_frechet, "dinov2.vit-l-14")),
+    Protocol("fd.scenes",        "set", "lower",  "distance",    _frechet),
+    Protocol("fid.clean",        "set", "lower",  "distance",    _frechet),
+    Protocol("fid_infinity.clean", "set", "lower", "distance",   _frechet_infinity),
+    Protocol("fid.tf1",          "set", "lower",  "distance",    _frechet),
+    Protocol("fid.mlperf",       "set", "lower",  "distance",    _frechet),
+    Protocol("fid.torchmetrics", "set", "lower",  "distance",    _frechet),
+    Protocol("fd.dinov2",        "set", "lower",  "distance",    _frechet),
     Protocol("kid",              "set", "lower",  "MMD^2",       _kid),
-    Protocol("cmmd",             "set", "lower",  "1000 MMD^2",  partial(_kernel_distance, "clip.vit-l-14-336", cmmd.cmmd)),
+    Protocol("cmmd",             "set", "lower",  "1000 MMD^2",  partial(_kernel_distance, cmmd.cmmd)),
     Protocol("prdc.precision",   "set", "higher", "share",       _prdc),
     Protocol("prdc.recall",      "set", "higher", "share",       _prdc),
     Protocol("prdc.density",     "set", "higher", "ratio",       _prdc),

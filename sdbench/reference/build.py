@@ -50,9 +50,11 @@ def images_in_folder(path: Path, n: int | None = None) -> Images:
     """The images in a folder and its subfolders, sorted by name; only the first `n` if given.
 
     Raises:
-        UserError: there are fewer than `n`, or fewer than 2 (or `n` is).
+        UserError: there is no folder, or it holds fewer than `n`, or fewer than 2 (or `n` is).
     """
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else []
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}; name the folder of the images with --images")
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     kept = files[: _resolve_count(str(path), len(files), n, f" ({', '.join(sorted(SUFFIXES))})")]
     return Images(path.name, list(map(str, kept)), lambda row: kept[row].read_bytes())
 
@@ -115,7 +117,7 @@ def build(name: str, images: Images, encoder: Encoder, runs: Path) -> Card:
         return card
 
 
-def import_moments(name: str, file: Path, encoder: str, n: int, source: str, runs: Path) -> Card:
+def import_moments(name: str, file: Path, encoder: Encoder, n: int, source: str, runs: Path) -> Card:
     """Import published moments, a `.npz` with `mu` and `sigma` as pytorch-fid writes them, and return the card of the reference.
 
     Args:
@@ -124,20 +126,24 @@ def import_moments(name: str, file: Path, encoder: str, n: int, source: str, run
         source: where it was published.
 
     Raises:
-        UserError: the file holds something else, n is below 2, the name is not allowed or is taken by another file or n, or the reference
-            cannot be written.
+        UserError: the file holds something else or moments of other features, n is below 2, the name is not allowed or is taken by another
+            file or n, or the reference cannot be written.
     """
     content, mean, covariance = _read_moments(file)
+    if len(mean) != encoder.width:
+        raise UserError(
+            f"{file} holds statistics of {len(mean)} features, but {encoder.name!r} has {encoder.width}; name the encoder that made them with --encoder"
+        )
     if n < 2:
         raise UserError(f"--n {n}: statistics need at least 2 images; say how many images {file} was made from")
     sha256 = hashlib.sha256(content).hexdigest()
     git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    reference_digest = _digest(sha256, n, encoder)
-    existing = _existing_card(name, encoder, runs)
+    reference_digest = _digest(sha256, n, encoder.name)
+    existing = _existing_card(name, encoder.name, runs)
     if existing and existing.digest != reference_digest:
         raise _conflict(existing, f"{file} with n = {n} ({sha256[:12]})", runs)
     data = {"source": source, "sha256": sha256, "git": git}
-    card = Card(name=name, digest=reference_digest, encoder=encoder, encoder_id=None, data=data, n=n)
+    card = Card(name=name, digest=reference_digest, encoder=encoder.name, encoder_id=None, data=data, n=n)
     return existing or save(card, Gaussian(mean, covariance, n), None, runs)
 
 

@@ -7,6 +7,7 @@ damaged file, a different encoder or a different image is always detected. `scen
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,7 @@ def find(name: str | None, encoder: "Encoder", runs: Path) -> Reference:
         return _scenes(encoder, runs)
     card = card_of(name, encoder.name, runs)
     if card is None:
-        raise MissingError(f"reference: {name!r} has not been built for encoder {encoder.name!r}; {how_to_build(name, encoder.name)}")
+        raise MissingError(f"reference: {name!r} has not been built for encoder {encoder.name!r}; {how_to_build(name, [encoder.name])}")
     if card.encoder_id not in (None, encoder.id()):
         raise UserError(
             f"reference: {name!r} was made with encoder {card.encoder_id}, but this is {encoder.id()}; features of different encoders cannot be compared. "
@@ -94,8 +95,9 @@ def find(name: str | None, encoder: "Encoder", runs: Path) -> Reference:
     return load(card, runs)
 
 
-def how_to_build(name: str, encoder: str) -> str:
-    """The commands that make a reference, for error messages."""
+def how_to_build(name: str, encoders: Sequence[str] = ()) -> str:
+    """The commands that make a reference for these encoders, by default for one to choose, for error messages."""
+    encoder = " ".join(encoders) or "ENCODER"
     return (
         f"build it from real images: `sdbench reference build {name} --images FOLDER --encoder {encoder}` (or --dataset), "
         f"or `sdbench reference import {name} FILE.npz --encoder {encoder} --n N --source WHERE`"
@@ -134,7 +136,7 @@ def check_name(name: str, runs: Path) -> None:
         UserError: there is none, or a card is damaged.
     """
     if name not in (known := {"scenes", *(card.name for card in list_cards(runs))}):
-        raise unknown_name("reference", name, known, f"Or {how_to_build(name, 'ENCODER')}")
+        raise unknown_name("reference", name, known, f"Or {how_to_build(name)}")
 
 
 def load(card: Card, runs: Path) -> Reference:

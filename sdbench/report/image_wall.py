@@ -1,7 +1,7 @@
 """The image wall: thumbnails from the records of a section, with the same prompt and noise in each line.
 
-Records hold at most 64 images for each model. The page takes at most 200 prompts, and no more bytes than an e-mail could carry:
-alternately prompts with the worst images and prompts drawn at random. The rest goes into a folder beside the page.
+Records hold at most 64 images for each model. The page takes at most 200 lines, and no more bytes than an e-mail could carry:
+alternately lines with the worst images and lines drawn at random. The rest goes into a folder beside the page.
 """
 
 import base64
@@ -21,7 +21,7 @@ from sdbench.records import influenced_metric
 from sdbench.report import MAX_MODELS
 from sdbench.report.worst import WorstImages
 
-MAX_PROMPTS = 200
+MAX_SHOTS = 200
 PAGE_BYTES = 3_200_000  # all images of a page together, as base64
 _AS_IS_BYTES, _SIDE_PX, _QUALITY, _SEED = 8192, 256, 80, 0
 
@@ -46,7 +46,7 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Shot:
-    """A prompt, and each model's image for it from the same noise; None where the model's record does not hold one.
+    """A prompt with one initial noise, and each model's image from both; None where the model's record does not hold one.
 
     Attributes:
         name: of the images, see `Scores.image_names`.
@@ -68,7 +68,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Wall:
-    """The prompts that a section shows, in the suite's order, and the names of the images that are left over."""
+    """The images that a section shows, in the suite's order, and the names of the images that are left over."""
 
     models: tuple[str, ...]
     shots: tuple[Shot, ...]
@@ -149,7 +149,7 @@ def build_wall(album: Album, n_bytes: int) -> Wall:
     for name in filter(None, itertools.chain.from_iterable(itertools.zip_longest(worst, others))):
         shot = album.shot(name)
         n_bytes -= shot.n_bytes
-        if n_bytes < 0 or len(shots) == MAX_PROMPTS:
+        if n_bytes < 0 or len(shots) == MAX_SHOTS:
             break
         shots.append(shot)
     shown = {shot.name for shot in shots}

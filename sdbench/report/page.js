@@ -67,7 +67,7 @@ for (const controls of all("[data-wall].controls")) {
     all("[name=model]", controls).forEach((box) => {
       all(`[data-model="${box.value}"]`, wall).forEach((item) => { item.hidden = !box.checked; });
     });
-    controls.querySelector(".count").textContent = filtered(shots.filter((shot) => !shot.hidden).length, shots.length, "prompts");
+    controls.querySelector(".count").textContent = filtered(shots.filter((shot) => !shot.hidden).length, shots.length, "rows");
   };
   const order = () => {
     const key = field("order").value;

@@ -50,7 +50,7 @@ def _write_rest(section: Section, number: int, album: image_wall.Album, left: Se
     wall = image_wall.build_rest_wall(album, left, folder / f"s{number}")
     view = sections.build_rest_view(section, number, wall)
     path = folder / f"s{number}.html"
-    page = render([view], f"The {len(left)} prompts that {out.name} has no room for.", None, images="'self' data: file:")
+    page = render([view], f"The {len(left)} rows of images that {out.name} has no room for.", None, images="'self' data: file:")
     return write_bytes(path, page.encode())
 
 

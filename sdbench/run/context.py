@@ -16,6 +16,7 @@ from sdbench.models.locate import check_local_files
 from sdbench.models.spec import ModelSpec
 from sdbench.records import DRAWING_PACKAGES, Model
 from sdbench.scenes.grammar import EXAMPLE, parse
+from sdbench.scenes.render import SIZE_PX
 from sdbench.score import find_protocols
 from sdbench.settings import Dtype, Sampling, Setting
 from sdbench.store import Store
@@ -90,7 +91,7 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
     """Check that a suite can be run, and that these options leave something to measure.
 
     Raises:
-        UserError: the suite is a part, nothing of it would be measured, or it has no such half, setting, metric or caption.
+        UserError: the suite is a part, nothing of it would be measured, or it has no such half, setting, metric, size or caption.
     """
     check_half(only)
     if suite.prompts is None or suite.sampling is None or suite.family is None:
@@ -104,6 +105,12 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
     if (settings or profile) and not with_probes:
         option = "--setting" if settings else "--profile"
         raise UserError(f"{option} is for probes, of which this run of suite {suite.name!r} has none; leave it out")
+    if suite.family == "scenes" and with_quality and suite.sampling.shape_px != (SIZE_PX, SIZE_PX):
+        height, width = suite.sampling.shape_px
+        raise UserError(
+            f"suite {suite.name!r} draws images of {width} x {height} px, but the evaluators of the embedded family take {SIZE_PX} x {SIZE_PX}; "
+            f"set size_px to {SIZE_PX} and no height_px, or measure latency and memory alone: --only probes"
+        )
     if suite.family == "scenes" and suite.prompts.source != "scenes":
         check_captions([*suite.prompt_list().values()], f"suite {suite.name!r}")
     if suite.probes:

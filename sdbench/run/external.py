@@ -58,13 +58,9 @@ def find_images(folder: Path, prompts: Path | None, suite: Suite) -> CaptionedFi
         prompts: text file with one prompt per line, in the order of the images' names; None for the captions in the folder.
 
     Raises:
-        UserError: there are no images or no such files, images lack prompts or prompts images, a file cannot be read, the order of the
+        UserError: there are no images, images lack prompts or prompts images, a file cannot be read, the order of the
             names is ambiguous, or the suite's family has no such images.
     """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; name the folder of the images with --images")
-    if prompts and (not prompts.exists() or prompts.is_dir()):
-        raise UserError(f"there is no file {prompts}; name a text file with one prompt per line with --prompts")
     if suite.family is None:
         raise UserError(
             f"suite {suite.name!r} is a part and has no family; score with one that includes it, such as 'standard' or 'quality'"
@@ -147,7 +143,7 @@ def _describe_source(found: CaptionedFiles, images: Subject) -> str:
 def _pair_by_order(folder: Path, paths: Iterable[Path], prompts: Path) -> CaptionedFiles:
     """The images of a folder, in the order of their names, with the lines of a text file."""
     found = CaptionedFiles(folder, _sort_by_name(paths), read_lines(prompts))
-    if len(found.paths) != len(found.prompts):
+    if found.paths and len(found.paths) != len(found.prompts):
         raise UserError(
             f"{folder} holds {len(found.paths)} images and {prompts} {len(found.prompts)} prompts; there must be a prompt for each image, in the order of the file names"
         )
@@ -161,7 +157,7 @@ def _read_captioned(folder: Path, paths: Sequence[Path]) -> CaptionedFiles:
     try:
         rows = read_rows(str(folder))
     except UserError as error:
-        raise UserError(f"{error} Or name a text file of prompts with --prompts") from error
+        raise UserError(f"{str(error).rstrip('.')}. Or name a text file of prompts with --prompts") from error
     (column,) = (images := rows.images()).column_names
     files = [image["path"] and Path(image["path"]) for image in images[column]]
     if without := {folder.resolve() / path.name for path in paths} - {*files}:

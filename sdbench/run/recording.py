@@ -185,7 +185,7 @@ def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[
     if context.suite.teacher and context.suite.teacher.suite:
         advice = f"first sdbench run --model {name} --suite {context.suite.teacher.suite}"
     return [
-        f"{what} of the teacher, {name} under {of_teacher.name}@{of_teacher.version}, so {tables.join_words(missing)} with it will be missing: {advice}"
+        f"{what} of the teacher, {name} under {of_teacher.id.title_with_digest}, so {tables.join_words(missing)} with it will be missing: {advice}"
     ]
 
 

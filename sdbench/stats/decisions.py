@@ -32,6 +32,7 @@ _DRAWS = 4000
 _SEED = 20240521
 _MAX_LEVEL = 1 - 1e-12  # our Student's distribution is right to 1e-13
 _FEW_ROUNDS = 5  # fewer are too few to resample: the bounds are then at least as wide as Student's
+_ROUNDS_TO_TRIM = 8  # of fewer, a trimmed mean has too few degrees of freedom: at 5 rounds its bounds miss in 7 %
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Bounds:
         n: number of pairs or rounds.
         between: noise between runs that the bounds include; a larger sample would not reduce it.
         skewness: skewness of the mean, the sample's over sqrt(n); 0 where the bounds are not corrected for it.
+        trimmed: number of the n that the difference leaves out.
     """
 
     low: float
@@ -60,6 +62,7 @@ class Bounds:
     n: int
     between: BetweenRuns | None = None
     skewness: float = 0.0
+    trimmed: int = 0
 
     def __neg__(self) -> "Bounds":
         """The difference with the opposite sign: turns lower-is-better into plus = better."""
@@ -130,8 +133,34 @@ def _skewness(values: F64) -> float:
     return float((centred**3).mean()) / spread**1.5 if spread > 1e-20 * float((values**2).mean()) else 0.0
 
 
+def paired_ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike, level: float = 0.95) -> Bounds:
+    """Log ratio of times that were measured in turns, candidate over baseline (plus = slower), with one-sided bounds.
+
+    Both inputs are rounds x calls in the same unit. The rounds of a turn ran one after the other, so that drift of the machine's speed
+    cancels in the ratio of their medians. The difference is the mean of the ratios' logarithms, from 8 rounds on without the fifth of them
+    at either end, since a single round may be twice as slow as the others. The bounds are Student's or, for the trimmed mean, those of
+    Tukey and McLaughlin 1963: the standard error is that of the winsorized ratios over the share kept, and the degrees of freedom are one
+    fewer than the ratios kept. A single round gives infinite bounds.
+
+    Raises:
+        ValueError: see `ratio_bounds`, or unequal numbers of rounds.
+    """
+    candidate, baseline = _as_rounds(candidate_rounds, "candidate rounds"), _as_rounds(baseline_rounds, "baseline rounds")
+    if len(candidate) != len(baseline):
+        raise ValueError(f"rounds in turns come in pairs, found {len(candidate)} of the candidate and {len(baseline)} of the baseline")
+    ratios = np.sort(_log_medians(candidate) - _log_medians(baseline))
+    n = len(ratios)
+    if n == 1:
+        return Bounds(-math.inf, math.inf, float(ratios[0]), math.inf, n)
+    cut = n // 5 if n >= _ROUNDS_TO_TRIM else 0
+    difference = float(ratios[cut : n - cut].mean())
+    error = standard_error(np.clip(ratios, ratios[cut], ratios[n - 1 - cut])) * n / (n - 2 * cut)
+    half = student_t.quantile(level, n - 2 * cut - 1) * error
+    return Bounds(difference - half, difference + half, difference, error, n, trimmed=2 * cut)
+
+
 def ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike, level: float = 0.95) -> Bounds:
-    """Log ratio of median times, candidate over baseline (plus = slower), with one-sided bootstrap bounds.
+    """Log ratio of median times, candidate over baseline (plus = slower), with one-sided bootstrap bounds; see also `paired_ratio_bounds`.
 
     Both inputs are rounds x calls in the same unit; their shapes may differ. Calls of one round are not independent, because the machine's
     speed drifts between rounds. So whole rounds are resampled, and a single round on either side gives infinite bounds. The bounds are
@@ -199,7 +228,7 @@ def regression_p_value(bounds: Bounds, margin: float) -> float:
     gap, between = bounds.difference + margin, bounds.between
     if math.isinf(bounds.standard_error):
         return 0.5
-    sample = bounds.standard_error**2, max(bounds.n - 1, 1)
+    sample = bounds.standard_error**2, max(bounds.n - bounds.trimmed - 1, 1)
     error, df = _combine_variances(sample, (between.deviation**2, between.runs - 1)) if between else _combine_variances(sample)
     if error == 0:
         return 1.0 if gap >= 0 else 0.0
@@ -271,9 +300,15 @@ def _as_rounds(rounds: npt.ArrayLike, name: str) -> F64:
     return array
 
 
+def _log_medians(rounds: F64) -> F64:
+    """The logarithm of each round's median, (rounds,)."""
+    logs: F64 = np.log(np.median(rounds, axis=1))
+    return logs
+
+
 def _variance_of_medians(rounds: F64) -> tuple[float, int]:
     """Variance of the mean of log medians over 2 or more rounds, and its degrees of freedom."""
-    logs = np.log(np.median(rounds, axis=1))
+    logs = _log_medians(rounds)
     relative = logs - logs[0]  # so that equal rounds have a variance of exactly 0
     return float(relative.var(ddof=1)) / len(logs), len(logs) - 1
 

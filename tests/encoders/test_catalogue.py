@@ -57,3 +57,8 @@ def test_id_and_features_report_missing_weights(name: str, monkeypatch: pytest.M
 def test_anything_but_uint8_rgb_is_rejected(name: str, wrong: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"uint8 RGB, found .*\("):
         ENCODERS[name].features(wrong)
+
+
+def test_scene_features_are_as_wide_as_stated() -> None:
+    encoder = ENCODERS["scenes.features"]
+    assert encoder.features(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, encoder.width)

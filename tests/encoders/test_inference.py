@@ -10,6 +10,8 @@ from synthetic_images import photographs
 
 from sdbench.arrays import U8
 from sdbench.encoders import inference, scenes
+from sdbench.encoders.memory import evaluators_on
+from sdbench.encoders.pixels import resize_shortest_edge
 
 BACKENDS: Any = torch.backends  # sparsely typed
 
@@ -97,3 +99,23 @@ def test_autocast_of_a_training_loop_does_not_affect_encoders(dtype: torch.dtype
     with torch.autocast("cpu", dtype):
         for found, expected in zip(encode_all(), plain, strict=True):
             np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_default_dtype_of_a_training_loop_does_not_affect_encoders(dtype: torch.dtype) -> None:
+    images = photographs(2, 64, 64)
+
+    def encode_all() -> list[Any]:
+        inputs = resize_shortest_edge(images, 32, torch.device("cpu")).numpy()
+        return [inputs, scenes.clip.__wrapped__().texts(["a small red star"])]  # loaded anew
+
+    plain = encode_all()
+    torch.set_default_dtype(dtype)
+    try:
+        with evaluators_on("cpu"):
+            found = encode_all()
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, expected in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(one, expected)

@@ -37,7 +37,7 @@ def sampler(calibrate: ModuleType, work: Path) -> Any:
 
 def test_only_records_of_the_quality_suite_are_used(calibrate: ModuleType, sampler: Any) -> None:
     assert {folder.parts[2].partition("@")[0] for folder in sampler.folders} == {"quality"}
-    assert {len(rounds) for rounds in sampler.rounds.values()} == {5 * len(sampler.folders)}
+    assert {turns.shape[:2] for turns in sampler.turns.values()} == {(5, len(sampler.folders))}
     first = next(calibrate.questions(sampler))
     assert first.ask(np.random.default_rng(0))[0] in ("pass", "inconclusive")
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,14 @@ def test_too_few_prompts_are_inconclusive_and_the_reported_number_decides(tmp_pa
         f"6 prompts do not decide it; about {needed} would, with a probability of 80 %, if the true difference is the measured one"
         in report.why
     )
+    worse = make_measurement(n_prompts=6, worse="clip_score.scenes", by=0.08)
+    nearly = judge(worse, few_teacher, tmp_path / "nearly", rules).results[0]
+    shown = re.search(r"about (\d+) would", nearly.reason)
+    assert nearly.needed_n
+    assert shown
+    assert nearly.needed_n > 1000
+    assert nearly.needed_n < int(shown[1]) < 1.1 * nearly.needed_n
+    assert int(shown[1]) % 100 == 0
     repeats = -(-needed // 6)
 
     def repeat_prompts(measurement: Measurement) -> Measurement:

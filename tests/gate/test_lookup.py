@@ -169,7 +169,9 @@ def test_nothing_is_run_for_a_misspelt_name_or_a_policy_without_the_suite(candid
     named = results.record("scenes-vega") if candidate == "record" else candidate
     with pytest.raises(UserError, match="unknown model 'scenes-techer'; did you mean 'scenes-teacher'"):
         results.pair(named, "scenes-techer")
-    results.folder.mkdir(exist_ok=True)
+    results.record("my-unet")
+    with pytest.raises(UserError, match=r"unknown model 'my-unit'; .* There are records of 'my-unet'\."):
+        results.pair(named, "my-unit")
     with pytest.raises(UserError) as of_a_folder:
         results.pair(named, results.folder)
     assert "name of a baseline" not in str(of_a_folder.value)

@@ -55,11 +55,18 @@ def test_each_layer_is_scaled_to_its_target_output() -> None:
     assert float(conv2(hidden).std()) == pytest.approx(activation_scale.BRANCH_STD, abs=1e-4)
 
 
+def test_layer_is_scaled_by_its_first_run_alone() -> None:
+    torch.manual_seed(0)
+    layer, given = nn.Linear(64, 64).requires_grad_(requires_grad=False), torch.randn(512, 64)
+    activation_scale.calibrate_networks([nn.Sequential(layer)], lambda: (layer(given), layer(10 * given)))
+    assert float(layer(given).std()) == pytest.approx(1.0, abs=1e-4)
+
+
 def test_output_that_stays_out_of_range_is_an_error() -> None:
     class Upsample2D(nn.Module):  # named like a block, with nothing to scale
         def forward(self, given: torch.Tensor) -> torch.Tensor:
             return 100 * given
 
     network = nn.Sequential(Upsample2D())
-    with pytest.raises(RuntimeError, match=r"1 blocks .* Upsample2D 0: 1"):
-        activation_scale.calibrate_networks([network], lambda: network(torch.randn(1000)))
+    with pytest.raises(RuntimeError, match=r"1 blocks .* Upsample2D 0: 100$"):
+        activation_scale.calibrate_networks([network], lambda: network(torch.tensor([-1.0, 1.0]).repeat(500)))

@@ -189,12 +189,15 @@ def test_setting_is_applied_to_the_pipeline(pipe: Any) -> None:
 def test_loading_on_a_card_disables_tf32_for_float32_and_frees_cached_memory(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cudnn = SimpleNamespace(allow_tf32=True)
     monkeypatch.setattr(torch.backends, "cudnn", cudnn)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    current: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     emptied: list[bool] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     monkeypatch.setattr(setup, "load_pipeline", lambda *_, **__: pipe)
-    request: Any = SimpleNamespace(device="cuda", spec=None, dtype="float32", setting=Setting(), sampling=SAMPLING)
-    setup.load(request)
+    for device in ("cuda", "cuda:1"):
+        request: Any = SimpleNamespace(device=device, spec=None, dtype="float32", setting=Setting(), sampling=SAMPLING)
+        setup.load(request)
+    assert current == [0, 1], "the clock waits for the current device"
     assert cudnn.allow_tf32 is False
     assert emptied
 
@@ -229,7 +232,10 @@ def test_parameter_counts_match_the_weight_files(pipe: Any, tiny_pipeline: Path)
 
     by_part = {path.parent.name: numbers(path) for path in tiny_pipeline.glob("*/*.safetensors")}
     assert set(by_part) == {"unet", "vae", "text_encoder", "text_encoder_2"}
-    assert describe(pipe)["parameters"] == {"unet": by_part["unet"], "pipeline": sum(by_part.values())}
+    before = describe(pipe)
+    assert before["parameters"] == {"unet": by_part["unet"], "pipeline": sum(by_part.values())}
+    pipe.vae.register_buffer("table", torch.zeros(1000, dtype=torch.float64))
+    assert describe(pipe)["weights_bytes"] - before["weights_bytes"] == 8000
 
 
 def test_restore_returns_a_vae_that_an_error_left_in_float32_to_its_dtype(pipe: Any) -> None:

@@ -1,12 +1,14 @@
 """Values of rounds on a card, computed without one."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from factories import LAPTOP
 
 from sdbench.gate.policy import is_probe
@@ -64,6 +66,14 @@ def test_bytes_of_a_vae_that_overflows_in_half_precision_are_those_of_float32() 
     assert (changed, full["bytes.vae_decode"]) == ({"bytes.vae_decode"}, 2 * (half["bytes.vae_decode"] or 0))
 
 
+def test_memory_and_conditions_of_a_round_are_those_of_its_pipeline(tmp_path: Path) -> None:
+    stages = {stage: {"load_s": 2.0, "memory_mib": {"peak_rss": number}} for number, stage in enumerate(STAGES, 1)}
+    items = [{"params": {"stage": stage}, "extra_info": info, "stats": {"data": [0.5]}} for stage, info in stages.items()]
+    (tmp_path / "round.json").write_text(json.dumps({"benchmarks": items}), encoding="utf-8")
+    assert Round.read(tmp_path / "round.json", {}).info == {"load_s": 2.0, "memory_mib": {"peak_rss": 1}, "amount": {}}
+    assert Round.read(tmp_path / "round.json", {"pipeline": "out of memory"}).info == {"load_s": 2.0, "amount": {}}
+
+
 def test_memory_values_of_a_card() -> None:
     found = values_on_a_card()
     expected = {
@@ -81,6 +91,14 @@ def test_memory_values_of_a_card() -> None:
     assert {value.name for value in found.values() if value.state != "ok"} == {"machine.power"}
     assert found["memory.context"].note == ""
     assert found["latency.pipeline.p50"].note == "GPU clock throttled: power cap"
+
+
+@pytest.mark.parametrize(("last_s", "note"), [(0.9, "drift -10% from the first round to the last"), (1.04, "")])
+def test_drift_is_that_of_the_last_round_from_the_first(last_s: float, note: str) -> None:
+    rounds = [Round({"pipeline": (seconds, seconds)}) for seconds in (1.0, 2.0, last_s)]
+    found = {value.name: value for value in values(rounds, Setting(), {}, on_cuda=False)}
+    assert found["machine.drift"].value == pytest.approx(last_s - 1)
+    assert found["latency.pipeline.p50"].note == note
 
 
 def test_unavailable_values_give_their_reason() -> None:
@@ -131,18 +149,18 @@ def test_what_the_rounds_lack_is_left_out_or_has_a_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("load", "matmul", "least"), [(Load(4e11, 4e11), 0.4, 0.4), (Load(1e11, 8e11), 0.1, 0.8), (Load(24e11, 4e11), 2.4, 2.4)]
+    ("load", "matmul", "least"), [(Load(4e11, 2e11), 0.4, 0.4), (Load(1e11, 4e11), 0.1, 0.8), (Load(24e11, 2e11), 2.4, 2.4)]
 )
 def test_share_of_the_roofline_is_of_the_slower_of_work_and_movement(load: Load, matmul: float, least: float) -> None:
-    """The ceilings are those of the faster round, 1e12 per second each; calls take 1.6, 2 or 2.5 s."""
+    """The ceilings are those of the faster round, 1e12 FLOPs and 5e11 bytes per second; calls take 1.6, 2 or 2.5 s."""
     pipeline: list[tuple[float, ...]] = [(1.6, 1.6), (2.0, 2.0), (2.5, 2.5)]
     ceilings = [(3.0, 2.0), (1.0, 4.0), (2.0, 2.0)]
     rounds = [
-        Round({"pipeline": calls} | dict.fromkeys(CEILINGS, each), {"amount": dict.fromkeys(CEILINGS, 1e12)}, {})
+        Round({"pipeline": calls} | dict.fromkeys(CEILINGS, each), {"amount": {"matmul": 1e12, "copy": 5e11}}, {})
         for calls, each in zip(pipeline, ceilings, strict=True)
     ]
     found = {value.name: value for value in values(rounds, Setting(), {"pipeline": load}, on_cuda=False)}
-    assert (found["ceiling.matmul"].value, found["ceiling.copy"].value) == (0.5, 500), "the median round, in TFLOP/s and GB/s"
+    assert (found["ceiling.matmul"].value, found["ceiling.copy"].value) == (0.5, 250), "the median round, in TFLOP/s and GB/s"
     p50 = found["latency.pipeline.p50"]
     for name, seconds in (("matmul", matmul), ("roofline", least)):
         share = found[f"share.{name}.pipeline"]
@@ -191,6 +209,71 @@ def test_pipeline_profile_covers_one_step(benchmarks: Any, monkeypatch: pytest.M
     for stage in STAGES:
         benchmarks.test_stage(stage, SimpleNamespace(request=SimpleNamespace(profile=True, device="cpu"), stages=stages), None)
     assert profiled == ["short", *STAGES[1:]]
+
+
+class FakeStages:
+    """Stages whose calls are recorded, and of which none fits in memory where `error` is given."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.events, self.error, self.batch = list[Any](), error, 8
+
+    def prepare(self, stage: str) -> Any:
+        return lambda: self.events.append(f"first {stage}")
+
+    def pedantic(self, _: Any, rounds: int, warmup_rounds: int) -> None:
+        self.events.append(f"{warmup_rounds} warm-up and {rounds} timed calls")
+        if self.error:
+            raise self.error
+
+    def restore(self) -> None:
+        self.events.append("restored")
+
+    def note(self, event: str, result: Any = None) -> Any:
+        """A function that records its call as an event, and returns a result."""
+
+        def noted(*_: Any) -> Any:
+            self.events.append(event)
+            return result
+
+        return noted
+
+
+def time_on_a_card(stages: FakeStages, stage: str, benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Time a stage on a card that NVML lists this process on; returns the information beside the times."""
+    watch = SimpleNamespace(process_mib=lambda: 900.0, growth_mib=lambda _: 800.0, report=dict)
+    monkeypatch.setattr(benchmarks, "Monitor", stages.note("watched", watch))
+    monkeypatch.setattr(benchmarks.meters, "reset_peak_memory", stages.note("peaks reset"))
+    monkeypatch.setattr(benchmarks.meters, "peak_memory_mib", stages.note("peaks read", {"peak_allocated": 400.0}))
+    monkeypatch.setattr(benchmarks.capacity, "context_mib", lambda _, held_mib: held_mib - 500)
+    monkeypatch.setattr(benchmarks, "seconds_until_return", lambda _: 0.25)
+    request = SimpleNamespace(profile=False, device="cuda", calls=4, warmup=2, setting=Setting(batch=8))
+    running = SimpleNamespace(request=request, stages=stages, info={"load_s": 2.0, "used_before_mib": 100.0}, pipeline_info={})
+    info: dict[str, Any] = {}
+    benchmarks.test_stage(stage, running, SimpleNamespace(extra_info=info, pedantic=stages.pedantic))
+    assert running.pipeline_info is info or stage != "pipeline", "the smallest card is added once it is found"
+    return info
+
+
+def test_peaks_are_of_the_calls_after_the_cold_one(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = time_on_a_card(stages := FakeStages(), "pipeline", benchmarks, monkeypatch)
+    assert stages.events == ["first pipeline", "watched", "peaks reset", "1 warm-up and 4 timed calls", "peaks read"]
+    assert (found["memory_mib"], found["process_mib"], found["context_mib"]) == ({"peak_allocated": 400.0}, 900, 400)
+    assert "returns_s" not in found
+    found = time_on_a_card(stages := FakeStages(), "unet_step", benchmarks, monkeypatch)
+    assert stages.events == ["watched", "peaks reset", "2 warm-up and 4 timed calls", "peaks read"]
+    assert found["returns_s"] == 0.25
+    assert "process_mib" not in found
+
+
+def test_what_does_not_fit_says_which_batch_does(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = FakeStages(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. Of the allocated memory 70 GiB is held"))
+    monkeypatch.setattr(benchmarks.capacity, "largest_batch", stages.note("tried", 4))
+    message = r"^out of memory at batch 8; the largest batch that fits is 4\. CUDA out of memory\. Tried to allocate 9 GiB$"
+    with pytest.raises(pytest.fail.Exception, match=message):
+        time_on_a_card(stages, "pipeline", benchmarks, monkeypatch)
+    assert stages.events[-2:] == ["restored", "tried"], "the pipeline leaves its VAE in float32 where decoding fails"
+    with pytest.raises(RuntimeError, match="mat1"):
+        time_on_a_card(FakeStages(RuntimeError("mat1 and mat2 cannot be multiplied")), "pipeline", benchmarks, monkeypatch)
 
 
 def test_failing_memory_cap_affects_only_the_smallest_card(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:

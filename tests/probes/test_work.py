@@ -16,12 +16,22 @@ TMACS = {"sdxl": 3.3806, "ssd-1b": 2.1039, "vega": 1.4112, "koala-1b": 1.7159, "
 SAMPLING = Sampling(steps=12, guidance_scale=3.0, size_px=64, dtype="float32", batch=1)
 
 
-def test_memory_traffic_is_inputs_weights_and_outputs() -> None:
+@pytest.mark.parametrize("shape", [(3,), (1, 3)], ids=["rows", "sequences"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_memory_traffic_is_inputs_weights_and_outputs(shape: tuple[int, ...], bias: bool) -> None:
     with torch.device("meta"):
-        layer = nn.Linear(10, 20)
-    found = work._count(layer, lambda network: network(torch.empty(3, 10)))
-    assert (found.macs, found.weights, found.others) == (3 * 10 * 20, 220, 3 * 10 + 3 * 20)
-    assert found.batched(4) == work.Work(4 * found.macs, 220, 4 * found.others)
+        layer = nn.Linear(10, 20, bias=bias)
+    found = work._count(layer, lambda network: network(torch.empty(*shape, 10)))
+    weights = 200 + 20 * bias
+    assert (found.macs, found.weights, found.others) == (3 * 10 * 20, weights, 3 * 10 + 3 * 20)
+    assert found.batched(4) == work.Work(4 * found.macs, weights, 4 * found.others)
+
+
+def test_of_a_table_of_embeddings_only_the_rows_of_the_tokens_are_read() -> None:
+    with torch.device("meta"):
+        table = nn.Embedding(1000, 10)
+    found = work._count(table, lambda network: network(torch.empty(2, 3, dtype=torch.long)))
+    assert (found.macs, found.weights, found.others) == (0, 0, 2 * 3 + 2 * (2 * 3 * 10))
 
 
 def test_attention_traffic_excludes_the_score_matrix() -> None:

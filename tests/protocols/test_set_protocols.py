@@ -54,7 +54,7 @@ def fake_features(name: str) -> Callable[[U8], F32]:
 
 @pytest.fixture(autouse=True)
 def _fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoders = {name: Encoder(name, f"{name}.fake".__str__, fake_features(name)) for name in ENCODERS}
+    encoders = {name: Encoder(name, f"{name}.fake".__str__, fake_features(name), 15) for name in ENCODERS}
 
     def find(name: str | None, encoder: Encoder, _: Path) -> Reference:
         if name != "real":

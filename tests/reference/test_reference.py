@@ -35,7 +35,7 @@ SIZES = [(8, 8), (8, 8), (5, 9), (8, 8), (9, 5), (5, 9)]  # height, width; real 
 ARRAYS = [np.random.default_rng(row).integers(0, 256, (*SIZES[row % len(SIZES)], 3), dtype=np.uint8) for row in range(N)]
 
 
-TOY = Encoder("toy", lambda: "toy-1234", colours)
+TOY = Encoder("toy", lambda: "toy-1234", colours, 6)
 FEATURES = np.concatenate([colours(array[None]) for array in ARRAYS])
 
 
@@ -107,11 +107,11 @@ def test_reference_is_built_once_and_a_different_one_of_that_name_is_rejected(
     image_folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = build("real", images_in_folder(image_folder), TOY, runs)
-    uncalled = Encoder("toy", lambda: "toy-1234", lambda _: pytest.fail("computed again"))
+    uncalled = Encoder("toy", lambda: "toy-1234", lambda _: pytest.fail("computed again"), 6)
     assert build("real", images_in_folder(image_folder), uncalled, runs) == card
     others = {
         "fewer": (images_in_folder(image_folder, 5), uncalled),
-        "other weights": (images_in_folder(image_folder), Encoder("toy", lambda: "toy-5678", colours)),
+        "other weights": (images_in_folder(image_folder), Encoder("toy", lambda: "toy-5678", colours, 6)),
     }
     for images, encoder in others.values():
         with pytest.raises(
@@ -149,7 +149,7 @@ def test_killed_build_resumes(image_folder: Path, runs: Path, monkeypatch: pytes
         return colours(images)
 
     with pytest.raises(KeyboardInterrupt):
-        build("real", images_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", interrupt_after_eight), runs)
+        build("real", images_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", interrupt_after_eight, 6), runs)
     assert lookup_result(runs) == "missing"
     done: list[int] = []
 
@@ -157,7 +157,7 @@ def test_killed_build_resumes(image_folder: Path, runs: Path, monkeypatch: pytes
         done.append(len(images))
         return colours(images)
 
-    build("real", images_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", count), runs)
+    build("real", images_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", count, 6), runs)
     assert sum(done) == N - 8
     np.testing.assert_array_equal(find("real", TOY, runs).features, FEATURES)
 
@@ -238,9 +238,10 @@ def test_fewer_than_two_images_are_rejected(n: int, image_folder: Path) -> None:
 
 
 def test_folder_without_images_is_an_error(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match=r"holds 0 images \(\.jpeg, \.jpg, \.png, \.webp\); expected at least 2"):
-            images_in_folder(folder)
+    with pytest.raises(UserError, match=r"holds 0 images \(\.jpeg, \.jpg, \.png, \.webp\); expected at least 2"):
+        images_in_folder(tmp_path)
+    with pytest.raises(UserError, match=rf"^there is no folder {tmp_path}/nowhere; name the folder of the images with --images$"):
+        images_in_folder(tmp_path / "nowhere")
 
 
 # ---- finding ----
@@ -258,7 +259,7 @@ def test_missing_reference_error_tells_how_to_build_it(runs: Path) -> None:
 def test_reference_of_another_encoder_or_with_damaged_files_is_rejected(image_folder: Path, runs: Path) -> None:
     card = build("real", images_in_folder(image_folder), TOY, runs)
     with pytest.raises(UserError, match=r"^reference: 'real' was made with encoder toy-1234, but this is toy-5678"):
-        find("real", Encoder("toy", lambda: "toy-5678", colours), runs)
+        find("real", Encoder("toy", lambda: "toy-5678", colours, 6), runs)
     numbers = runs / "references" / "real" / card.file
     intact = numbers.read_bytes()
     for content in (intact[:-1], intact[:200] + b"x" + intact[201:], b""):
@@ -311,16 +312,23 @@ def save_moments(path: Path, **changes: Any) -> Path:
 
 def test_published_moments_are_imported_with_their_source(runs: Path, tmp_path: Path) -> None:
     file = save_moments(tmp_path / "val.npz")
-    card = import_moments("val", file, "toy", 500, "their repository", runs)
-    found = find("val", Encoder("toy", lambda: "toy-whatever", colours), runs)  # its weights are unknown
+    card = import_moments("val", file, TOY, 500, "their repository", runs)
+    found = find("val", Encoder("toy", lambda: "toy-whatever", colours, 6), runs)  # its weights are unknown
     np.testing.assert_allclose(found.statistics.mean, FEATURES.mean(0))
     assert (found.features, found.statistics.n, card.encoder_id) == (None, 500, None)
     content = file.read_bytes()
     git = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
     assert card.data == {"source": "their repository", "sha256": hashlib.sha256(content).hexdigest(), "git": git}
-    assert import_moments("val", file, "toy", 500, "their repository", runs) == card
+    assert import_moments("val", file, TOY, 500, "their repository", runs) == card
     with pytest.raises(UserError, match=r"'val' for 'toy' exists already, from their repository with n = 500 .*requested: .* with n = 400"):
-        import_moments("val", file, "toy", 400, "their repository", runs)
+        import_moments("val", file, TOY, 400, "their repository", runs)
+
+
+def test_moments_of_other_features_than_the_encoders_are_rejected(runs: Path, tmp_path: Path) -> None:
+    """A run would notice only when all its images are drawn."""
+    file = save_moments(tmp_path / "val.npz", mu=FEATURES.mean(0)[:3], sigma=np.cov(FEATURES[:, :3], rowvar=False))
+    with pytest.raises(UserError, match=r"val\.npz holds statistics of 3 features, but 'toy' has 6; name the encoder that made them"):
+        import_moments("val", file, TOY, 500, "their repository", runs)
 
 
 def test_invalid_moments_are_rejected(runs: Path, tmp_path: Path) -> None:
@@ -340,7 +348,7 @@ def test_invalid_moments_are_rejected(runs: Path, tmp_path: Path) -> None:
     }
     for changes in bad.values():
         with pytest.raises(UserError, match="are not a mean and a covariance"):
-            import_moments("x", save_moments(tmp_path / "bad.npz", **changes), "toy", 10, "s", runs)
+            import_moments("x", save_moments(tmp_path / "bad.npz", **changes), TOY, 10, "s", runs)
     np.savez(tmp_path / "other.npz", mean=mean)
     np.savez(tmp_path / "pickled.npz", mu=np.array([{}], object), sigma=covariance)
     (tmp_path / "text.npz").write_text("no zip", encoding="utf-8")
@@ -354,9 +362,9 @@ def test_invalid_moments_are_rejected(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "damaged.npz").write_bytes(content)
     for name in ("other", "pickled", "text", "empty", "array", "damaged", "nowhere"):
         with pytest.raises(UserError, match=rf"{name}\.npz holds no statistics"):
-            import_moments("x", tmp_path / f"{name}.npz", "toy", 10, "s", runs)
+            import_moments("x", tmp_path / f"{name}.npz", TOY, 10, "s", runs)
     with pytest.raises(UserError, match="--n 1: statistics need at least 2 images"):
-        import_moments("x", save_moments(tmp_path / "good.npz"), "toy", 1, "s", runs)
+        import_moments("x", save_moments(tmp_path / "good.npz"), TOY, 1, "s", runs)
 
 
 # ---- the command ----
@@ -391,7 +399,7 @@ def test_encoder_runs_on_the_requested_device(image_folder: Path, runs: Path, mo
         return colours(images)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setitem(ENCODERS, "toy", Encoder("toy", lambda: "toy", recorded))
+    monkeypatch.setitem(ENCODERS, "toy", Encoder("toy", lambda: "toy", recorded, 6))
     args = ["reference", "build", "real", "--images", str(image_folder), "--encoder", "toy", "--runs", str(runs)]
     assert cli.main([*args, "--device", "gpu"]) == 2
     assert cli.main([*args, "--device", "cpu"]) == 0
@@ -405,7 +413,7 @@ def test_weights_of_all_encoders_are_checked_first(
     def absent() -> str:
         raise MissingError("weights: 'far' is not on this disk")
 
-    monkeypatch.setitem(ENCODERS, "far", Encoder("far", absent, colours))
+    monkeypatch.setitem(ENCODERS, "far", Encoder("far", absent, colours, 6))
     assert cli.main(["reference", "build", "real", "--images", str(image_folder), "--encoder", "toy", "far", "--runs", str(runs)]) == 2
     assert "'far' is not on this disk" in capsys.readouterr().err
     assert not runs.exists()
@@ -424,7 +432,7 @@ def test_images_that_an_encoder_rejects_are_named(image_folder: Path, runs: Path
         (["build", "x", "--encoder", "toy"], "either --images FOLDER or --dataset NAME"),
         (["build", "x", "--encoder", "toi", "--images", "."], "unknown encoder 'toi'; did you mean 'toy'?"),
         (["import", "x"], "are required: file, --encoder, --n, --source"),
-        (["build", "x", "--encoder", "toy", "--images", "nowhere"], "nowhere holds 0 images"),
+        (["build", "x", "--encoder", "toy", "--images", "nowhere"], "there is no folder nowhere"),
     ],
 )
 def test_incomplete_command_names_what_is_missing(args: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:

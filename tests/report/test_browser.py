@@ -114,7 +114,7 @@ def test_image_wall_can_be_filtered_ordered_and_limited_to_models(page: Any) -> 
     assert len(prompts(page)) == len(PROMPTS)
     page.get_by_label("Prompt contains").fill("RED circle")
     assert prompts(page) == [text for text in PROMPTS if "red circle" in text]
-    assert page.get_by_text(f"7 of {len(PROMPTS)} prompts").is_visible()
+    assert page.get_by_text(f"7 of {len(PROMPTS)} rows").is_visible()
     page.get_by_label("Prompt contains").fill("")
     page.get_by_label("Show").select_option("worst")
     worst = set(prompts(page))

@@ -151,6 +151,9 @@ def test_images_without_captions_need_a_file_of_prompts(tmp_path: Path) -> None:
     images, _ = save_images(tmp_path, IMAGES, PROMPTS)
     with pytest.raises(UserError, match=r"a \.txt beside each image.* Or name a text file of prompts with --prompts"):
         api.score(images, None, api.Places(tmp_path))
+    (images / "000.txt").write_text(PROMPTS[0], encoding="utf-8")
+    with pytest.raises(UserError, match=r"001\.txt .*Write one, or remove the image\. Or name a text file"):
+        api.score(images, None, api.Places(tmp_path))
 
 
 def test_python_functions_take_paths_as_strings(tmp_path: Path) -> None:
@@ -250,8 +253,20 @@ def test_images_path_that_is_not_a_folder_is_an_error(path: str, tmp_path: Path)
             api.score(tmp_path / path, given, api.Places(tmp_path))
 
 
+def test_metrics_that_cannot_be_measured_are_errors_before_any_work(tmp_path: Path) -> None:
+    images, prompts = save_images(tmp_path, IMAGES, PROMPTS)
+    for metric, said in (
+        ("clip_scor.scenes", r"^unknown metric 'clip_scor\.scenes'; did you mean 'clip_score\.scenes'\?"),
+        ("agreement.ssim", r"^suite 'quality-custom' has no metric that scores images without their teacher's; name some with --metrics"),
+    ):
+        suite = api.Overrides(metrics=[metric]).apply(suites.load("quality"))
+        with pytest.raises(UserError, match=said):
+            api.score(images, prompts, api.Places(tmp_path), suite)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_folder_without_images_and_missing_prompts_are_errors(tmp_path: Path) -> None:
-    images, prompts = save_images(tmp_path, IMAGES[:0], [])
+    images, prompts = save_images(tmp_path, IMAGES[:0], PROMPTS)
     images.mkdir(parents=True)
     for missing in (tmp_path, tmp_path / "nowhere.txt"):
         with pytest.raises(UserError, match=f"^there is no file {missing}; name a text file with one prompt per line with --prompts$"):

@@ -44,8 +44,12 @@ def test_missing_weights_prompts_and_reference_are_listed_with_sizes(tmp_path: P
     ):
         assert part in description
     assert "missing: reference 'mlperf-val2014', so every distance to it will be missing: build it" in description
-    assert "sdbench reference import mlperf-val2014 FILE.npz" in description
-    assert "missing: prompts sayakpaul/coco-30-val-2014: not on this disk" in requirements.describe(suites.load("coco-30k"), tmp_path)
+    assert "sdbench reference import mlperf-val2014 FILE.npz --encoder inception.mlperf --n N" in description
+    prompts, reference = requirements.missing_inputs(suites.load("coco-30k"), tmp_path)
+    assert prompts == "prompts sayakpaul/coco-30-val-2014: not on this disk"
+    assert "build coco-30k --images FOLDER --encoder clip.vit-l-14-336 dinov2.vit-l-14 inception.clean` (or --dataset)" in reference
+    (of_none,) = requirements.missing_inputs(suites.load("quality").model_copy(update={"reference": None}), tmp_path)
+    assert of_none.startswith("reference, of which the suite names none, so fd.scenes will be missing: name one, with `reference = ")
     latent = suites.load("quality").model_copy(update={"noise": suites.Noise(kind="fixed", file="latents.pt")})
     assert requirements.missing_inputs(latent, tmp_path) == ["latent latents.pt: not on this disk"]
 
@@ -108,7 +112,7 @@ def test_dry_run_lists_missing_inputs_and_fetches_nothing(
 def test_dry_run_reports_a_teacher_that_is_neither_measured_nor_requested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["run", "--model", "scenes-vega", "--dry-run", "--only", "quality", "--results", str(tmp_path)]
     warning = (
-        "missing: record of the teacher, scenes-teacher under quality@4, so win rates and agreement with it will be missing: "
+        f"missing: record of the teacher, scenes-teacher under {suites.load('quality').id.title_with_digest}, so win rates and agreement with it will be missing: "
         "add --model scenes-teacher\n"
     )
     assert cli.main(args) == 0

@@ -23,7 +23,7 @@ from fakes import (
 )
 from PIL import Image
 from processes import is_locked
-from tiny import SIZE_PX, tiny_unet
+from tiny import tiny_unet
 
 from sdbench import api, cli, machine, records
 from sdbench.commands import measuring
@@ -89,7 +89,7 @@ def test_run_writes_one_record_per_model_and_a_second_run_nothing(
     assert found[0].model.weights_digest == found[2].model.weights_digest is not None
     assert {rate.reference for rate in rates[:2] if rate} == {found[2].model.weights_digest[:24]}, "the teacher they are compared with"
     assert found[1].model.weights_digest is None
-    assert found[0].sampling["size_px"] == SIZE_PX
+    assert found[0].sampling["size_px"] == 64
     assert found[0].noise == {"kind": "per_image", "seed": 0}
     assert found[0].scheduler == {"class": "DDIMScheduler", "prediction_type": "v_prediction", "timesteps": [999]}
     assert found[1].scheduler == {}
@@ -291,6 +291,17 @@ def test_suite_part_cannot_be_run(lacking: str, tmp_path: Path) -> None:
 def test_unknown_metric_in_a_suite_is_rejected_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown metric 'fd\.scene'; did you mean 'fd\.scenes'"):
         prepare_in(tmp_path, SUITE.model_copy(update={"metrics": {"scenes": ("fd.scene",)}}))
+
+
+@pytest.mark.parametrize("size", [{"size_px": 128}, {"height_px": 128}])
+def test_scenes_of_another_size_are_refused_before_any_work(size: dict[str, int], tmp_path: Path) -> None:
+    """The family's evaluators take one size alone; latency and memory can be measured at any."""
+    assert PROBED.sampling
+    suite = PROBED.model_copy(update={"sampling": PROBED.sampling.model_copy(update=size)})
+    with pytest.raises(UserError, match=r"suite 'own' draws images of (128 x 128|64 x 128) px, .* take 64 x 64; set size_px to 64"):
+        prepare_in(tmp_path, suite)
+    assert list(tmp_path.iterdir()) == []
+    assert prepare_in(tmp_path, suite, "probes").sampling.shape_px != (64, 64)
 
 
 @pytest.mark.parametrize("blocked", ["results", "runs"])

@@ -48,7 +48,10 @@ def test_student_has_no_win_rate_until_the_teacher_is_run(teacher: ModelSpec, st
         return recording.missing_of_teacher([student, *others], context)
 
     assert win_rate(measure(student, tmp_path, suite)).state == "missing"
-    record, advice = "of the teacher, scenes-teacher under own@1, so", "with it will be missing: add --model scenes-teacher"
+    record, advice = (
+        f"of the teacher, scenes-teacher under {suite.id.title_with_digest}, so",
+        "with it will be missing: add --model scenes-teacher",
+    )
     assert missing() == [f"record {record} win rates and agreement {advice}"]
     assert missing(teacher) == []
     of_teacher = measure(teacher, tmp_path, suite)
@@ -109,7 +112,7 @@ def test_few_step_student_is_compared_with_the_teacher_at_the_teachers_own_sampl
         return [record.value(name) for name in (WIN_RATE, "agreement.clip.scenes")]
 
     advice = f"first sdbench run --model scenes-teacher --suite {tmp_path / 'own.toml'}"
-    missing = f"record of the teacher, scenes-teacher under own@1, so win rates and agreement with it will be missing: {advice}"
+    missing = f"record of the teacher, scenes-teacher under {SUITE.id.title_with_digest}, so win rates and agreement with it will be missing: {advice}"
     assert recording.missing_of_teacher([teacher], prepare_in(tmp_path, few_step_suite)) == [missing], "this run makes others"
     for value in found(student):
         assert value

@@ -138,10 +138,67 @@ def test_ratio_bounds_are_deterministic_unitless_and_antisymmetric() -> None:
 
 def test_bounds_of_a_single_round_are_infinite_whatever_its_calls() -> None:
     many, one = rounds(1.0, seed=1), rounds(1.0, seed=2, n_rounds=1)
-    for pair in ((one, many), (many, one), (one, one)):
-        found = decisions.ratio_bounds(*pair)
+    for found in (
+        *(decisions.ratio_bounds(*pair) for pair in ((one, many), (many, one), (one, one))),
+        decisions.paired_ratio_bounds(one, one),
+    ):
         assert (found.low, found.high, found.standard_error, found.n) == (-math.inf, math.inf, math.inf, 1)
-    assert decisions.ratio_bounds([[2.0]], [[1.0]]).difference == math.log(2)
+    for bounds in (decisions.ratio_bounds, decisions.paired_ratio_bounds):
+        assert bounds([[2.0]], [[1.0]]).difference == math.log(2)
+
+
+@pytest.mark.parametrize("n_rounds", [2, 5, 7])
+def test_ratio_of_few_rounds_in_turns_has_students_bounds(n_rounds: int) -> None:
+    slow, fast = rounds(1.5, 1, n_rounds), rounds(1.0, 2, n_rounds)
+    logs = np.log(np.median(slow, axis=1) / np.median(fast, axis=1))
+    found, reference = decisions.paired_ratio_bounds(slow, fast), scipy_stats.ttest_1samp(logs, 0.0)
+    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval(0.9)))
+    assert found.difference == pytest.approx(logs.mean())
+    assert found.n == n_rounds
+    assert decisions.regression_p_value(-found, 0.0) == pytest.approx(scipy_stats.ttest_1samp(logs, 0.0, alternative="greater").pvalue)
+
+
+@pytest.mark.parametrize("n_rounds", [10, 20])
+def test_ratio_of_many_rounds_in_turns_has_the_bounds_of_a_trimmed_mean(n_rounds: int) -> None:
+    slow, fast = rounds(1.02, 1, n_rounds), rounds(1.0, 2, n_rounds)
+    logs = np.log(np.median(slow, axis=1) / np.median(fast, axis=1))
+    found, reference = decisions.paired_ratio_bounds(slow, fast), scipy_stats.mstats.trimmed_mean_ci(logs, (0.2, 0.2), alpha=0.1)
+    assert (found.low, found.high) == pytest.approx(tuple(reference))
+    assert found.difference == pytest.approx(scipy_stats.trim_mean(logs, 0.2))
+    level = 1 - decisions.regression_p_value(-found, 0.0)
+    assert decisions.paired_ratio_bounds(slow, fast, level).low == pytest.approx(0, abs=1e-9)
+    outlier = slow * np.where(np.arange(n_rounds) == 0, 10.0, 1.0)[:, None]
+    assert decisions.paired_ratio_bounds(outlier, fast).difference == pytest.approx(found.difference, abs=0.02)
+
+
+def test_drift_that_meets_both_cancels_in_turns() -> None:
+    drift = np.linspace(1, 3, 6)[:, None]
+    slow, fast = rounds(1.5, seed=1), rounds(1.0, seed=2)
+    alone, drifting = decisions.paired_ratio_bounds(slow, fast), decisions.paired_ratio_bounds(drift * slow, drift * fast)
+    assert (drifting.low, drifting.difference, drifting.high) == pytest.approx((alone.low, alone.difference, alone.high))
+    swapped = -decisions.paired_ratio_bounds(fast, slow)
+    assert (swapped.low, swapped.difference, swapped.high) == pytest.approx((alone.low, alone.difference, alone.high))
+    assert decisions.paired_ratio_bounds(2 * slow, slow).high == pytest.approx(math.log(2))
+    separate = decisions.ratio_bounds(drift * slow, drift * fast)
+    assert separate.high - separate.low > 5 * (drifting.high - drifting.low)
+
+
+@pytest.mark.parametrize("n_rounds", [3, 5, 8, 20])
+def test_ratio_bounds_of_rounds_in_turns_cover_under_drift_with_single_slow_rounds(n_rounds: int) -> None:
+    random = np.random.default_rng(n_rounds)
+    missed = np.zeros(2)
+    for _ in range(1000):
+        drift = np.cumsum(random.normal(0, 0.06, (n_rounds, 2)).ravel()).reshape(n_rounds, 2)
+        slow = random.uniform(0.2, 0.7, (n_rounds, 2)) * (random.random((n_rounds, 2)) < 0.1)
+        times = np.exp(drift + slow + random.normal(0, 0.03, (n_rounds, 2)))
+        found = decisions.paired_ratio_bounds(times[:, :1], times[:, 1:])
+        missed += found.low > 0, found.high < 0
+    assert (missed / 1000 < 0.07).all(), missed
+
+
+def test_rounds_in_turns_come_in_pairs() -> None:
+    with pytest.raises(ValueError, match="come in pairs, found 6 of the candidate and 5 of the baseline"):
+        decisions.paired_ratio_bounds(rounds(1.0, 1), rounds(1.0, 2, n_rounds=5))
 
 
 def test_unequal_spreads_use_welchs_degrees_of_freedom() -> None:
