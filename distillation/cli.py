@@ -14,6 +14,7 @@ from distillation.commands.options import TEACHER, add_data, add_device, number_
 from distillation.recipe import Family, Recipe, load_recipe, shipped_recipes
 from sdbench import __version__
 from sdbench.arguments import Parser, add_command, add_json, print_answer, print_json, run_command, show
+from sdbench.errors import UserError
 from sdbench.models.catalogue import CATALOGUE, TEACHERS
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def _run_command(options: argparse.Namespace) -> int:
     for name in ("recipe", "like"):
         if name in options:  # before torch is imported, which takes seconds
             setattr(options, name, load_recipe(getattr(options, name)))
+    if "data" in options and options.caption_column and not options.data:
+        raise UserError("--caption-column names a column of --data, which is not given; add --data, or leave --caption-column out")
     resolve_device(options)
     _COMMANDS[options.command](options)
     return 0

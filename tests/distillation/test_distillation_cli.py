@@ -93,6 +93,12 @@ def test_a_dry_run_checks_and_makes_nothing(teacher_folder: Path, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [["run", "vega"], ["sensitivity"]])
+def test_a_column_of_captions_without_data_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--caption-column", "text"]) == 2
+    assert "--caption-column names a column of --data, which is not given" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_too_few_steps_are_refused_before_images_are_opened(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "vega", "--steps", "1", "--data", "nowhere", "--out", "nowhere", *more]) == 2
