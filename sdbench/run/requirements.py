@@ -27,12 +27,14 @@ def missing_inputs(suite: Suite, runs: Path) -> list[str]:
         f"{kind} {what}: not on this disk" for what, kind in _inputs(suite).items() if not prompts.asset_name(what) and not _is_here(what)
     ]
     name, compared = suite.reference, [metric for metric in suite.own_metrics if metric in catalogue.ENCODER_OF]
-    if suite.family and compared and name is None:
+    if not suite.family or not compared:
+        return missing
+    if name is None:
         advice = (
             'name one, with `reference = "NAME"` in its file or --reference NAME (`sdbench reference list` shows those on this machine)'
         )
         missing.append(f"reference, of which the suite names none, so {join_words(compared)} will be missing: {advice}")
-    elif suite.family and compared and name != "scenes" and not any(card.name == name for card in cards.list_cards(runs)):
+    elif name != "scenes" and not any(card.name == name for card in cards.list_cards(runs)):
         encoders = sorted({catalogue.ENCODER_OF[metric] for metric in compared})
         missing.append(f"reference {name!r}, so every distance to it will be missing: {cards.how_to_build(name, encoders)}")
     return missing
