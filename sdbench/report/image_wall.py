@@ -1,7 +1,7 @@
-"""The image wall: thumbnails from the records of a section, with the same prompt and noise in each line.
+"""The image wall: thumbnails from the records of a section, with the same prompt and noise in each row.
 
-Records hold at most 64 images for each model. The page takes at most 200 lines, and no more bytes than an e-mail could carry:
-alternately lines with the worst images and lines drawn at random. The rest goes into a folder beside the page.
+Records hold at most 64 images for each model. The page takes at most 200 rows, and no more bytes than an e-mail could carry:
+alternately rows with the worst images and rows drawn at random. The rest goes into a folder beside the page.
 """
 
 import base64

@@ -32,7 +32,7 @@ _DRAWS = 4000
 _SEED = 20240521
 _MAX_LEVEL = 1 - 1e-12  # our Student's distribution is right to 1e-13
 _FEW_ROUNDS = 5  # fewer are too few to resample: the bounds are then at least as wide as Student's
-_ROUNDS_TO_TRIM = 8  # of fewer, a trimmed mean has too few degrees of freedom: at 5 rounds its bounds miss in 7 %
+_ROUNDS_TO_TRIM = 8  # of fewer, a trimmed mean has too few degrees of freedom: at 5 rounds its bounds miss in 5 to 7 %
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def paired_ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.Ar
     """Log ratio of times that were measured in turns, candidate over baseline (plus = slower), with one-sided bounds.
 
     Both inputs are rounds x calls in the same unit. The rounds of a turn ran one after the other, so that drift of the machine's speed
-    cancels in the ratio of their medians. The difference is the mean of the ratios' logarithms, from 8 rounds on without the fifth of them
+    cancels in the ratio of their medians; where rounds failed, pairs may be of neighbouring turns. The difference is the mean of the ratios' logarithms, from 8 rounds on without the fifth of them
     at either end, since a single round may be twice as slow as the others. The bounds are Student's or, for the trimmed mean, those of
     Tukey and McLaughlin 1963: the standard error is that of the winsorized ratios over the share kept, and the degrees of freedom are one
     fewer than the ratios kept. A single round gives infinite bounds.
@@ -264,7 +264,7 @@ def holm(
 def needed_n(bounds: Bounds, margin: float, level: float = 0.95) -> int | None:
     """The smallest number of pairs that brings "pass" or "regressed" with a chance of 80 %, if the true difference and spread are the measured ones.
 
-    None where no number would do: the difference is on the margin, or nearer to it than two runs are to each
+    Rounds are taken as untrimmed. None where no number would do: the difference is on the margin, or nearer to it than two runs are to each
     other, or the spread is unknown.
     """
     ahead, spread = bounds.difference + margin, bounds.standard_error * math.sqrt(bounds.n)
