@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
 import torch
@@ -15,6 +16,7 @@ from memory import ROOT, anonymous_bytes, peak_increase_bytes
 from PIL import Image
 from tiny import noise_unet, save_tiny_pipeline, with_unet
 
+from distillation import cli as distillation
 from distillation.ablation.experiment import one_shot_recipe
 from distillation.recipe import load_recipe
 from sdbench import records
@@ -63,8 +65,18 @@ def test_pruning_the_full_size_unet_takes_at_most_half_a_gigabyte(tmp_path: Path
     assert sum(file.stat().st_size for file in (teacher / "unet").glob("*.safetensors")) > 5.1e9
     words = [["prune", "ssd-1b", "--teacher", str(folder), "--out", f"{folder}-student"] for folder in (small, teacher)]
     assert peak_increase_bytes(*words) <= 0.5e9
-    pipeline = StableDiffusionXLPipeline.from_pretrained(f"{teacher}-student", dtype=torch.bfloat16)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_full_size_student_that_is_only_pruned_draws_an_image_in_stock_diffusers(tmp_path: Path) -> None:
+    load(resolve("sdxl", random=True), dtype="bfloat16", device="cpu").save_pretrained(tmp_path / "sdxl")
+    assert distillation.main(["prune", "ssd-1b", "--teacher", str(tmp_path / "sdxl"), "--out", str(tmp_path / "student")]) == 0
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path / "student", dtype=torch.bfloat16)
     assert sum(parameter.numel() for parameter in pipeline.unet.parameters()) == 1_331_334_404
+    image = np.asarray(pipeline("a red barn", num_inference_steps=2, height=256, width=256).images[0])
+    assert image.shape == (256, 256, 3)
+    assert image.std() > 0, "neither black, as of NaN, nor of one colour"
 
 
 STEP = """
