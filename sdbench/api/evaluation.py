@@ -102,7 +102,7 @@ def evaluate(
     only = "quality" if in_memory else only
     chosen, rules, old = find_suite(suite, spec), gating.load_policy(policy), None
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
-        rules.rules(chosen.name)
+        gating.check_reference(chosen, rules, places)
         old = gating.find_or_run_baseline(as_text(baseline), chosen, places, device, only)
     if in_memory:
         folder = _run_in_memory(model, spec, chosen, places)

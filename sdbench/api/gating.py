@@ -58,7 +58,12 @@ def gate(
     chosen = load_suite(suite) if suite else None
     old_source = lookup.find_baseline(as_text(baseline), places.results)
     new_source = lookup.find_candidate(as_text(candidate), places.results, base=base, lora=lora, name=name)
-    run = _announced_run(places, device, only, announce)
+    measure = _announced_run(places, device, only, announce)
+
+    def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
+        check_reference(suite, rules, places)
+        return measure(specs, suite)
+
     new, old = lookup.find_or_run_pair(new_source, old_source, chosen, rules, places.results, run)
     return judge_records(new, old, rules, places, str(baseline), only=only)
 
@@ -109,6 +114,7 @@ def until_verdict(
     chosen, rules = find_suite(suite, spec), load_policy(policy)
     _leave_out_probes(rules, chosen.name, only, ())  # a policy that weighs nothing here ends the run before it begins
     check_models([spec], chosen)
+    check_reference(chosen, rules, places)
     old = find_or_run_baseline(as_text(baseline), chosen, places, device, only, announce)
     reference = records.read_record(old)
     weighed, left_out = _leave_out_probes(rules, chosen.name, only, (reference,))
@@ -188,6 +194,19 @@ def load_policy(path: str | Path | None) -> Policy:
         UserError: see `policy.load`.
     """
     return policies.load(Path(path or suites.find(suites.POLICY)))
+
+
+def check_reference(suite: suites.Suite, rules: Policy, places: Places) -> None:
+    """Check, before hours of drawing, that the distances which a policy requires can be computed here.
+
+    Raises:
+        UserError: the reference of one is missing, or the policy has no rules for the suite.
+    """
+    from sdbench.run.requirements import missing_reference
+
+    required = [name for name, rule in rules.rules(suite.name).items() if rule.required]
+    if missing := missing_reference(suite, required, places.work):
+        raise UserError(f"policy {rules.name} requires what this machine lacks: {missing}")
 
 
 def find_or_run_baseline(

@@ -80,8 +80,8 @@ def resolve(
     """The spec of what a user names; reads configurations and headers, never weights.
 
     Args:
-        what: catalogue name, path of a pipeline folder, UNet folder or `.safetensors` file, or on the Hub `owner/name`, or
-            `owner/name@revision` with a branch, tag or commit.
+        what: catalogue name, path of a pipeline folder, UNet folder or `.safetensors` file, or on the Hub `owner/name` (of a repository
+            in the catalogue, the model there), or `owner/name@revision` with a branch, tag or commit.
         base: the pipeline (named in the same way) that completes a bare UNet.
         lora: path or Hub repository of a LoRA to fuse.
         name: the model's name in tables; by default the catalogue's name or the last part of the path, preceded by the parent's name if the
@@ -133,7 +133,8 @@ def _spec_of(what: str, base: ModelSpec | None) -> ModelSpec:
     if path.is_file():
         return _from_file(path.resolve(), base)
     if (match := _AT_REVISION.fullmatch(what)) and not path.parent.is_dir():
-        return _from_hub(match["repository"], base, match["revision"])
+        entry = next((entry for entry in CATALOGUE.values() if (entry.source, entry.location) == ("hub", what)), None)
+        return _from_catalogue(entry.name) if entry else _from_hub(match["repository"], base, match["revision"])
     raise _not_found(what, path)
 
 
