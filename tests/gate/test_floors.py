@@ -104,13 +104,27 @@ def test_only_floors_of_the_same_machine_class_are_used(tmp_path: Path) -> None:
     assert floors.between_runs(runs[0].record, tmp_path)["memory.peak_data"] == BetweenRuns(9.0, 2)
 
 
+def test_floor_keeps_the_half_that_was_not_measured_again_of_the_same_weights_and_seeds(tmp_path: Path) -> None:
+    whole = floors.estimate(make_sides(tmp_path, 1, 2), (1, 2), SUITE)
+    half = whole.model_copy(update={"metrics": {"clip_score.scenes": floors.Spread(noise=9.0, values=(1.0, 2.0), unit="")}})
+    path = floors.write(whole, tmp_path)
+    assert floors.write(half, tmp_path) == path
+    assert floors.read(path).metrics == whole.metrics | half.metrics
+    for change in ({"weights_digest": "0"}, {"seeds": (1, 3)}):
+        floors.write(half.model_copy(update=change), tmp_path)
+        assert floors.read(path).metrics == half.metrics
+        path.unlink()
+        floors.write(whole, tmp_path)
+
+
 @pytest.mark.parametrize("change", [{"digest": "07e4"}, {"version": 2}, {"name": "standard"}])
 def test_floor_of_a_suite_with_other_settings_is_not_used(change: dict[str, Any], tmp_path: Path) -> None:
     runs, other = make_sides(tmp_path, 1, 2), SUITE.model_copy(update=change)
     floors.write(floors.estimate(runs, (1, 2), SUITE), tmp_path)
     assert floors.between_runs(make_measurement(suite=other)[0], tmp_path) == {}
     floors.write(floors.estimate(runs, (1, 2), other), tmp_path)
-    assert floors.between_runs(make_measurement(suite=other)[0], tmp_path).keys() == {"latency.pipeline.p50", "memory.peak_data"}
+    for suite in (SUITE, other):
+        assert floors.between_runs(make_measurement(suite=suite)[0], tmp_path).keys() == {"latency.pipeline.p50", "memory.peak_data"}
 
 
 def test_latency_of_another_run_is_judged_with_the_noise_between_runs(tmp_path: Path) -> None:
