@@ -323,7 +323,9 @@ def test_invalid_input_is_reported_before_anything_is_generated(few: suites.Suit
     assert not list(home.glob("results/scenes/*/other"))
 
 
-def test_baseline_without_a_record_is_run_first_or_in_turns_on_the_device_of_the_model(few: suites.Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baseline_without_a_record_is_run_first_or_in_turns_on_the_device_of_the_model(
+    few: suites.Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = []
 
     def run(specs: Any, *_: Any, device: str | None, only: str | None) -> None:

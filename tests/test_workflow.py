@@ -97,7 +97,9 @@ def test_sdbench_is_installed_only_from_the_given_source(tmp_path: Path) -> None
 def test_exit_code_counts_only_with_a_matching_report(exits: int, report: int | None, expected: int, tmp_path: Path) -> None:
     (tmp_path / "gate.json").write_text(json.dumps({"exit_code": exits}), encoding="utf-8")  # left by the previous job
     print_report = "" if report is None else f"echo '{json.dumps({'exit_code': report, 'inputs': None})}'"
-    write_tool(tmp_path / ".venv" / "bin" / "sdbench", f'[ "$2 $5 $6 $7" = "a b --suite *.md --json" ] || exit 9\n{print_report}\nexit {exits}')
+    write_tool(
+        tmp_path / ".venv" / "bin" / "sdbench", f'[ "$2 $5 $6 $7" = "a b --suite *.md --json" ] || exit 9\n{print_report}\nexit {exits}'
+    )
     write_tool(tmp_path / ".venv" / "bin" / "python", 'exec python3 "$@"')
     (tmp_path / "a.md").touch()
     assert run(GATE, tmp_path, CANDIDATE="a b", BASELINE="production", OPTIONS="--suite *.md")[0] == expected

@@ -249,7 +249,7 @@ def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline:
         only: "quality" to weigh the image metrics alone.
 
     Raises:
-        UserError: see `judging.gate`; or a noise floor cannot be read, or nothing would be weighed.
+        UserError: see `Side.read` and `judging.judge`; or a noise floor cannot be read, or nothing would be weighed.
     """
     sides = Side.read(new), Side.read(old)
     candidate, reference = (side.record for side in sides)

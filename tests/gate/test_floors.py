@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import GPU, make_measurement, save_record, with_value
+from factories import GPU, judge_folders, make_measurement, save_record, with_value
 
 from sdbench.errors import UserError
 from sdbench.gate import floors
-from sdbench.gate.judging import gate
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy, Rule
 from sdbench.records import SuiteId, Value
@@ -133,11 +132,11 @@ def test_latency_of_another_run_is_judged_with_the_noise_between_runs(tmp_path: 
     together = save_record(make_measurement(worse="latency.pipeline.p50", by=0.15), tmp_path)
     teacher = save_record(make_measurement("scenes-teacher", seed=2), tmp_path)
     between_runs = {"latency.pipeline.p50": BetweenRuns(0.1, 4)}
-    assert gate(together, teacher, rules, between_runs).verdict == "regressed"
-    apart = gate(slower, teacher, rules, between_runs)
+    assert judge_folders(together, teacher, rules, between_runs).verdict == "regressed"
+    apart = judge_folders(slower, teacher, rules, between_runs)
     assert (apart.verdict, apart.notes, apart.results[0].needed_n) == ("inconclusive", (), None)
     assert "measure both models in one `sdbench run`" in apart.why
-    without_floor = gate(slower, teacher, rules)
+    without_floor = judge_folders(slower, teacher, rules)
     assert without_floor.verdict == "regressed"
     assert "measured in separate runs" in without_floor.notes[0]
 
@@ -145,7 +144,7 @@ def test_latency_of_another_run_is_judged_with_the_noise_between_runs(tmp_path: 
 def test_record_passes_against_itself_whatever_the_noise_between_runs(tmp_path: Path) -> None:
     rules = Policy(alpha=0.05, suites={"quality": {"latency.pipeline.p50": Rule(direction="lower", margin=0.05, required=True)}})
     itself = save_record(make_measurement(run=""), tmp_path)
-    assert gate(itself, itself, rules, {"latency.pipeline.p50": BetweenRuns(0.25, 4)}).verdict == "pass"
+    assert judge_folders(itself, itself, rules, {"latency.pipeline.p50": BetweenRuns(0.25, 4)}).verdict == "pass"
 
 
 def test_margin_below_its_noise_floor_is_rejected() -> None:

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from factories import GPU, Measurement, make_measurement, make_record, make_scores, save_record, with_value
+from factories import GPU, Measurement, judge_folders, make_measurement, make_record, make_scores, save_record, with_value
 from scipy import stats as scipy_stats
 
 from sdbench import api, records, suites
 from sdbench.errors import UserError
 from sdbench.gate import floors, policy
-from sdbench.gate.judging import Level, gate
+from sdbench.gate.judging import Level
 from sdbench.gate.judging import judge as judge_sides
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy, Rule
@@ -32,7 +32,7 @@ NO_VALUE = {"value": None, "low": None, "high": None, "samples": None}
 
 
 def judge(candidate: Measurement, baseline: Measurement, tmp_path: Path, rules: Policy = SHIPPED) -> Report:
-    return gate(save_record(candidate, tmp_path / "candidate"), save_record(baseline, tmp_path / "baseline"), rules)
+    return judge_folders(save_record(candidate, tmp_path / "candidate"), save_record(baseline, tmp_path / "baseline"), rules)
 
 
 def single_rule(name: str, *, direction: Literal["higher", "lower"] = "higher", margin: float = 0.0, required: bool = True) -> Policy:
@@ -62,7 +62,7 @@ def test_record_passes_against_itself_at_any_margin(teacher: Measurement, tmp_pa
         single_rule("fd.scenes", direction="lower"),
         single_rule("scene_accuracy"),
     ):
-        report = gate(folder, folder, rules)
+        report = judge_folders(folder, folder, rules)
         assert (report.verdict, report.exit_code) == ("pass", 0), report.why
 
 
@@ -585,7 +585,7 @@ def test_changed_record_is_rejected(teacher: Measurement, tmp_path: Path) -> Non
     path = folder / "record.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"steps": 20', '"steps": 21'), encoding="utf-8")
     with pytest.raises(UserError, match="changed"):
-        gate(folder, folder, SHIPPED)
+        judge_folders(folder, folder, SHIPPED)
 
 
 def test_different_sampling_and_notes_of_compared_values_are_reported(teacher: Measurement, tmp_path: Path) -> None:
