@@ -10,17 +10,26 @@ from pathlib import Path
 from sdbench.errors import IncompleteError, UserError, unknown_name
 from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE, TEACHERS, Entry, Source
-from sdbench.models.files import ADAPTER, MERGE_ADAPTER, Tensor, checkpoint_kind, read_config, read_header, read_model_json, strip_prefixes
+from sdbench.models.files import (
+    ADAPTER,
+    LORA_FILE,
+    MERGE_ADAPTER,
+    Tensor,
+    checkpoint_kind,
+    read_config,
+    read_header,
+    read_model_json,
+    strip_prefixes,
+)
 
 UNET_CLASS = "UNet2DConditionModel"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 NAME_RULE = "use only letters, digits and .+-_, a letter or digit first"  # in words
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _AT_REVISION = re.compile(rf"(?P<repository>{HUB_NAME.pattern})(?:@(?P<revision>[\w./-]+))?")
-_LORA_FILE = "pytorch_lora_weights.safetensors"
 _ADAPTER_FILE = "adapter_model.safetensors"  # of peft
 # Names that trainers give to the weights of all checkpoints, and to the folders in them.
-_STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", _LORA_FILE.removesuffix(".safetensors"))
+_STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", LORA_FILE.removesuffix(".safetensors"))
 _STOCK_FOLDERS = ("unet", "unet_ema", "student")  # the last by `distillation`
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 RANDOM_LABEL = "random weights"
@@ -197,14 +206,14 @@ def _checkpoint_name(path: Path) -> str:
 def _advise_contents(folder: Path) -> str:
     """Sentences that name the UNets and the LoRA in a folder; "" if there are none."""
     unets = sorted(config.parent for config in folder.glob("*/config.json") if read_model_json(config).get("_class_name") == UNET_CLASS)
-    files = sorted(path for path in folder.glob("*.safetensors") if path.name not in (_LORA_FILE, _ADAPTER_FILE))
+    files = sorted(path for path in folder.glob("*.safetensors") if path.name not in (LORA_FILE, _ADAPTER_FILE))
     candidates = [str(path) for path in (*unets, *files)]
     advice = f" Name what is in it, with --base: {' or '.join(candidates)}." if candidates else ""
     if (folder / ADAPTER).is_file():
         return f"{advice} {MERGE_ADAPTER}"
     return (
         f"{advice} It holds a LoRA: name the model that it belongs to, and this folder with --lora."
-        if (folder / _LORA_FILE).is_file()
+        if (folder / LORA_FILE).is_file()
         else advice
     )
 
