@@ -11,17 +11,16 @@ from sdbench.api.inputs import NamedModel, NamedSuite, as_text, find_model, find
 from sdbench.api.places import Places
 from sdbench.disk import locked
 from sdbench.errors import UserError, unknown_name
-from sdbench.gate import comparison, floors, judging, lookup, recorded
+from sdbench.gate import comparison, floors, lookup, recorded, weighing
 from sdbench.gate import policy as policies
 from sdbench.gate.comparison import Comparison
 from sdbench.gate.pairing import Side
-from sdbench.gate.policy import Policy, is_probe
+from sdbench.gate.policy import Policy
 from sdbench.gate.verdicts import Inputs, Report
 from sdbench.models.spec import ModelSpec
-from sdbench.records import Record, SuiteId
+from sdbench.records import SuiteId
 
 Announce = Callable[[str], None]
-_ONLY_IMAGES = "left out, as only image metrics are weighed"
 
 
 def gate(
@@ -112,19 +111,19 @@ def until_verdict(
     check_only(only)
     spec = find_model(model)
     chosen, rules = find_suite(suite, spec), load_policy(policy)
-    _leave_out_probes(rules, chosen.name, only, ())  # a policy that weighs nothing here ends the run before it begins
+    weighing.leave_out_probes(rules, chosen.name, only, ())  # a policy that weighs nothing here ends the run before it begins
     check_models([spec], chosen)
     check_reference(chosen, rules, places)
     old = find_baseline(as_text(baseline), chosen, places, device)
     if isinstance(old, ModelSpec):
         (old,) = _announced_run(places, device, only, announce)([old], chosen)
     reference = records.read_record(old)
-    weighed, left_out = _leave_out_probes(rules, chosen.name, only, (reference,))
+    weighed, left_out = weighing.leave_out_probes(rules, chosen.name, only, (reference,))
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only=only)
     with evaluators_on(context.device):
         new, report = run_until_verdict(spec, context, old, weighed, floors.between_runs(reference, places.results))
-    notes = _left_out_notes(left_out, (records.read_record(new), reference))
-    return new, _with_inputs(replace(report, notes=(*report.notes, *notes)), new, old, reference.suite, rules, str(baseline))
+    report = weighing.with_left_out(report, left_out, (records.read_record(new), reference))
+    return new, _with_inputs(report, new, old, reference.suite, rules, str(baseline))
 
 
 def noise(
@@ -249,43 +248,12 @@ def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline:
         only: "quality" to weigh the image metrics alone.
 
     Raises:
-        UserError: see `Side.read` and `judging.judge`; or a noise floor cannot be read, or nothing would be weighed.
+        UserError: see `Side.read` and `weighing.judge_weighed`; or a noise floor cannot be read.
     """
     sides = Side.read(new), Side.read(old)
-    candidate, reference = (side.record for side in sides)
-    weighed, left_out = _leave_out_probes(rules, candidate.suite.name, only, (candidate, reference))
-    report = judging.judge(*sides, weighed, floors.between_runs(reference, places.results))
-    notes = _left_out_notes(left_out, (candidate, reference))
-    return _with_inputs(replace(report, notes=(*report.notes, *notes)), new, old, reference.suite, rules, baseline)
-
-
-def _leave_out_probes(rules: Policy, suite: str, only: str | None, sides: Sequence[Record]) -> tuple[Policy, list[str]]:
-    """The policy for a suite without the latency, memory and size metrics that are not weighed between these records, and their names.
-
-    Raises:
-        UserError: nothing would be left to weigh.
-    """
-    named = rules.rules(suite)
-    without_model = [side for side in sides if side.model.is_images_only]
-    left_out = [name for name in named if is_probe(name) and (only == "quality" or any(side.value(name) is None for side in without_model))]
-    if not left_out:
-        return rules, []
-    remaining = {name: rule for name, rule in named.items() if name not in left_out}
-    if not remaining:
-        raise UserError(
-            f"policy {rules.name} weighs no image metric of suite {suite!r}, only {', '.join(left_out)}; without these nothing is compared"
-        )
-    return rules.model_copy(update={"suites": {rules.table_name(suite): remaining}}), left_out
-
-
-def _left_out_notes(left_out: Sequence[str], sides: tuple[Record, Record]) -> list[str]:
-    """Why metrics of the policy were not weighed."""
-    measured = [name for name in left_out if all(side.value(name) for side in sides)]
-    told = {
-        "not measured, so not weighed": [name for name in left_out if name not in measured],
-        _ONLY_IMAGES: measured,
-    }
-    return [f"{what}: {', '.join(names)}" for what, names in told.items() if names]
+    reference = sides[1].record
+    report = weighing.judge_weighed(*sides, rules, floors.between_runs(reference, places.results), only=only)
+    return _with_inputs(report, new, old, reference.suite, rules, baseline)
 
 
 def _with_inputs(report: Report, new: Path, old: Path, suite: SuiteId, rules: Policy, baseline: str) -> Report:

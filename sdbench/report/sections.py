@@ -11,8 +11,7 @@ from markupsafe import Markup
 
 from sdbench import tables
 from sdbench.errors import UserError
-from sdbench.gate import floors
-from sdbench.gate.judging import judge
+from sdbench.gate import floors, weighing
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.leaderboard import grids, provenance, speed, standings, truth
@@ -212,17 +211,18 @@ def _charts(section: Section) -> list[figures.Chart]:
 
 
 def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[str, Any]]:
-    """The gate's verdicts on the first models, with the teacher as their baseline; none for a suite without rules in the policy."""
+    """The gate's verdicts on the first models, with the teacher as their baseline; none for a suite of which the policy weighs nothing."""
     if section.teacher is None:
         return
+    teacher = section.teacher.record
     try:
-        policy.rules(section.teacher.record.suite.name)
+        weighing.leave_out_probes(policy, teacher.suite.name, None, (teacher,))
     except UserError:
         return
-    between_runs, baseline = floors.between_runs(section.teacher.record, results), Side.read(section.teacher.folder)
+    between_runs, baseline = floors.between_runs(teacher, results), Side.read(section.teacher.folder)
     for row in [row for row in section.models if row is not section.teacher][:MAX_MODELS]:
-        report = judge(Side.read(row.folder), baseline, policy, between_runs)
-        yield {"candidate": row.name, "verdict": report.verdict, "why": report.why, "grid": report.grid()}
+        report = weighing.judge_weighed(Side.read(row.folder), baseline, policy, between_runs)
+        yield {"candidate": row.name, "verdict": report.verdict, "why": report.why, "grid": report.grid(), "notes": report.notes}
 
 
 def _worst_view(found: Worst, keys: Mapping[tuple[str, str], str], teacher: Row | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The page as a file: safe, complete, of bounded size, and the same for the same records."""
 
+import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -121,6 +122,37 @@ def test_verdicts_use_the_noise_between_runs(tmp_path: Path) -> None:
     spread = floors.Spread(noise=0.25, values=(0.4, 0.6), unit="s")
     floors.write(floor.model_copy(update={"metrics": {"latency.pipeline.p50": spread}}), tmp_path)
     assert first_verdict() == "inconclusive" == api.gate(str(student), str(teacher), None, api.Places(tmp_path)).verdict
+
+
+@pytest.mark.parametrize("source", ["embedded", "rendered"])
+def test_verdicts_are_those_of_the_gate_with_its_notes(source: str, tmp_path: Path) -> None:
+    suite = SuiteId(name="quality-custom", version=1, digest="c5")
+    record, scores = make_measurement("scenes-teacher", seed=1, n_prompts=32, suite=suite, run="one")
+    if source == "rendered":
+        values = tuple(value for value in record.values if value.kind != "probe")
+        record = record.model_copy(update={"model": record.model.model_copy(update={"source": source}), "values": values})
+    student = make_measurement("scenes-vega", seed=2, n_prompts=32, suite=suite, run="other", sampling={"steps": 4})
+    teacher, candidate = save_record((record, scores), tmp_path), save_record(student, tmp_path)
+    report = api.gate(candidate, teacher, places=api.Places(tmp_path))
+    (path,) = api.report(api.Places(tmp_path))
+    shown = path.read_text(encoding="utf-8").partition('id="s1-gate"')[2].partition("<h3")[0]
+    assert re.findall(r'<span class="chip (\w+)">', shown) == [report.verdict]
+    assert [html.unescape(note) for note in re.findall("<li>(.*?)</li>", shown)] == [*report.notes]
+    assert {"embedded": "separate runs", "rendered": "not measured, so not weighed"}[source] in shown
+    assert "judged by the margins of the suite it was derived from" in shown
+
+
+def test_page_has_no_verdicts_where_nothing_is_weighed_against_images_alone(tmp_path: Path) -> None:
+    record, scores = make_measurement("scenes-teacher")
+    values = tuple(value for value in record.values if value.kind != "probe")
+    images = record.model_copy(update={"model": record.model.model_copy(update={"source": "rendered"}), "values": values})
+    save_record((images, scores), tmp_path)
+    save_record(make_measurement("scenes-vega"), tmp_path)
+    (tmp_path / "own.toml").write_text(
+        'alpha = 0.05\n[suites.quality]\n"latency.pipeline.p50" = { direction = "lower", margin = 1, required = true }\n', encoding="utf-8"
+    )
+    (path,) = api.report(api.Places(tmp_path), policy=tmp_path / "own.toml")
+    assert 'id="s1-gate"' not in path.read_text(encoding="utf-8")
 
 
 def test_nan_score_is_shown_as_nan(tmp_path: Path) -> None:
