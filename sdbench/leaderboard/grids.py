@@ -19,7 +19,7 @@ def quality_grid(section: Section) -> Grid:
     if any(record.n_images for record in section.records):
         columns["images"] = _images_cell
     for metric in metrics(section):
-        columns[metric_title(metric)] = partial(_metric_cell, name=metric.name)
+        columns[metric_title(metric)] = partial(_metric_cell, section, name=metric.name)
     latency, teacher = speed.headline(section.records), section.speed_baseline
     if any(record.value(latency) for record in section.records):
         setting = latency.partition("@")[2]
@@ -34,8 +34,9 @@ def _images_cell(row: Row) -> str:
     return f"{n} ({samples} per prompt)" if samples > 1 else str(n)
 
 
-def _metric_cell(row: Row, name: str) -> str:
-    return tables.format_value(row.record.value(name), row.record.n_prompts)
+def _metric_cell(section: Section, row: Row, name: str) -> str:
+    value = row.record.value(name)
+    return tables.format_value(value and value.with_note(section.mark(value)), row.record.n_prompts)
 
 
 def _speed_up_cell(row: Row, teacher: Record | None, latency: str) -> str:

@@ -8,7 +8,7 @@ told apart but A and C can, A and B share rank 1 and C has rank 2, though B migh
 models equal.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -41,22 +41,30 @@ def ranks(models: Sequence[tuple[Record, Scores]], names: Sequence[str]) -> dict
 
 
 def values_per_prompt(models: Sequence[tuple[Record, Scores]], name: str) -> Mapping[int, F64]:
-    """Values per prompt, plus = better, by the model's index, for all models with the same prompts and reference as the first.
+    """Values per prompt, plus = better, by the model's index, for the most models with the same prompts and reference.
 
     For a set metric, a prompt's value is the value of the set plus the prompt's influence on it; their mean is the value of the set.
     """
     columns: dict[int, F64] = {}
-    first: tuple[npt.NDArray[np.str_], str | None] | None = None
+    measured: dict[int, Hashable] = {}
     for model, (record, scores) in enumerate(models):
         value = record.value(name)
         column = _column(value, scores)
         if value is None or column is None:
             continue
         prompts, by_prompt = mean_per_prompt(scores.prompt_ids, column)
-        first = (prompts, value.reference) if first is None else first
-        if np.array_equal(prompts, first[0]) and value.reference == first[1] and len(prompts) > 1:
+        if len(prompts) > 1:
+            measured[model] = tuple(prompts.tolist()), value.reference
             columns[model] = -by_prompt if value.direction == "lower" else by_prompt
-    return columns
+    return {model: columns[model] for model in largest_group(measured, [record for record, _ in models])}
+
+
+def largest_group(keys: Mapping[int, Hashable], records: Sequence[Record]) -> list[int]:
+    """The indices of the most records with the same key; of equally many, those with the newest record among them."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, key in keys.items():
+        groups.setdefault(key, []).append(index)
+    return max(groups.values(), key=lambda group: (len(group), max(records[index].created for index in group)), default=[])
 
 
 def _column(value: Value | None, scores: Scores) -> F64 | None:

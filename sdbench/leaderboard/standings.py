@@ -33,6 +33,7 @@ TITLES = {
     "diversity": "diversity",
     "prdc": "",  # these names need no title
 }
+OTHER_REFERENCE = "against another reference than most, so not comparable with the others"
 _EFFICIENCY = ("latency.pipeline", "latency", "images_per_second", "memory", "parameters", "flops")
 
 
@@ -106,6 +107,21 @@ class Section:
         """The record that speed-ups are relative to: the teacher's, even if it is under another suite."""
         teacher = self.teacher or self.teacher_of_other_suite
         return teacher.record if teacher else None
+
+    @cached_property
+    def comparable(self) -> dict[str, tuple[Row, ...]]:
+        """The models with the same number of prompts and reference behind an image metric, by metric; the largest such group."""
+        return {metric.name: tuple(self.models[place] for place in self._largest_group(metric.name)) for metric in metrics(self)}
+
+    def _largest_group(self, metric: str) -> list[int]:
+        records = [row.record for row in self.models]
+        values = {place: value for place, record in enumerate(records) if (value := record.value(metric)) and value.value is not None}
+        return ranks.largest_group({place: (value.n, value.reference) for place, value in values.items()}, records)
+
+    def mark(self, value: Value) -> str:
+        """A note for a value that was measured against another reference than those of `comparable`; "" for any other."""
+        usual = next((row.record.value(value.name) for row in self.comparable.get(value.name, ())), None)
+        return OTHER_REFERENCE if usual and usual.reference != value.reference else ""
 
     @cached_property
     def ranks(self) -> dict[str, dict[str, int | None]]:

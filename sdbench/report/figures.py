@@ -67,7 +67,7 @@ def pareto_charts(section: Section, metric: Value, title: str) -> list[Chart]:
     units = {value.name: value.unit for value in costs}
     charts = []
     for name in names:
-        points = _points(section.models, name, metric)
+        points = _points(section.comparable[metric.name], name, metric)
         if len(points) > 1:
             label = f"{name} ({units[name]}) ↓"
             best = tables.join_words([point.name for point in points if point.best])

@@ -155,7 +155,7 @@ def _with_notes_below(columns: Sequence[Column]) -> tuple[list[Column], str]:
 
 def _column(section: Section, value: Value) -> Column:
     places = section.ranks.get(value.name, {})
-    cells = [_cell(row, value.name, places.get(row.name)) for row in section.rows]
+    cells = [_cell(section, row, value.name, places.get(row.name)) for row in section.rows]
     return Column(value.name, value.unit, value.direction, _align(cells))
 
 
@@ -173,7 +173,7 @@ def _speed_up(found: speed.SpeedUp | str) -> Cell:
     return Cell(number, found.ratio.value, _interval(interval))
 
 
-def _cell(row: Row, name: str, rank: int | None) -> Cell:
+def _cell(section: Section, row: Row, name: str, rank: int | None) -> Cell:
     value = row.record.value(name)
     if value is None or value.value is None:
         return _absent(speed.probe_cell(row.record, name))
@@ -181,7 +181,8 @@ def _cell(row: Row, name: str, rank: int | None) -> Cell:
         return Cell(tables.format_count(value.value), value.value)
     number, interval = tables.estimate_parts(value.value, value.low, value.high)
     few = f"n = {value.n}" if value.is_image_metric and value.n != row.record.n_prompts else ""
-    note = "" if name.startswith("win_rate.") else value.note  # a win rate's note, wins and losses, is in the matrix
+    own = "" if name.startswith("win_rate.") else value.note  # a win rate's note, wins and losses, is in the matrix
+    note = "; ".join(filter(None, [own, section.mark(value)]))
     return Cell(number, value.value, ", ".join(filter(None, [_interval(interval), few])), note, rank)
 
 

@@ -1,5 +1,7 @@
 """Ranks claim no more than paired tests support, and are consistent."""
 
+from datetime import timedelta
+
 import numpy as np
 import pytest
 from factories import make_measurement, with_value
@@ -96,11 +98,21 @@ def test_model_that_was_not_measured_like_the_others_has_no_rank() -> None:
 
 
 @pytest.mark.parametrize("reference", ["another", None])  # older records do not name the teacher they were compared with
-def test_distances_to_another_reference_are_not_ranked_with_the_first(reference: str | None) -> None:
+def test_models_with_the_reference_of_most_are_ranked(reference: str | None) -> None:
     first, second, *_, fourth = measure_models()
     other = with_value(second, "fd.scenes", reference=reference)
     assert ranks.ranks([first, other, fourth], ["fd.scenes"]) == {"fd.scenes": (1, None, 2)}
+    assert ranks.ranks([other, first, fourth], ["fd.scenes"]) == {"fd.scenes": (None, 1, 2)}
     assert ranks.ranks([other, other], ["fd.scenes"]) == {"fd.scenes": (1, 1)}
+
+
+def test_of_two_references_with_as_many_models_that_of_the_newest_record_is_ranked() -> None:
+    first, second, *_ = measure_models()
+    rebuilt = with_value(first, "fd.scenes", reference="rebuilt")
+    newest = rebuilt[0].model_copy(update={"created": first[0].created + timedelta(days=1)}), rebuilt[1]
+    assert ranks.ranks([first, second, rebuilt, newest], ["fd.scenes"]) == {"fd.scenes": (None, None, 1, 1)}
+    assert ranks.ranks([rebuilt, newest, first, second], ["fd.scenes"]) == {"fd.scenes": (1, 1, None, None)}
+    assert ranks.ranks([rebuilt, first, second, rebuilt], ["fd.scenes"]) == {"fd.scenes": (1, None, None, 1)}, "of the same age: the first"
 
 
 def test_values_per_prompt_average_samples_and_are_signed_so_that_more_is_better() -> None:

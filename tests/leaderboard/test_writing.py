@@ -194,6 +194,18 @@ def test_speed_up_of_a_few_step_student_is_over_the_teacher_in_its_own_suite() -
     assert elsewhere.speed_baseline is None, "measured on another machine"
 
 
+def test_value_against_another_reference_than_most_is_marked_below_the_table() -> None:
+    def row(name: str, reference: str, state: str = "ok") -> Row:
+        number = {"value": 3.0} if state == "ok" else {"reason": "no weights"}
+        plain = {"name": "fd.scenes", "kind": "set", "direction": "lower", "unit": "distance", "state": state, "n": 4, "note": "few"}
+        return Row(Path(name), make_record(name, (Value.model_validate({**plain, **number, "reference": reference}),)))
+
+    rows = [row("scenes-teacher", "rebuilt"), row("a", "first"), row("b", "first"), row("c", "rebuilt", "missing")]
+    (section,) = standings.sections(rows)
+    notes = {name: cell.note for name, _, cell in grids.quality_grid(section).rows if isinstance(cell, tables.Noted)}
+    assert notes == {"scenes-teacher": f"few; {standings.OTHER_REFERENCE}", "a": "few", "b": "few", "c": "no weights"}
+
+
 def test_suite_that_times_nothing_has_no_columns_of_speed() -> None:
     untimed = [Row(Path(name), make_record(name, ())) for name in ("scenes-teacher", "scenes-vega")]
     (section,) = standings.sections(untimed)

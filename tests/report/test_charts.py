@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
+from values import score
 
 from sdbench import records
 from sdbench.leaderboard import standings
@@ -34,11 +35,9 @@ def failed(value: Value) -> Value:
     return value.model_copy(update={"state": "failed", "reason": "out of memory", "value": None, "low": None, "high": None})
 
 
-def make_row(name: str, seconds: float, score: float) -> Row:
+def make_row(name: str, seconds: float, cosine: float, n: int = 4, reference: str | None = None) -> Row:
     """A model whose intervals are wider upwards."""
-    clip = Value(
-        name="clip_score.scenes", kind="score", direction="higher", unit="100 cos", value=score, low=score - 1, high=score + 3, n=4
-    )
+    clip = score("clip_score.scenes", "100 cos", cosine, cosine - 1, cosine + 3, n=n, reference=reference)
     latency = probe("latency.pipeline.p50", seconds, low=seconds - 0.25, high=seconds + 0.5)
     return Row(Path(name), make_record(name, (clip, latency)))
 
@@ -80,6 +79,13 @@ def test_pareto_frontier_has_the_models_that_none_beats_in_both() -> None:
     words = words_of(chart.svg)
     assert words.endswith("is better in both): fast, twin and best.")
     assert "against latency.pipeline.p50 (s) ↓ of 6 models" in words
+
+
+def test_only_values_of_the_same_prompts_and_reference_share_a_frontier() -> None:
+    slow, fast = make_row("slow", 3, 30), make_row("fast", 1, 20)
+    better = make_row("of-a-rebuilt-reference", 0.5, 40, reference="rebuilt"), make_row("of-fewer-prompts", 0.5, 40, n=2)
+    (chart,) = figures.pareto_charts(make_section(*better, slow, fast), slow.record.values[0], "CLIP")
+    assert "of 2 models. On the frontier (no other model is better in both): slow and fast." in words_of(chart.svg)
 
 
 def test_models_without_both_values_are_left_out_and_one_model_makes_no_chart() -> None:

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 from boards import LONG, MODELS, make_model, png, write_board
-from factories import GPU, make_measurement, make_record, save_record
+from factories import GPU, make_measurement, make_record, save_record, with_value
 
 from sdbench import api, cli, records
 from sdbench.errors import UserError
@@ -209,6 +209,18 @@ def test_table_has_quality_and_cost_first_and_reasons_below(tmp_path: Path) -> N
     assert "clip_<wbr>score.<wbr>scenes" in table
     assert re.findall('<td class="absent">(.*?)</td>', table)[-1] == "missing ²"
     assert below.index("¹ the teacher is what the others are compared with; ² no &lt;teacher&gt; here") < below.index("<h3")
+
+
+def test_cells_against_another_reference_than_most_are_marked(tmp_path: Path) -> None:
+    for place, name in enumerate(MODELS):
+        of = {"reference": "rebuilt" if place == 2 else "first"}
+        measurement = with_value(with_value(make_model(place, name), "fd.scenes", **of), "win_rate.clip_score.scenes", **of, note="5 wins")
+        save_record(measurement, tmp_path)
+    (section,) = standings.sections(standings.read_rows(tmp_path))
+    notes = {column.title: [cell.note for cell in column.cells] for column in sections._columns(section)}
+    assert notes["fd.scenes"] == ["", "", standings.OTHER_REFERENCE]
+    assert notes["win_rate.clip_score.scenes"][2] == standings.OTHER_REFERENCE, "two of the same age: the first"
+    assert "fd.scenes" in section.ranks
 
 
 def test_worst_image_is_shown_beside_the_teachers_and_the_teachers_not_alone(results: Path) -> None:
