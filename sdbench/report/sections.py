@@ -207,8 +207,8 @@ def _pad(text: str, decimals: int) -> str:
 
 
 def _charts(section: Section) -> list[figures.Chart]:
-    ranked = [value for value in standings.metrics(section) if not value.name.startswith("win_rate.")]
-    return list(chain.from_iterable(figures.pareto_charts(section, value, grids.metric_title(value)) for value in ranked))
+    metrics = [value for value in standings.metrics(section) if not value.name.startswith("win_rate.") and value.direction != "neither"]
+    return list(chain.from_iterable(figures.pareto_charts(section, value, grids.metric_title(value)) for value in metrics))
 
 
 def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[str, Any]]:

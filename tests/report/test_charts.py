@@ -24,7 +24,7 @@ from sdbench import records
 from sdbench.leaderboard import standings
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Value
-from sdbench.report import MAX_MODELS, figures
+from sdbench.report import MAX_MODELS, figures, sections, wins
 
 
 def probe(name: str, value: float, unit: str = "s", **more: object) -> Value:
@@ -86,6 +86,14 @@ def test_only_values_of_the_same_prompts_and_reference_share_a_frontier() -> Non
     better = make_row("of-a-rebuilt-reference", 0.5, 40, reference="rebuilt"), make_row("of-fewer-prompts", 0.5, 40, n=2)
     (chart,) = figures.pareto_charts(make_section(*better, slow, fast), slow.record.values[0], "CLIP")
     assert "of 2 models. On the frontier (no other model is better in both): slow and fast." in words_of(chart.svg)
+
+
+def test_metric_of_which_neither_more_nor_less_is_better_has_no_chart_and_judges_nothing() -> None:
+    diversity = score("diversity.clip.scenes", "1 - cos", 0.2, 0.1, 0.3, direction="neither")
+    plain = make_row("a", 1, 1), make_row("b", 2, 2)
+    section = make_section(*(Row(row.folder, make_record(row.name, (diversity, *row.record.values))) for row in plain))
+    assert {chart.metric for chart in sections._charts(section)} == {"clip_score.scenes"}
+    assert wins.judges(section) == ["clip_score.scenes"]
 
 
 def test_models_without_both_values_are_left_out_and_one_model_makes_no_chart() -> None:
