@@ -40,8 +40,8 @@ class Matrix:
 def judges(section: Section) -> list[str]:
     """The scores that decide a win: those behind the suite's win rates, else the first score that the models have."""
     values = [value for row in section.models for value in row.record.values if value.kind == "score" and value.direction != "neither"]
-    scores = dict.fromkeys(value.name for value in values)
-    of_suite = [name.removeprefix("win_rate.") for name in scores if name.startswith("win_rate.")]
+    scores = dict.fromkeys(value.name for value in values if value.value is not None)
+    of_suite = dict.fromkeys(value.name.removeprefix("win_rate.") for value in values if value.name.startswith("win_rate."))
     return [name for name in of_suite if name in scores] or list(scores)[:1]
 
 

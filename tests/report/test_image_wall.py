@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 from boards import MODELS, PROMPTS, make_model, png, write_board
+from factories import make_record, save_record, with_value
 from PIL import Image
+from values import absent, score
 
 from sdbench import records
 from sdbench.errors import UserError
 from sdbench.leaderboard import standings
-from sdbench.leaderboard.standings import Section
+from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Value
 from sdbench.report import image_wall, sections, wins, worst
 
@@ -156,3 +158,23 @@ def test_win_rates_are_counted_per_prompt_and_are_symmetric(tmp_path: Path) -> N
     assert loss.sure
     assert matrix.rows[0][0] is None
     assert wins.matrix(section, "no.such") is None
+
+
+@pytest.mark.parametrize("missing", [("clip_score.scenes", "win_rate.clip_score.scenes"), ("clip_score.scenes",)])
+def test_first_score_that_was_measured_judges_where_the_suites_judge_is_missing(missing: tuple[str, ...], tmp_path: Path) -> None:
+    for place, name in enumerate(MODELS):
+        measurement = make_model(place, name)
+        for metric in missing:
+            measurement = with_value(measurement, metric, state="missing", reason="not fetched", value=None, low=None, high=None)
+            measurement[1].columns.pop(metric, None)
+        save_record(measurement, tmp_path)
+    section = read_section(tmp_path)
+    assert wins.judges(section) == ["preference.scenes"]
+    assert {found.metric for found in worst.find(section, wins.judges(section)).regressions} == {"preference.scenes"}
+
+
+def test_suites_judge_decides_wins_where_no_model_has_a_win_rate() -> None:
+    win_rate = absent("win_rate.preference.scenes", "score", "share", "missing", "no teacher", direction="higher")
+    values = *(score(name, "1", 2.0, 1.0, 3.0) for name in ("clip_score.scenes", "preference.scenes")), win_rate
+    section = Section("scenes", "a section", (Row(Path("a"), make_record("a", values)),))
+    assert wins.judges(section) == ["preference.scenes"]
