@@ -8,7 +8,8 @@ from PIL import Image
 
 from sdbench.arrays import U8
 from sdbench.disk import write_bytes
-from sdbench.leaderboard.standings import Row, sections
+from sdbench.leaderboard import MAX_MODELS
+from sdbench.leaderboard.standings import Row, Section, sections
 from sdbench.store import read_images
 
 COLUMNS, GAP_PX, MIN_WIDTH_PX = 8, 4, 96
@@ -17,14 +18,14 @@ COLUMNS, GAP_PX, MIN_WIDTH_PX = 8, 4, 96
 def write(board: Sequence[Row], results: Path) -> list[Path]:
     """Write a sheet for each suite with images, from its newest section, `samples-<family>-<suite>.png`, and return their paths.
 
-    Rows are in the order of the leaderboard.
+    Rows are in the order of the leaderboard, the first 24 of those with images, the teacher's in any case.
 
     Raises:
         UserError: an image cannot be read, or a file cannot be written.
     """
     newest: dict[Path, tuple[Row, ...]] = {}
     for section in sorted(sections(board), key=lambda section: max(record.created for record in section.records)):
-        rows = tuple(row for row in section.rows if row.thumbnails)
+        rows = _shown_rows(section)
         if rows and _shared_names(rows):
             newest[results / f"samples-{section.family}-{rows[0].record.suite.name}.png"] = rows
     paths = []
@@ -33,6 +34,13 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
         draw_sheet(rows).save(buffer, "PNG")  # optimize=True takes nine times as long, a minute for 200 models, to save 5 %
         paths.append(write_bytes(path, buffer.getvalue()))
     return paths
+
+
+def _shown_rows(section: Section) -> tuple[Row, ...]:
+    """The first rows with images; in place of the last of them the teacher's, if that would be left out."""
+    rows = tuple(row for row in section.rows if row.thumbnails)
+    first, rest = rows[:MAX_MODELS], rows[MAX_MODELS:]
+    return (*first[:-1], section.teacher) if section.teacher in rest else first
 
 
 def draw_sheet(rows: Sequence[Row]) -> Image.Image:

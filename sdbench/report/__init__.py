@@ -5,5 +5,3 @@ Charts are SVG from matplotlib, inlined. Altair and Bokeh would add hovering and
 takes its colours from the page's light and dark variables, and keeps the Content-Security-Policy strict. What a
 reader would hover for is in the tables beside each chart, as text.
 """
-
-MAX_MODELS = 24  # models of a section that get more on the page than their row in the table

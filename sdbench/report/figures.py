@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sdbench import tables
+from sdbench.leaderboard import MAX_MODELS
 from sdbench.leaderboard.speed import P50
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Record, Value
-from sdbench.report import MAX_MODELS
 
 _HREF = "{http://www.w3.org/1999/xlink}href"
 MAX_BARS = 60  # models with error bars; where there are more, they are small points without

@@ -16,9 +16,9 @@ from PIL import Image
 
 from sdbench import records, tables
 from sdbench.errors import UserError
+from sdbench.leaderboard import MAX_MODELS
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import influenced_metric
-from sdbench.report import MAX_MODELS
 from sdbench.report.worst import WorstImages
 
 MAX_SHOTS = 200

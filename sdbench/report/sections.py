@@ -14,10 +14,10 @@ from sdbench.errors import UserError
 from sdbench.gate import floors, weighing
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
-from sdbench.leaderboard import grids, provenance, speed, standings, truth
+from sdbench.leaderboard import MAX_MODELS, grids, provenance, speed, standings, truth
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Direction, Value
-from sdbench.report import MAX_MODELS, figures, wins, worst
+from sdbench.report import figures, wins, worst
 from sdbench.report.image_wall import Album, Wall
 from sdbench.report.worst import Case, Worst
 from sdbench.tables import Grid, Noted

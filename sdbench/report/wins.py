@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from scipy.stats import binomtest
 
-from sdbench.leaderboard import ranks
+from sdbench.leaderboard import MAX_MODELS, ranks
 from sdbench.leaderboard.standings import Section
-from sdbench.report import MAX_MODELS
 from sdbench.stats import decisions, intervals
 
 

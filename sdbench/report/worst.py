@@ -7,9 +7,9 @@ from itertools import chain, zip_longest
 
 import numpy as np
 
+from sdbench.leaderboard import MAX_MODELS
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import influenced_metric
-from sdbench.report import MAX_MODELS
 
 MAX_CASES = 10  # images for each model and metric
 

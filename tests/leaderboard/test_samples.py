@@ -13,7 +13,8 @@ from PIL import Image
 
 from sdbench import records
 from sdbench.errors import UserError
-from sdbench.leaderboard import samples, standings
+from sdbench.leaderboard import MAX_MODELS, samples, standings
+from sdbench.records import Value
 
 PROMPTS = tuple(f"p{number:04d}" for number in range(10))
 
@@ -56,3 +57,14 @@ def test_sheet_of_a_suite_on_several_machines_shows_the_newest_section(tmp_path:
     assert write_sheet(tmp_path).tolist() == [[2]]
     write_record(tmp_path, "scenes-vega", [3], created=datetime(2026, 1, 3, tzinfo=UTC))
     assert write_sheet(tmp_path).tolist() == [[1], [3]]
+
+
+def test_sheet_has_the_first_rows_and_the_teachers_among_them(tmp_path: Path) -> None:
+    write_record(tmp_path, "scenes-teacher", [200])
+    for number in range(MAX_MODELS - 1):
+        write_record(tmp_path, f"a{number:03d}", [number])
+    assert write_sheet(tmp_path)[:, 0].tolist() == [200, *range(MAX_MODELS - 1)]
+    larger = Value(name="parameters.unet", kind="count", direction="lower", unit="parameters", value=9e6)
+    for number in range(MAX_MODELS):
+        write_record(tmp_path, f"large{number:03d}", [100 + number], values=(larger,))
+    assert write_sheet(tmp_path)[:, 0].tolist() == [*range(100, 99 + MAX_MODELS), 200]

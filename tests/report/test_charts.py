@@ -21,10 +21,10 @@ from matplotlib.text import Annotation
 from values import score
 
 from sdbench import records
-from sdbench.leaderboard import standings
+from sdbench.leaderboard import MAX_MODELS, standings
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Value
-from sdbench.report import MAX_MODELS, figures, sections, wins
+from sdbench.report import figures, sections, wins
 
 
 def probe(name: str, value: float, unit: str = "s", **more: object) -> Value:
