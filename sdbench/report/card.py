@@ -1,6 +1,7 @@
 """A model's results in its model card: `model-index` metadata, which the Hub reads, and a section between two markers."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -43,10 +44,19 @@ def write(folder: Path, board: list[Row], own: list[Row]) -> Path:
     assert isinstance(card.data, ModelCardData)
     sections = [(section, row) for section in standings.sections(board) for row in section.rows if row in own]
     others = [result for result in card.data.eval_results or [] if not result.dataset_type.startswith(_DATASET_PREFIX)]
-    card.data.eval_results = others + [result for section, row in sections for result in _entries(section, row)]
+    card.data.eval_results = others + [result for section, row in _newest_with_entries(sections) for result in _entries(section, row)]
     card.data.model_name = card.data.model_name or folder.resolve().name
     card.text = _replace_results(card.text, "\n\n".join(part for section, row in sections for part in _section_parts(section, row)), path)
     return write_bytes(path, str(card).encode())
+
+
+def _newest_with_entries(sections: Sequence[tuple[Section, Row]]) -> list[tuple[Section, Row]]:
+    """Of each suite the newest row with image metrics: the Hub would take rows from two machine classes for one result with two values."""
+    newest: dict[str, Row] = {}
+    for section, row in sorted(sections, key=lambda pair: pair[1].record.created):
+        if _entries(section, row):
+            newest[row.record.suite.digest] = row
+    return [(section, row) for section, row in sections if row is newest.get(row.record.suite.digest)]
 
 
 def _entries(section: Section, row: Row) -> list[EvalResult]:

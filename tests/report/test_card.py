@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from boards import write_board
+from factories import GPU, with_value
 from huggingface_hub import ModelCard
 
 from sdbench import api, cli, records
@@ -88,6 +89,23 @@ def test_missing_card_is_created(tmp_path: Path, rows: list[Row]) -> None:
     model_card = ModelCard.load(card.write(tmp_path, rows, [rows[0]]))
     assert model_card.data.model_name == tmp_path.name
     assert model_card.text.strip().startswith("<!-- sdbench: results")
+
+
+def test_suite_on_several_machines_has_the_entries_of_its_newest_record_with_images(tmp_path: Path, rows: list[Row]) -> None:
+    row = student_row(rows)
+    elsewhere = with_value((row.record, row.scores), "clip_score.scenes", value=12.5)[0]
+    later = {"machine": GPU.model_copy(update={"device": "A GPU"}), "created": row.record.created + timedelta(days=1)}
+    only_timed = {"machine": GPU, "created": row.record.created + timedelta(days=2)}
+    others = [
+        elsewhere.model_copy(update=later),
+        elsewhere.model_copy(update={**only_timed, "values": (elsewhere.value("latency.pipeline.p50"),)}),
+    ]
+    own = [row, *(Row(Path(f"{number}"), record) for number, record in enumerate(others))]
+    model_card = ModelCard.load(card.write(tmp_path, own, own))
+    found = [(result.metric_type, result.metric_value) for result in model_card.data.eval_results]
+    assert len(found) == len(dict(found))
+    assert dict(found)["clip_score.scenes"] == 12.5
+    assert model_card.text.count("Suite digest") == 3, "the section of each machine class"
 
 
 @pytest.mark.parametrize(
