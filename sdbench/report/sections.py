@@ -114,7 +114,7 @@ def build_view(section: Section, number: int, wall: Wall, album: Album, policy: 
         "matrices": [found for judge in wins.judges(section) if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
         "verdicts": list(_verdicts(section, policy, results)),
-        "limit": MAX_MODELS if len(section.models) > MAX_MODELS else None,
+        "limit": None if has_room else MAX_MODELS,
         "regressions": [_worst_view(one, keys, section.teacher) for one in album.worst.regressions],
         "costly": [_worst_view(one, keys, None) for one in album.worst.costliest],
         "worst_note": _worst_note(section),

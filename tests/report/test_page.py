@@ -15,7 +15,7 @@ from sdbench import api, cli, records
 from sdbench.errors import UserError
 from sdbench.gate import floors
 from sdbench.gate.pairing import Side
-from sdbench.leaderboard import standings
+from sdbench.leaderboard import MAX_MODELS, standings
 from sdbench.records import Model, Scores, SuiteId, Value
 from sdbench.report import image_wall, sections
 from sdbench.report.worst import Case, Worst
@@ -221,6 +221,17 @@ def test_cells_against_another_reference_than_most_are_marked(tmp_path: Path) ->
     assert notes["fd.scenes"] == ["", "", standings.OTHER_REFERENCE]
     assert notes["win_rate.clip_score.scenes"][2] == standings.OTHER_REFERENCE, "two of the same age: the first"
     assert "fd.scenes" in section.ranks
+
+
+@pytest.mark.parametrize("n", [MAX_MODELS, MAX_MODELS + 1])
+def test_limit_of_models_is_said_once_in_a_section_that_has_more(n: int, tmp_path: Path) -> None:
+    write_board(tmp_path, ("scenes-teacher", *(f"a{number:02d}" for number in range(n - 1))), ("a red circle", "a blue circle"))
+    (path,) = api.report(api.Places(tmp_path))
+    text = path.read_text(encoding="utf-8")
+    assert text.count(f"at most {MAX_MODELS} models") == (n > MAX_MODELS)
+    assert f"first {MAX_MODELS}" not in text
+    header = text.partition('id="s1-wins"')[2].partition("</thead>")[0]
+    assert header.count('<th scope="col">') == MAX_MODELS
 
 
 def test_worst_image_is_shown_beside_the_teachers_and_the_teachers_not_alone(results: Path) -> None:
