@@ -17,7 +17,7 @@ def footer_lines(section: Section) -> list[str]:
     def line(what: str, describe: Callable[[Record], str]) -> str:
         models: dict[str, list[str]] = {}
         for record in section.records:
-            models.setdefault(describe(record) or "not in the record", []).append(record.model.name)
+            models.setdefault(describe(record) or "not in the record", []).append(record.model.title)
         if len(models) == 1:
             return f"{what}: {next(iter(models))}"
         return f"{what}: " + "; ".join(f"{description} ({tables.join_words(names)})" for description, names in models.items())
@@ -38,7 +38,7 @@ def footer_lines(section: Section) -> list[str]:
     lines = [line(what, describe) for what, describe in about.items() if any(map(describe, section.records))]
     return [
         *lines,
-        "records: " + ", ".join(f"{row.record.model.name} {row.folder.name} ({row.record.created:%Y-%m-%d})" for row in section.rows),
+        "records: " + ", ".join(f"{row.name} {row.folder.name} ({row.record.created:%Y-%m-%d})" for row in section.rows),
     ]
 
 

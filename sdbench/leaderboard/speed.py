@@ -90,8 +90,8 @@ def headline(records: Sequence[Record]) -> str:
 
 
 def teacher_title(teacher: Record, records: Sequence[Record]) -> str:
-    """The teacher's name, with its suite where that differs from the records' suite."""
-    name, suite = teacher.model.name, teacher.suite
+    """The teacher's name with its label, and its suite where that differs from the records' suite."""
+    name, suite = teacher.model.title, teacher.suite
     return name if suite == records[0].suite else f"{name} under {suite.title}"
 
 

@@ -50,7 +50,9 @@ def test_speed_up_between_two_runs_has_no_interval_and_is_marked(runs: tuple[str
     records = full_size_record("sdxl", probe(speed.P50, TEACHER)), full_size_record("vega", probe(speed.P50, STUDENT))
     teacher, student = (record.model_copy(update={"run": run}) for record, run in zip(records, runs, strict=True))
     assert str(speed.speed_up(student, teacher, speed.P50)) == "2.10x (separate runs)"
-    assert speed.grids([teacher, student], teacher)["Speed-up over sdxl by stage"].rows == (("pipeline", "base", "2.10x (separate runs)"),)
+    assert speed.grids([teacher, student], teacher)["Speed-up over sdxl (random weights) by stage"].rows == (
+        ("pipeline", "base", "2.10x (separate runs)"),
+    )
 
 
 def test_speed_up_of_one_round_has_no_interval_and_a_failure_shows_its_reason() -> None:
@@ -70,12 +72,12 @@ def test_each_setting_has_a_row_and_the_tiny_vae_its_own_table() -> None:
         "vega", probe(names[0], STUDENT), failed_probe(names[1], "out of memory"), *(probe(name, STUDENT) for name in names[2:])
     )
     found = speed.grids([teacher, student], teacher)
-    assert list(found) == ["Speed-up over sdxl by stage", "By setting", "With the tiny VAE"]
+    assert list(found) == ["Speed-up over sdxl (random weights) by stage", "By setting", "With the tiny VAE"]
     assert [row[1] for row in found["By setting"].rows] == ["base", "b8"]
     assert found["By setting"].rows[1][3] == "failed: out of memory"
     assert [row[1] for row in found["With the tiny VAE"].rows] == ["tiny-vae", "b8+tiny-vae"]
     assert found["By setting"].header == ("probe", "setting", "sdxl (random weights)", "vega (random weights)")
-    assert [row[:2] for row in found["Speed-up over sdxl by stage"].rows] == [("pipeline", "base"), ("pipeline", "b8")]
+    assert [row[:2] for row in found["Speed-up over sdxl (random weights) by stage"].rows] == [("pipeline", "base"), ("pipeline", "b8")]
 
 
 def test_suite_without_settings_or_speeds_has_no_tables() -> None:
@@ -103,7 +105,7 @@ def test_records_without_the_base_setting_have_the_tables_of_those_that_were_mea
     teacher, student = full_size_record("sdxl", probe(name, TEACHER)), full_size_record("vega", probe(name, STUDENT))
     ratio = str(speed.speed_up(student, teacher, name))
     found = speed.grids([teacher, student], teacher)
-    assert found["Speed-up over sdxl by stage"].rows == (("pipeline", "channels-last", ratio),)
+    assert found["Speed-up over sdxl (random weights) by stage"].rows == (("pipeline", "channels-last", ratio),)
     assert [row[:2] for row in found["By setting"].rows] == [(f"{speed.P50} (s) ↓", "channels-last")]
     assert {row[3:] for row in speed.published_grid([teacher, student], teacher).rows if row[1].startswith("youngwanLEE")} == {
         (name, f"{3.23 / 1.49:.2f}x", ratio),
