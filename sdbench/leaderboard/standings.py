@@ -92,7 +92,7 @@ class Section:
         """The rows with a model behind them."""
         return tuple(row for row in self.rows if not row.is_images_only)
 
-    @property
+    @cached_property
     def teacher(self) -> Row | None:
         """The teacher's row, if it is of this suite: the teacher that the suite names, else the family's. Random weights only as a last resort."""
         named = _named_teacher(self.records)
