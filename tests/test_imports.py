@@ -39,7 +39,7 @@ ALLOWED = {
     "suites": {"disk", "errors", "validation", "settings", "records", "scenes", "assets"},
     "gate": {"arrays", "disk", "errors", "models", "records", "stats", "suites", "tables", "validation"},
     "leaderboard": {"arrays", "disk", "errors", "models", "records", "stats", "store", "tables", "validation"},
-    "report": {"disk", "errors", "gate", "leaderboard", "records", "stats", "tables"},
+    "report": {"disk", "errors", "gate", "leaderboard", "records", "stats", "store", "tables"},
 }
 LAZY = {"sdbench": {"sdbench.api"}}  # imports from a layer above, made only on attribute access
 TRAINING_USERS = {"scenes.training", "commands", "distillation"}

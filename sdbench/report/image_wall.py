@@ -20,6 +20,7 @@ from sdbench.leaderboard import MAX_MODELS
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import influenced_metric
 from sdbench.report.worst import WorstImages
+from sdbench.store import UNDECODABLE
 
 MAX_SHOTS = 200
 PAGE_BYTES = 3_200_000  # all images of a page together, as base64
@@ -181,5 +182,5 @@ def _encode(path: Path) -> tuple[bytes, str, tuple[int, int]]:
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, "WEBP", quality=_QUALITY)
             return buffer.getvalue(), "webp", image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNDECODABLE as error:
         raise UserError(f"image {path} cannot be read ({error}); restore it, or delete it: the page works without it.") from error
