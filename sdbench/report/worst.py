@@ -42,10 +42,12 @@ class Worst:
 
 @dataclass(frozen=True)
 class WorstImages:
-    """The worst images of a section, see the functions of these names.
+    """The worst images of a section.
 
     Attributes:
-        losses: by the first judge.
+        regressions: for each judge and model but the teacher, the images that lost most against the teacher's of the same prompt and noise.
+        costliest: see the function.
+        losses: by the first judge, the largest loss of any model against the teacher, below 0, by the image's name.
     """
 
     regressions: tuple[Worst, ...]
@@ -61,18 +63,16 @@ class WorstImages:
 
 def find(section: Section, judges: Sequence[str]) -> WorstImages:
     """The worst images of a section, by the scores that decide a win and by the distances of its sets."""
-    of_first = losses(section, judges[0]) if judges else {}
-    return WorstImages(tuple(regressions(section, judges)), tuple(costliest(section)), of_first)
-
-
-def regressions(section: Section, judges: Sequence[str]) -> Iterator[Worst]:
-    """For each model but the teacher, the images that lost most against the teacher's of the same prompt and noise."""
+    regressions, largest = list[Worst](), dict[str, float]()
     for judge in judges:
         by_model: dict[str, list[Case]] = {}
         for model, case in _iterate_losses(section, judge):
             by_model.setdefault(model, []).append(case)
+            if judge == judges[0]:
+                largest[case.name] = min(largest.get(case.name, 0.0), case.amount)
         for model, cases in by_model.items():
-            yield Worst(model, judge, tuple(sorted(cases, key=lambda case: (case.amount, case.name))[:MAX_CASES]))
+            regressions.append(Worst(model, judge, tuple(sorted(cases, key=lambda case: (case.amount, case.name))[:MAX_CASES])))
+    return WorstImages(tuple(regressions), tuple(costliest(section)), largest)
 
 
 def _iterate_losses(section: Section, judge: str) -> Iterator[tuple[str, Case]]:
@@ -99,14 +99,6 @@ def _scores_by_name(row: Row, metric: str) -> Mapping[str, float]:
 def _direction(row: Row, name: str) -> str | None:
     value = row.record.value(name)
     return value.direction if value else None
-
-
-def losses(section: Section, judge: str) -> dict[str, float]:
-    """The largest loss of any model against the teacher, below 0, by the image's name."""
-    largest: dict[str, float] = {}
-    for _, case in _iterate_losses(section, judge):
-        largest[case.name] = min(largest.get(case.name, 0.0), case.amount)
-    return largest
 
 
 def costliest(section: Section) -> Iterator[Worst]:

@@ -4,6 +4,7 @@ import base64
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from boards import MODELS, PROMPTS, make_model, png, write_board
 from factories import make_record, save_record, with_value
@@ -131,12 +132,17 @@ def test_worst_cases_are_the_largest_losses_and_influences(tmp_path: Path) -> No
     section = read_section(tmp_path)
     teacher, student = section.rows[0].scores, section.rows[2].scores
     difference = student.columns["clip_score.scenes"] - teacher.columns["clip_score.scenes"]
-    found = next(group for group in worst.regressions(section, ["clip_score.scenes"]) if group.model == "scenes-vega")
+    images = worst.find(section, ["clip_score.scenes", "preference.scenes"])
+    found = next(group for group in images.regressions if (group.model, group.metric) == ("scenes-vega", "clip_score.scenes"))
     assert [case.amount for case in found.cases] == pytest.approx(sorted(difference)[: worst.MAX_CASES])
     assert all(
         case.own is not None and case.teacher is not None and case.own - case.teacher == pytest.approx(case.amount) for case in found.cases
     )
-    costliest = next(group for group in worst.costliest(section) if group.model == "scenes-vega")
+    by_model = [row.scores.columns["clip_score.scenes"] - teacher.columns["clip_score.scenes"] for row in section.rows]
+    lost = dict(zip(student.image_names, np.min(by_model, axis=0).tolist(), strict=True))
+    assert images.losses == pytest.approx({name: loss for name, loss in lost.items() if loss < 0}), "of any model, by the first judge"
+    assert {group.metric for group in images.regressions} == {"clip_score.scenes", "preference.scenes"}
+    costliest = next(group for group in images.costliest if group.model == "scenes-vega")
     influence = student.columns["fd.scenes:influence"]
     assert [case.amount for case in costliest.cases] == pytest.approx(sorted(influence / len(influence), reverse=True)[: worst.MAX_CASES])
     assert costliest.cases[0].prompt == PROMPTS[int(influence.argmax()) // 2]
