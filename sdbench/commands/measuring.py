@@ -108,7 +108,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
     specs, suite = _read_models_and_suite(arguments)
-    from sdbench.machine import choose_device, slow_dtype_note
     from sdbench.run.context import check_models, check_suite  # they import torch, so misspelt options are reported first
 
     only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
@@ -124,8 +123,6 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if only != "probes":
         print_requirements(suite, arguments, missing)
-    if suite.sampling and (note := slow_dtype_note(suite.sampling.dtype, choose_device(arguments.device))):
-        print_note(note)
     options = {"device": arguments.device, "only": only, "settings": arguments.setting, "profile": arguments.profile}
     try:
         made = api.run(specs, suite, places_from(arguments), **options)
