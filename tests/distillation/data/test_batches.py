@@ -174,7 +174,9 @@ def test_teachers_teach_in_succession(
     digests = [stage["teacher_digest"] for stage in stages]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
-    assert f"training on {N} images, each seen {6 * 2 / N:.1f} times on average\n" in capsys.readouterr().err, "in all stages"
+    said = capsys.readouterr().err
+    assert f"training on {N} images, each seen {6 * 2 / N:.1f} times on average\n" in said, "in all stages"
+    assert said.count(f"the teacher in {others[-1]} differs from the first one") == said.count("differs from the first one") == 1
 
 
 def test_with_bfloat16_only_the_teacher_is_stored_in_it(
