@@ -6,7 +6,6 @@ attention with all blocks, and its second resnet.
 """
 
 import itertools
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ from distillation.provenance import package_versions
 from distillation.taps import collect_outputs
 from distillation.teacher import Teacher
 from sdbench.arrays import F64
-from sdbench.disk import digest, write_bytes
+from sdbench.disk import keep_earlier, write_bytes
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths
 from sdbench.training.diffusion import Batch, add_noise, predict
@@ -130,10 +129,8 @@ def measure_sensitivity(
         n_images=settings.n,
         losses={part: rows.reshape(len(rows), settings.bins, settings.batches).tolist() for part, rows in losses.items()},
     )
-    if earlier:  # at full size it took hours
-        kept = path.with_name(f"{name}-{digest(earlier.model_dump(mode='json'))[:8]}.json")
-        path.rename(kept)
-        tqdm.write(f"the earlier result of {name} differs in: {', '.join(differences)}; it is now in {kept}", file=sys.stderr)
+    if earlier:
+        keep_earlier(path, differences)
     write_bytes(path, sensitivity.model_dump_json().encode() + b"\n")
     return sensitivity
 
