@@ -45,6 +45,8 @@ class Plan:
         if path.startswith("mid_block") and MIDDLE_ATTENTION not in self.blocks and self.mid_resnet == "none":
             return None
         block, name, number, rest = _split_path(path)
+        if block == "mid_block" and name == "resnets" and MIDDLE_ATTENTION not in self.blocks:
+            return ".".join([block, name, "0", *rest]) if int(number) == self.mid_resnet else None
         if block not in self.resnets:
             return path
         if int(number) not in self.resnets[block]:
