@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from distillation.plan import Plan
+from distillation.plan import Plan, all_blocks
 from distillation.recipe_tables import (
     FullSizeTraining,
     LossWeights,
@@ -95,7 +95,7 @@ class Recipe(Table):
             UserError: a row does not fit the network that the stages before it leave; see `Plan.keep_resnets` and `Plan.keep_blocks`.
         """
         config, plans = unet_config(self.teacher), []
-        plan = Plan({path: tuple(range(depth)) for path, depth in depths(config).items()}, self.middle.resnet)
+        plan = Plan(all_blocks(config), self.middle.resnet)
         for stage in self.stages:
             where = f"recipe {self.name!r}, stage {stage.name!r}"
             plan = plan.keep_resnets([(row.block, row.resnets) for row in stage.shorten or ()], resnet_counts(config), where)

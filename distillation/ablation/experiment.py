@@ -16,7 +16,7 @@ import numpy as np
 from diffusers import UNet2DConditionModel
 
 from distillation.data.batches import numbered_batches, scene_pool
-from distillation.plan import MIDDLE_ATTENTION
+from distillation.plan import MIDDLE_ATTENTION, all_blocks
 from distillation.provenance import package_versions
 from distillation.recipe import Recipe
 from distillation.recipe_tables import KeepBlocks, KeepResnets, Stage
@@ -163,7 +163,7 @@ def _read(path: Path) -> Outcome | None:
 
 def with_other_blocks(recipe: Recipe, choose: BlockChooser, source: str) -> Recipe:
     """A recipe with the same stages and depths but the blocks that `choose` keeps; `source` is the source of each row."""
-    blocks = {path: tuple(range(depth)) for path, depth in depths(unet_config(recipe.teacher)).items()}
+    blocks = all_blocks(unet_config(recipe.teacher))
     stages = []
     for stage, plan in zip(recipe.stages, recipe.plans, strict=True):
         blocks = {path: present for path, present in blocks.items() if path == MIDDLE_ATTENTION or plan.student_path(path)}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import tomli_w
 
-from distillation.plan import MIDDLE_ATTENTION, Plan
+from distillation.plan import MIDDLE_ATTENTION, Plan, all_blocks
 from distillation.recipe import NAME_PATTERN, Recipe
 from distillation.recipe_tables import KeepBlocks, Middle, Stage
 from distillation.sensitivity.budget import TIED_TO_MIDDLE, Cost, sum_removed
@@ -16,7 +16,7 @@ from distillation.sensitivity.removal import WHOLE_MIDDLE
 from sdbench.arrays import F64
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
-from sdbench.models.architectures import TOPOLOGIES, depths, unet_config
+from sdbench.models.architectures import TOPOLOGIES, unet_config
 
 SOURCE = "sensitivity of the teacher's output"
 
@@ -115,7 +115,7 @@ def derive_recipe(plans: Sequence[Plan], teacher: str, name: str, like: Recipe) 
     """
     if teacher not in TOPOLOGIES:
         raise UserError(f"a recipe starts from an architecture that has a name; found {teacher!r}, expected one of {', '.join(TOPOLOGIES)}")
-    stages, previous = [], {path: tuple(range(depth)) for path, depth in depths(unet_config(teacher)).items()}
+    stages, previous = [], all_blocks(unet_config(teacher))
     for number, plan in enumerate(plans, 1):
         rows = {path: plan.blocks.get(path, ()) for path, blocks in previous.items() if plan.blocks.get(path, ()) != blocks}
         keep = tuple(KeepBlocks(attentions=path, blocks=blocks, source=SOURCE) for path, blocks in rows.items())
