@@ -150,7 +150,7 @@ class Recipe(Table):
         ends = sorted({*stage_ends, *teacher_ends} - {0})
         return [
             Segment(bisect.bisect_right(stage_ends, start), bisect.bisect_right(teacher_ends, start), start, end)
-            for start, end in zip([0, *ends], ends, strict=False)
+            for start, end in itertools.pairwise([0, *ends])
         ]
 
     def check(self) -> None:
@@ -184,7 +184,7 @@ class Recipe(Table):
 def _split_steps(steps: int, shares: Sequence[float]) -> list[int]:
     """Whole numbers of steps by share. Only the ends are rounded, so the numbers always sum to `steps`."""
     ends = [round(steps * share) for share in itertools.accumulate(shares)]
-    return [end - start for start, end in zip([0, *ends], [*ends[:-1], steps], strict=False)]
+    return [end - start for start, end in itertools.pairwise([0, *ends[:-1], steps])]
 
 
 def shipped_recipes() -> list[str]:

@@ -1,5 +1,6 @@
 """From a plan to a recipe: the order in which parts are removed, in stages of about equal loss, and the recipe's file."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def split_into_stages(losses: Mapping[str, F64], parameters: Cost, plan: Plan, n
         raise UserError(f"the plan removes {len(units)} parts, too few for {n} stages; give fewer --stages or a smaller budget")
     plans, blocks = [], {path: tuple(range(len(row))) for path, row in losses.items() if path != WHOLE_MIDDLE}
     ends = _stage_ends(np.array([unit.loss for unit in units]), n)
-    for start, end in zip([0, *ends], ends, strict=False):
+    for start, end in itertools.pairwise([0, *ends]):
         removed = {place for unit in units[start:end] for place in unit.blocks}
         blocks = {path: tuple(block for block in kept if (path, block) not in removed) for path, kept in blocks.items()}
         blocks = {path: kept for path, kept in blocks.items() if kept}
