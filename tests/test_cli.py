@@ -178,7 +178,7 @@ def test_unreadable_weights_are_rejected_before_anything_is_generated(
 ) -> None:
     shutil.copytree(tiny_pipeline / "unet", tmp_path / "student")
     (tmp_path / "student" / "diffusion_pytorch_model.safetensors").rename(tmp_path / "student" / "diffusion_pytorch_model.bin")
-    for base in ("scenes-teacher", "segmind/SSD-1B"):  # the second base would have to be fetched first
+    for base in ("scenes-teacher", "someone/teacher"):  # the second base would have to be fetched first
         assert "only pickled weights" in error_message(["run", "--model", "./student", "--base", base, "--suite", "quality", *more], capsys)
     assert [path for path in tmp_path.rglob("results/**/*") if path.is_file()] == []
 

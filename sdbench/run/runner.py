@@ -33,23 +33,28 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
     A teacher among them is scored first, since the others are compared with its scores and images.
 
     Raises:
-        UserError: see `fetch_models` and `write_record`; records of the other models are written all the same.
+        UserError: see `fetch_models`; or a model cannot be drawn, or its record cannot be written, while those of the others are written all the same.
     """
     ordered = sorted(fetch_models(specs, context), key=lambda spec: spec.name != teacher_name(context.suite))
     models = {spec.name: describe_model(spec, context) for spec in ordered}
-    images = {spec.name: _draw_images(spec, models[spec.name], context) for spec in ordered} if context.with_quality else {}
-    probed = run_probes(ordered, context)
-    schedulers_by_name = {spec.name: describe_scheduler(spec, context) for spec in ordered}
-    folders, refused = {}, []
+    images, folders, refused = {}, {}, {}
+    for spec in ordered if context.with_quality else ():
+        try:
+            images[spec.name] = _draw_images(spec, models[spec.name], context)
+        except UserError as error:  # the others can be measured
+            refused[spec.name] = str(error)
+    sound = [spec for spec in ordered if spec.name not in refused]
+    probed = run_probes(sound, context)
+    schedulers_by_name = {spec.name: describe_scheduler(spec, context) for spec in sound}
     with evaluators_on(context.device):
-        for name, model in models.items():
-            subject = build_subject(model, context, *images[name]) if name in images else None
+        for name, scheduler in schedulers_by_name.items():
             try:
-                folders[name] = write_record(model, context, subject, probed, schedulers_by_name[name])
+                subject = build_subject(models[name], context, *images[name]) if name in images else None
+                folders[name] = write_record(models[name], context, subject, probed, scheduler)
             except UserError as error:  # the others were measured, too
-                refused.append(str(error))
+                refused[name] = str(error)
     if refused:
-        raise UserError("\n".join(refused))
+        raise UserError("\n".join(dict.fromkeys(refused.values())))
     return [folders[spec.name] for spec in specs]
 
 

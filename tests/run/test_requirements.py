@@ -43,7 +43,7 @@ def test_missing_weights_prompts_and_reference_are_listed_with_sizes(tmp_path: P
         "coco2014/captions (862 kB)",
     ):
         assert part in description
-    assert "missing: reference 'mlperf-val2014', so every distance to it will be missing: build it" in description
+    assert "missing: reference 'mlperf-val2014', so fid.mlperf will be missing: build it" in description
     assert "sdbench reference import mlperf-val2014 FILE.npz --encoder inception.mlperf --n N" in description
     prompts, reference = requirements.missing_inputs(suites.load("coco-30k"), tmp_path)
     assert prompts == "prompts sayakpaul/coco-30-val-2014: not on this disk"
@@ -62,10 +62,14 @@ def test_available_inputs_are_not_listed(tmp_path: Path) -> None:
     assert not requirements.inputs_are_here(suite)
     put_asset(tmp_path, "mlperf-latents", "latents.pt")
     assert requirements.inputs_are_here(suite)
-    card = Card(name="mlperf-val2014", digest="d", encoder="e", encoder_id=None, data={"source": "s", "sha256": "0"}, n=5)
+    card = Card(name="mlperf-val2014", digest="d", encoder="inception.mlperf", encoder_id=None, data={"source": "s", "sha256": "0"}, n=5)
     (tmp_path / "references" / "mlperf-val2014").mkdir(parents=True)
-    (tmp_path / "references" / "mlperf-val2014" / "e.json").write_text(card.model_dump_json(), encoding="utf-8")
+    (tmp_path / "references" / "mlperf-val2014" / "inception.mlperf.json").write_text(card.model_dump_json(), encoding="utf-8")
     assert requirements.describe(suite, tmp_path) == []
+    lacking = requirements.missing_reference(suite, ["fid.mlperf", "cmmd"], tmp_path)
+    assert lacking
+    assert lacking.startswith("reference 'mlperf-val2014', so cmmd will be missing: build it")
+    assert "--encoder clip.vit-l-14-336`" in lacking
 
 
 def test_own_prompt_files_are_found_by_any_supported_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

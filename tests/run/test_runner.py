@@ -234,6 +234,20 @@ def test_weights_replaced_while_other_models_are_drawn_are_refused(
     )
 
 
+def test_model_that_cannot_be_drawn_costs_the_others_nothing(
+    teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(spec: ModelSpec, **options: Any) -> Any:
+        if spec.name == "broken":
+            raise UserError("all of its pixels are NaN")
+        return load(spec, **options)
+
+    monkeypatch.setattr(runner, "load", refuse)
+    with pytest.raises(UserError, match=r"^all of its pixels are NaN$"):
+        runner.run([teacher, replace(student, name="broken"), student], prepare_in(tmp_path))
+    assert {folder.parent.name for folder in records.folders(tmp_path / "results")} == {teacher.name, student.name}
+
+
 def test_damaged_record_stops_the_run_before_any_work(
     teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
