@@ -447,13 +447,25 @@ def test_processes_of_another_machine_leave_the_encoding_to_the_first(tmp_path: 
 
 def fill_file_of_damaged_images(folder: Path, damaged: set[int]) -> None:
     distributed.init_process_group("gloo")
-    row_files.fill_and_load(RowFile(folder / "kept.npy", 200, 1, squares_of, refuse_damaged(damaged)))
+    try:
+        row_files.fill_and_load(RowFile(folder / "kept.npy", 200, 1, squares_of, refuse_damaged(damaged)))
+    except UserError as error:
+        (folder / f"error.{distributed.get_rank()}").write_text(str(error), encoding="utf-8")
+        raise
 
 
-def test_two_processes_together_leave_out_one_image_in_a_hundred(tmp_path: Path) -> None:
-    assert by_two(fill_file_of_damaged_images, tmp_path, {10, 11}) == [0, 0]
-    (tmp_path / "more").mkdir()
-    assert all(by_two(fill_file_of_damaged_images, tmp_path / "more", {10, 11, 12, 13}))
+@pytest.mark.parametrize("damaged", [{10, 11}, {10, 12}])
+def test_two_processes_together_leave_out_one_image_in_a_hundred(tmp_path: Path, damaged: set[int]) -> None:
+    """Whichever of them reads those."""
+    assert by_two(fill_file_of_damaged_images, tmp_path, damaged) == [0, 0]
+    assert np.load(tmp_path / "kept.left-out.npy").tolist() == sorted(damaged)
+
+
+def test_two_processes_together_leave_out_no_more_though_each_alone_might(tmp_path: Path) -> None:
+    assert all(by_two(fill_file_of_damaged_images, tmp_path, {10, 11, 12}))
+    (error,) = tmp_path.glob("error.*")
+    assert error.read_text(encoding="utf-8").startswith("3 of 200 images cannot be decoded")
+    assert sorted(path.suffix for path in tmp_path.glob("kept.*")) == [".done", ".part"]
 
 
 def test_one_process_resumes_where_two_were_stopped(tmp_path: Path) -> None:

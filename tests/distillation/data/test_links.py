@@ -12,7 +12,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,22 @@ def test_a_killed_run_continues(site: Site, tmp_path: Path) -> None:
     assert len(read_log(tmp_path / "out")) == 9
     assert resumed == fetch_images(what, tmp_path / "unbroken", RULES)
     assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == (tmp_path / "unbroken" / "metadata.jsonl").read_bytes()
+
+
+def test_whoever_stops_waits_only_for_the_links_that_are_being_followed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            stopped.set()
+            super().shutdown(wait)
+
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
+    site.pages |= {page: lambda handler: (stopped.wait(300), answer(handler, image(1))) for page in ("1", "2")}
+    with closing(module.download([site.url(page) for page in range(9)], 2, RULES)) as downloads:
+        assert next(downloads)[0].url == site.url(0)
+    assert site.hits.keys() <= {"0", "1", "2"}, "the fourth was only queued"
 
 
 def test_an_image_that_was_deleted_is_fetched_again(site: Site, tmp_path: Path) -> None:
