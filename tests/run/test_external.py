@@ -111,7 +111,7 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
         "not measured, so not weighed: latency.pipeline.p50",
     )
     files, listed = save_images(tmp_path / "other", images, prompts[1:] + prompts[:1])
-    Image.fromarray(images[0]).save(files / "000.jpg")
+    Image.fromarray(images[0]).save(files / "000.JPG")
     (files / "000.png").unlink()
     other = records.read_record(api.record_images(files, listed, "dall-e", places, str(own)))
     assert (other.suite.name, other.model.source) == ("own-custom", "images:images, 64 x 64 px, JPEG and PNG")
@@ -133,7 +133,7 @@ def test_captions_in_the_folder_pair_images_with_the_prompts_of_the_suite_in_any
             (folder / f"{name}.txt").write_text(prompt, encoding="utf-8")
         else:
             with (folder / layout).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"file_name": f"{name}.png", "text": prompt}) + "\n")
+                file.write(json.dumps({"file_name": f"{name}.png", "text": f"{prompt} "}) + "\n")
     record, scores = records.read(api.record_images(folder, None, "dall-e", places, str(own)))
     assert (record.suite, list(scores.prompts or ())) == (suite.id, prompts)
     assert scores.columns["scene_accuracy"].tolist() == [1] * 6, "each image shows its own caption"
@@ -170,6 +170,18 @@ def test_python_functions_take_paths_as_strings(tmp_path: Path) -> None:
     assert [value.name for value in values] == ["scene_accuracy", "preference.scenes"]
     assert api.gate(folder, folder, policy, places).verdict == "pass"
     assert [path.name for path in api.report(places, str(tmp_path / "page.html"), policy)] == ["page.html"]
+
+
+def test_source_of_images_has_their_width_first(tmp_path: Path) -> None:
+    suite = suites.load("standard")
+    found = external.find_images(*save_images(tmp_path, photographs(2, 40, 56), ["a photograph"] * 2), suite)
+    assert external._describe_source(found, external.load_images(found, suite, tmp_path / "runs")) == "images, 56 x 40 px, PNG"
+
+
+def test_images_of_equal_bytes_in_other_shapes_are_stored_apart(tmp_path: Path) -> None:
+    shapes = [(4, 4, 3), (2, 8, 3)]
+    stored = [external.store_images([np.zeros(shape, np.uint8)], ["a night"], tmp_path) for shape in shapes]
+    assert [each.store.read(each.image_ids)[0].shape for each in stored] == shapes
 
 
 def test_image_and_prompt_counts_must_match(tmp_path: Path) -> None:

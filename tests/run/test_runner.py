@@ -40,6 +40,8 @@ from sdbench.reference import cards
 from sdbench.reference.build import build, images_in_folder
 from sdbench.run import recording, runner
 from sdbench.run.context import store_and_jobs
+from sdbench.scenes import embedded
+from sdbench.settings import Probes, Setting
 from sdbench.store import Store
 from sdbench.suites import Accept, Prompts
 
@@ -232,6 +234,23 @@ def test_weights_replaced_while_other_models_are_drawn_are_refused(
     assert json.loads(manifest.read_text(encoding="utf-8"))["model"] == teacher.name, (
         "no image has the digest of weights that did not draw it"
     )
+
+
+def test_files_of_the_sampling_and_of_every_timed_setting_are_fetched(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr(runner, "fetch", lambda _, *, dtype: fetched.append(dtype))
+    suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0, settings=(Setting(dtype="bfloat16"),))})
+    runner.fetch_models([teacher], prepare_in(tmp_path, suite, None))
+    assert fetched == ["bfloat16", "float32"]
+
+
+def test_changed_weights_of_the_package_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "file_digest", lambda _: "of other bytes")
+    monkeypatch.setattr(runner, "weights_digest", fail_if_called)
+    with pytest.raises(UserError, match=r"embedded weights .* are missing or changed; reinstall sdbench"):
+        runner.run([resolve("scenes-vega")], prepare_in(tmp_path))
 
 
 def test_damaged_record_stops_the_run_before_any_work(
