@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -45,6 +46,12 @@ alpha = 0.05
 "preference.scenes" = { direction = "higher", margin = 1, required = true }
 "latency.pipeline.p50" = { direction = "lower", margin = 0.05, required = true }
 """
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of captions are read through `datasets`, which would keep them in the home folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def save_images(folder: Path, images: U8, prompts: list[str]) -> tuple[Path, Path]:
@@ -145,6 +152,16 @@ def test_captions_in_the_folder_pair_images_with_the_prompts_of_the_suite_in_any
     Image.fromarray(IMAGES[0]).save(folder / "more.png")
     with pytest.raises(UserError, match=r"more\.(png have no caption|txt .*needs its caption)|1 images have no caption, such as more\.png"):
         api.score(folder, None, places, str(own))
+
+
+def test_captions_without_image_files_are_refused(tmp_path: Path) -> None:
+    images, _ = save_images(tmp_path, IMAGES[:1], PROMPTS[:1])
+    packed = {"image": [{"bytes": (images / "000.png").read_bytes(), "path": None}], "text": PROMPTS[:1]}
+    (tmp_path / "packed").mkdir()
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    datasets.Dataset.from_dict(packed, features).to_parquet(tmp_path / "packed" / "0.parquet")
+    with pytest.raises(UserError, match=r"packed: captions without an image file, .*; remove them, or unpack the images"):
+        api.score(tmp_path / "packed", None, api.Places(tmp_path))
 
 
 def test_images_without_captions_need_a_file_of_prompts(tmp_path: Path) -> None:

@@ -104,6 +104,15 @@ def test_run_writes_one_record_per_model_and_a_second_run_nothing(
     assert modification_times(tmp_path) == before
 
 
+def test_records_of_the_others_are_written_where_one_cannot_be(teacher: ModelSpec, student: ModelSpec, tmp_path: Path) -> None:
+    of_suite = tmp_path / "results" / "scenes" / SUITE.id.title
+    of_suite.mkdir(parents=True)
+    (of_suite / teacher.name).write_text("in the way", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot write the record of 'scenes-teacher'"):
+        runner.run([teacher, student], prepare_in(tmp_path))
+    assert [folder.parent.name for folder in records.folders(tmp_path / "results")] == ["student"]
+
+
 def test_timesteps_of_ones_own_are_recorded_once(teacher: ModelSpec, tmp_path: Path) -> None:
     assert SUITE.sampling
     suite = SUITE.model_copy(update={"sampling": SUITE.sampling.model_copy(update={"scheduler": "euler", "timesteps": (500,)})})
@@ -269,10 +278,11 @@ def test_damaged_record_stops_the_run_before_any_work(
 def test_probes_alone_generate_no_images_and_skip_rendered_models(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured_models: list[list[str]] = []
+    measured_models, profiled = list[list[str]](), list[bool]()
 
-    def fake_measure(specs: list[ModelSpec], *_: Any, **__: Any) -> ProbeResult:
+    def fake_measure(specs: list[ModelSpec], *_: Any, profile: bool, **__: Any) -> ProbeResult:
         measured_models.append([spec.name for spec in specs])
+        profiled.append(profile)
         return ProbeResult({spec.name: [LATENCY] for spec in specs}, f"turns {len(measured_models)}")
 
     monkeypatch.setattr(driver, "measure", fake_measure)
@@ -284,6 +294,8 @@ def test_probes_alone_generate_no_images_and_skip_rendered_models(
     assert [record.n_images for record in found] == [0, 0]
     assert not (tmp_path / "runs" / "probes").exists()
     assert runner.run([resolve("scenes-rendered"), teacher], prepare_in(tmp_path, PROBED, "probes")) == folders, "the same values again"
+    runner.run_probes([teacher], replace(prepare_in(tmp_path, PROBED, "probes"), profile=True))
+    assert profiled == [False, False, True]
 
 
 def test_model_of_another_family_or_with_a_duplicate_name_is_rejected_before_any_work(
