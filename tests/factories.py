@@ -1,12 +1,18 @@
 """Records with known values, for tests of code that reads records."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from sdbench import records
+from sdbench.gate.judging import judge
+from sdbench.gate.pairing import Side
+from sdbench.gate.policy import Policy
+from sdbench.gate.verdicts import Report
 from sdbench.records import Environment, Machine, Model, Record, Scores, SuiteId, Value
+from sdbench.stats.decisions import BetweenRuns
 
 Measurement = tuple[Record, Scores]
 LAPTOP = Machine(device="cpu", driver=None, torch="2.11.0+cpu", cuda=None, cpu="Some CPU 3000", cores=8, ram_gib=31.2)
@@ -104,6 +110,11 @@ def make_measurement(
 def save_record(measurement: Measurement, results: Path) -> Path:
     """Write a record without images; returns its folder."""
     return records.write(*measurement, {}, results)
+
+
+def judge_folders(candidate: Path, baseline: Path, policy: Policy, between_runs: Mapping[str, BetweenRuns] | None = None) -> Report:
+    """The gate's verdict on two record folders."""
+    return judge(Side.read(candidate), Side.read(baseline), policy, between_runs or {})
 
 
 def number(value: Value) -> float:

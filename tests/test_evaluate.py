@@ -303,6 +303,8 @@ def test_invalid_input_is_reported_before_anything_is_generated(few: suites.Suit
     for model in (pipeline, "scenes-vega"):
         with pytest.raises(UserError, match="unknown half of a suite 'qualty'; did you mean 'quality'"):
             sdbench.evaluate(model, few, only="qualty", baseline="scenes-ssd-1b")
+    with pytest.raises(UserError, match="unknown half to gate by 'probes'; known: quality"):
+        sdbench.evaluate("scenes-vega", few, only="probes", baseline="scenes-ssd-1b")
     with pytest.raises(UserError, match="unknown half of a suite 'probe'; did you mean 'probes'"):
         api.run([resolve("scenes-vega")], few, only="probe")
     with pytest.raises(UserError, match="save the pipeline and name its folder"):
@@ -321,11 +323,13 @@ def test_invalid_input_is_reported_before_anything_is_generated(few: suites.Suit
     assert not list(home.glob("results/scenes/*/other"))
 
 
-def test_baseline_without_a_record_is_run_first_on_the_device_of_the_model(few: suites.Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baseline_without_a_record_is_run_first_or_in_turns_on_the_device_of_the_model(
+    few: suites.Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = []
 
     def run(specs: Any, *_: Any, device: str | None, only: str | None) -> None:
-        runs.append((specs[0].name, device, only))
+        runs.append(([spec.name for spec in specs], device, only))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(measuring, "run", run)
@@ -336,7 +340,11 @@ def test_baseline_without_a_record_is_run_first_on_the_device_of_the_model(few: 
     ):
         with pytest.raises(KeyboardInterrupt):
             evaluate()
-    assert runs == [("scenes-ssd-1b", "cpu", only) for only in ("quality", None, "quality")]
+    assert runs == [
+        (["scenes-ssd-1b"], "cpu", "quality"),
+        (["scenes-vega", "scenes-ssd-1b"], "cpu", None),
+        (["scenes-ssd-1b"], "cpu", "quality"),
+    ]
 
 
 def test_until_verdict_can_weigh_and_measure_image_metrics_alone(few: suites.Suite, teacher: api.Evaluation) -> None:

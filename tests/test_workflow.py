@@ -45,7 +45,7 @@ def test_workflow_needs_a_self_hosted_runner_and_only_reads() -> None:
     assert WORKFLOW["permissions"] == {"contents": "read"}
     # inputs are passed as variables, so a name cannot become a command
     assert not any("${{" in step.get("run", "") for step in STEPS.values())
-    assert GATE["env"].keys() == {"CANDIDATE", "BASELINE"}
+    assert GATE["env"].keys() == {"CANDIDATE", "BASELINE", "OPTIONS"}
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yml")), ids=lambda file: file.name)
@@ -66,7 +66,7 @@ def test_workspace_is_kept_and_the_record_is_uploaded() -> None:
 def test_sdbench_is_installed_only_from_the_given_source(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").touch()  # the repository of the models may be a package too
     write_tool(tmp_path / "bin" / "python", "exit 0")
-    write_tool(tmp_path / ".venv" / "bin" / "pip", 'echo "$@" > pip-arguments')
+    write_tool(tmp_path / ".venv" / "bin" / "pip", 'echo "$@" >> pip-arguments')
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     code, output = run(STEPS["Install"], tmp_path, PATH=path, SDBENCH=WORKFLOW["env"]["SDBENCH"])
     assert code == 2
@@ -74,9 +74,11 @@ def test_sdbench_is_installed_only_from_the_given_source(tmp_path: Path) -> None
     assert not (tmp_path / "pip-arguments").exists()
     filled = WORKFLOW["env"]["SDBENCH"].replace("OWNER", "someone").replace("COMMIT", "0123abc")
     assert run(STEPS["Install"], tmp_path, PATH=path, SDBENCH=filled) == (0, "")
-    assert (tmp_path / "pip-arguments").read_text(
-        encoding="utf-8"
-    ) == "install --quiet sdbench @ git+https://github.com/someone/sdbench@0123abc\n"
+    source = "sdbench @ git+https://github.com/someone/sdbench@0123abc"
+    assert (tmp_path / "pip-arguments").read_text(encoding="utf-8").splitlines() == [
+        f"install --quiet {source}",
+        f"install --quiet --force-reinstall --no-deps {source}",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -95,9 +97,12 @@ def test_sdbench_is_installed_only_from_the_given_source(tmp_path: Path) -> None
 def test_exit_code_counts_only_with_a_matching_report(exits: int, report: int | None, expected: int, tmp_path: Path) -> None:
     (tmp_path / "gate.json").write_text(json.dumps({"exit_code": exits}), encoding="utf-8")  # left by the previous job
     print_report = "" if report is None else f"echo '{json.dumps({'exit_code': report, 'inputs': None})}'"
-    write_tool(tmp_path / ".venv" / "bin" / "sdbench", f'[ "$2" = "a b" ] || exit 9\n{print_report}\nexit {exits}')
+    write_tool(
+        tmp_path / ".venv" / "bin" / "sdbench", f'[ "$2 $5 $6 $7" = "a b --suite *.md --json" ] || exit 9\n{print_report}\nexit {exits}'
+    )
     write_tool(tmp_path / ".venv" / "bin" / "python", 'exec python3 "$@"')
-    assert run(GATE, tmp_path, CANDIDATE="a b", BASELINE="production")[0] == expected
+    (tmp_path / "a.md").touch()
+    assert run(GATE, tmp_path, CANDIDATE="a b", BASELINE="production", OPTIONS="--suite *.md")[0] == expected
     assert (tmp_path / "output").read_text(encoding="utf-8") == f"code={exits}\n"
 
 
@@ -111,5 +116,5 @@ def test_record_is_named_as_in_the_report_of_the_gate(
     (tmp_path / "report").write_text(capsys.readouterr().out, encoding="utf-8")
     write_tool(tmp_path / ".venv" / "bin" / "sdbench", "cat report")
     write_tool(tmp_path / ".venv" / "bin" / "python", 'exec python3 "$@"')
-    assert run(GATE, tmp_path, CANDIDATE=str(record), BASELINE="production")[0] == 0
+    assert run(GATE, tmp_path, CANDIDATE=str(record), BASELINE="production", OPTIONS="")[0] == 0
     assert (tmp_path / "output").read_text(encoding="utf-8") == (f"record={record}\n" if is_named else "") + "code=0\n"

@@ -102,12 +102,14 @@ def evaluate(
     only = "quality" if in_memory else only
     chosen, rules, old = find_suite(suite, spec), gating.load_policy(policy), None
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
-        rules.rules(chosen.name)
-        old = gating.find_or_run_baseline(as_text(baseline), chosen, places, device, only)
-    if in_memory:
-        folder = _run_in_memory(model, spec, chosen, places)
-    else:
-        (folder,) = measuring.run([spec], chosen, places, device=device, only=only)
+        gating.check_only(only)
+        gating.check_reference(chosen, rules, places)
+        old = gating.find_baseline(as_text(baseline), chosen, places, device)
+    named = [each for each in ((old,) if in_memory else (spec, old)) if isinstance(each, ModelSpec)]
+    unmeasured = [*dict.fromkeys(named)]  # in one run, so that changes in the machine's speed meet both alike
+    folders = dict(zip(unmeasured, measuring.run(unmeasured, chosen, places, device=device, only=only), strict=True)) if named else {}
+    folder = _run_in_memory(model, spec, chosen, places) if in_memory else folders[spec]
+    old = folders[old] if isinstance(old, ModelSpec) else old
     report = None if old is None else gating.judge_records(folder, old, rules, places, str(baseline), only=only)
     return Evaluation(folder, *records.read(folder), report)
 

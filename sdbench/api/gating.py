@@ -53,12 +53,17 @@ def gate(
     Raises:
         UserError: bad input, as from the command line.
     """
-    _check_only(only)
+    check_only(only)
     rules = load_policy(policy)
     chosen = load_suite(suite) if suite else None
     old_source = lookup.find_baseline(as_text(baseline), places.results)
     new_source = lookup.find_candidate(as_text(candidate), places.results, base=base, lora=lora, name=name)
-    run = _announced_run(places, device, only, announce)
+    measure = _announced_run(places, device, only, announce)
+
+    def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
+        check_reference(suite, rules, places)
+        return measure(specs, suite)
+
     new, old = lookup.find_or_run_pair(new_source, old_source, chosen, rules, places.results, run)
     return judge_records(new, old, rules, places, str(baseline), only=only)
 
@@ -104,12 +109,15 @@ def until_verdict(
     from sdbench.run.context import check_models, prepare
     from sdbench.run.until_verdict import run_until_verdict
 
-    _check_only(only)
+    check_only(only)
     spec = find_model(model)
     chosen, rules = find_suite(suite, spec), load_policy(policy)
     _leave_out_probes(rules, chosen.name, only, ())  # a policy that weighs nothing here ends the run before it begins
     check_models([spec], chosen)
-    old = find_or_run_baseline(as_text(baseline), chosen, places, device, only, announce)
+    check_reference(chosen, rules, places)
+    old = find_baseline(as_text(baseline), chosen, places, device)
+    if isinstance(old, ModelSpec):
+        (old,) = _announced_run(places, device, only, announce)([old], chosen)
     reference = records.read_record(old)
     weighed, left_out = _leave_out_probes(rules, chosen.name, only, (reference,))
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only=only)
@@ -171,7 +179,7 @@ def noise(
     return path, floor
 
 
-def _check_only(only: str | None) -> None:
+def check_only(only: str | None) -> None:
     """Check which half of a suite a gate is asked to weigh: the image metrics alone, or both.
 
     Raises:
@@ -190,13 +198,24 @@ def load_policy(path: str | Path | None) -> Policy:
     return policies.load(Path(path or suites.find(suites.POLICY)))
 
 
-def find_or_run_baseline(
-    baseline: str, suite: suites.Suite, places: Places, device: str | None, only: str | None = None, announce: Announce | None = None
-) -> Path:
-    """The record folder to compare a run under `suite` with; the baseline is run first where this machine class has no record of it.
+def check_reference(suite: suites.Suite, rules: Policy, places: Places) -> None:
+    """Check, before hours of drawing, that the distances which a policy requires can be computed here.
 
     Raises:
-        UserError: there is no such baseline, its record is of another suite, or it cannot be run.
+        UserError: the reference of one is missing, or the policy has no rules for the suite.
+    """
+    from sdbench.run.requirements import missing_reference
+
+    required = [name for name, rule in rules.rules(suite.name).items() if rule.required]
+    if missing := missing_reference(suite, required, places.work):
+        raise UserError(f"policy {rules.name} requires what this machine lacks: {missing}")
+
+
+def find_baseline(baseline: str, suite: suites.Suite, places: Places, device: str | None) -> Path | ModelSpec:
+    """The record folder to compare a run under `suite` with, or the model to run where this machine class has no record of it.
+
+    Raises:
+        UserError: there is no such baseline, or its record is of another suite.
     """
     source = lookup.find_baseline(baseline, places.results)
     machine_class = machine.this_machine(machine.choose_device(device)).machine_class
@@ -205,7 +224,7 @@ def find_or_run_baseline(
     if isinstance(source, Path):
         lookup.read_record_under(source, suite.id)  # raises where it is of another suite
         return source
-    return lookup.find_or_run(source, suite, machine_class, places.results, _announced_run(places, device, only, announce))
+    return lookup.newest_record(source, suite.id, machine_class, places.results) or source
 
 
 def _announced_run(places: Places, device: str | None, only: str | None, announce: Announce | None) -> lookup.Run:
@@ -230,7 +249,7 @@ def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline:
         only: "quality" to weigh the image metrics alone.
 
     Raises:
-        UserError: see `judging.gate`; or a noise floor cannot be read, or nothing would be weighed.
+        UserError: see `Side.read` and `judging.judge`; or a noise floor cannot be read, or nothing would be weighed.
     """
     sides = Side.read(new), Side.read(old)
     candidate, reference = (side.record for side in sides)

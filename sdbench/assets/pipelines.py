@@ -15,7 +15,7 @@ from sdbench.assets.weights import RemoteFile
 from sdbench.errors import UserError, describe_error
 from sdbench.models import hub
 from sdbench.models.catalogue import CATALOGUE
-from sdbench.models.files import STEMS, checkpoint_kind, choose_weight_files, read_header
+from sdbench.models.files import SHARED_PARTS, STEMS, checkpoint_kind, choose_weight_files, read_header
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 
@@ -146,7 +146,7 @@ def _downloads(spec: ModelSpec) -> list[_Download]:
 def _parts_from_base(spec: ModelSpec) -> tuple[str, ...]:
     """The parts whose weights come from the base."""
     has_all_parts = spec.source == "file" and checkpoint_kind(Path(spec.location), read_header(Path(spec.location))) == "checkpoint"
-    return () if has_all_parts else tuple(part for part in STEMS if part != "unet")
+    return () if has_all_parts else SHARED_PARTS
 
 
 def _list_files(download: _Download, *, sixteen_bit: bool) -> list[RemoteFile]:

@@ -237,7 +237,7 @@ def _publish(report: "Report", arguments: argparse.Namespace) -> None:
     else:
         print_answer(report.text(table_width()), arguments)
     if arguments.junit:
-        arguments.junit.write_text(report.junit(), encoding="utf-8")
+        _write(arguments.junit, "w", report.junit())
     _append_markdown(report, arguments)
     if arguments.json:
         print_json(report.to_json())
@@ -245,5 +245,12 @@ def _publish(report: "Report", arguments: argparse.Namespace) -> None:
 
 def _append_markdown(found: "Report | Comparison", arguments: argparse.Namespace) -> None:
     if arguments.markdown:
-        with arguments.markdown.open("a", encoding="utf-8") as file:
-            file.write(found.markdown())
+        _write(arguments.markdown, "a", found.markdown())
+
+
+def _write(path: Path, mode: str, text: str) -> None:
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:  # that of a full disk names no file
+        raise UserError(f"cannot write {path}: {error.strerror}") from error

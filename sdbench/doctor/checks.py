@@ -55,7 +55,7 @@ def _packages() -> Iterator[Finding]:
     for requirement in map(Requirement, required):
         installed = version(requirement.name)
         is_ok = installed is not None and requirement.specifier.contains(installed, prereleases=True)
-        advice = "" if is_ok else f", needed is {requirement}; install sdbench again: pip install --force-reinstall sdbench"
+        advice = "" if is_ok else f", needed is {requirement}: pip install '{requirement}'"
         yield Finding(is_ok, f"{requirement.name} {installed or 'is not installed'}{advice}", is_fatal=True)
 
 

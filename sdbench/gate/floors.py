@@ -1,13 +1,14 @@
 """The noise floor: how much a model differs from itself under different noise. A policy's margins may not be below it.
 
 `sdbench noise` writes one TOML file for each suite, model and machine class:
-`results/noise/<family>/<suite>@<version>/<model>-<digest of the machine class>.toml`.
+`results/noise/<family>/<suite>@<version>/<model>-<digest of the suite's digest and the machine class>.toml`.
 """
 
 import hashlib
 import itertools
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -88,13 +89,17 @@ def estimate(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Flo
 
 
 def write(floor: Floor, results: Path) -> Path:
-    """Save under `results`, replacing an older floor, and return its path.
+    """Save under `results`, and return the path. Of an older floor from the same weights and seeds, metrics that this one lacks are kept.
 
     Raises:
         UserError: it cannot be written.
     """
-    machine = hashlib.sha256(floor.machine_class.encode()).hexdigest()[:8]
-    path = _folder(floor.family, floor.suite, results) / f"{floor.model}-{machine}.toml"
+    conditions = hashlib.sha256(f"{floor.suite.digest} {floor.machine_class}".encode()).hexdigest()[:8]
+    path = _folder(floor.family, floor.suite, results) / f"{floor.model}-{conditions}.toml"
+    with suppress(UserError):  # there is none, or it is damaged
+        older = read(path)
+        if (older.weights_digest, older.seeds) == (floor.weights_digest, floor.seeds):
+            floor = floor.model_copy(update={"metrics": older.metrics | floor.metrics})
     return write_bytes(path, tomli_w.dumps(floor.model_dump(exclude_none=True)).encode())
 
 

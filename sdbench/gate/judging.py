@@ -8,7 +8,6 @@ passed.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from sdbench import tables
 from sdbench.gate import pairing
@@ -22,24 +21,13 @@ from sdbench.stats.decisions import BetweenRuns, Bounds, Verdict
 Level = Callable[[float], float]
 
 
-def gate(candidate: Path, baseline: Path, policy: Policy, between_runs: Mapping[str, BetweenRuns] | None = None) -> Report:
-    """Compare the record folder of a candidate with a baseline's.
-
-    Args:
-        between_runs: how far two runs of one model lie apart on this machine class, by probe.
-
-    Raises:
-        UserError: a folder is not an intact record, or the policy has no rules for the suite.
-    """
-    return judge(Side.read(candidate), Side.read(baseline), policy, between_runs or {})
-
-
 def judge(
     new: Side, old: Side, policy: Policy, between_runs: Mapping[str, BetweenRuns], nominal: Level | None = None, *, untested: int = 0
 ) -> Report:
-    """Compare two records in memory, the candidate's with the baseline's; see `gate`.
+    """Compare the record of a candidate with a baseline's.
 
     Args:
+        between_runs: how far two runs of one model lie apart on this machine class, by probe.
         nominal: for one of several looks, a function from the level that all looks may spend to the level at which this one tests scores.
         untested: number of metrics that only a later look tests; "regressed" must survive Holm's correction for these too.
 

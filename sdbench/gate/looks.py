@@ -40,7 +40,8 @@ class LookRules:
 
     def policy_for_look(self, *, sets: bool) -> Policy:
         """The policy for a look with set metrics, or without."""
-        return self.policy.model_copy(update={"suites": {self.suite: self.policy.rules(self.suite) if sets else self.early_rules}})
+        rules = self.policy.rules(self.suite) if sets else self.early_rules
+        return self.policy.model_copy(update={"suites": {self.policy.table_name(self.suite): rules}})
 
 
 def verdict_at(shares: tuple[float, ...], sides: Callable[[bool], tuple[Side, Side] | None], rules: LookRules) -> Report | None:

@@ -188,10 +188,9 @@ def find_or_run_pair(
     return candidate, baseline
 
 
-def find_or_run(spec: ModelSpec, suite: Suite, machine_class: str, results: Path, run: Run) -> Path:
-    """The newest record of a catalogue model on this machine class; other models, and those without a record, are run."""
-    found = _records_by_machine_class(spec, suite.id, results)
-    return found[machine_class] if machine_class in found else run([spec], suite)[0]
+def newest_record(spec: ModelSpec, suite: SuiteId, machine_class: str, results: Path) -> Path | None:
+    """The newest record of a catalogue model on this machine class, if there is one; None for other models."""
+    return _records_by_machine_class(spec, suite, results).get(machine_class)
 
 
 def read_record_under(folder: Path, suite: SuiteId) -> Record:
@@ -251,7 +250,8 @@ def _find_or_run_opposite(spec: ModelSpec, folder: Path, suite: Suite | None, po
             f"record {folder} is of suite {base_name!r}, but neither ./suites nor the package has a file for it; give it with --suite FILE"
         )
     chosen = suite or suites.load(base_name)
-    return find_or_run(spec, chosen, read_record_under(folder, chosen.id).machine.machine_class, results, run)
+    machine_class = read_record_under(folder, chosen.id).machine.machine_class
+    return newest_record(spec, chosen.id, machine_class, results) or run([spec], chosen)[0]
 
 
 def _records_by_machine_class(spec: ModelSpec, suite: SuiteId, results: Path) -> dict[str, Path]:

@@ -17,6 +17,8 @@ from sdbench.errors import UserError
 
 T = TypeVar("T")
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
+SHARED_PARTS = tuple(part for part in STEMS if part != "unet")  # a student has its teacher's
+LORA_FILE = "pytorch_lora_weights.safetensors"
 LDM_PREFIXES = {  # of the names of each part's tensors in a checkpoint in the original layout
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",

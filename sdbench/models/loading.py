@@ -16,7 +16,7 @@ from sdbench.errors import UserError, describe_error
 from sdbench.models import lora
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, depths_of_keys
 from sdbench.models.checks import check_checkpoint, check_finite, check_tensors
-from sdbench.models.files import STEMS, read_config, read_header, read_headers, read_model_json, strip_prefixes, weight_files
+from sdbench.models.files import SHARED_PARTS, read_config, read_header, read_headers, read_model_json, strip_prefixes, weight_files
 from sdbench.models.locate import Layout, locate
 from sdbench.models.random_weights import random_pipeline
 from sdbench.models.spec import ModelSpec
@@ -96,7 +96,7 @@ def _build_parts(layout: Layout, *, sixteen_bit: bool) -> dict[str, nn.Module]:
         parts = {part: _build_from_config(part, layout.pipeline / part) for part in CLASSES}
         check_checkpoint(parts, read_header(layout.checkpoint), layout.checkpoint)
         return parts
-    folders = {part: layout.pipeline / part for part in STEMS if part != "unet"} | ({} if layout.unet.is_file() else {"unet": layout.unet})
+    folders = {part: layout.pipeline / part for part in SHARED_PARTS} | ({} if layout.unet.is_file() else {"unet": layout.unet})
     parts = {part: build_part(part, folder, sixteen_bit=sixteen_bit) for part, folder in folders.items()}
     return parts if "unet" in parts else {"unet": _build_unet_of_file(layout), **parts}
 
@@ -133,7 +133,7 @@ def _check_tokens(parts: Mapping[str, Any], folder: Path) -> None:
 
 
 def _read_folders(layout: Layout, dtype: torch.dtype) -> Any:
-    parts = {part: read_part(part, layout.pipeline / part, dtype) for part in STEMS if part != "unet"}
+    parts = {part: read_part(part, layout.pipeline / part, dtype) for part in SHARED_PARTS}
     unet = _read_unet_file(layout, dtype) if layout.unet.is_file() else read_part("unet", layout.unet, dtype)
     with _explained(layout.pipeline):
         return PIPELINE.from_pretrained(

@@ -10,17 +10,26 @@ from pathlib import Path
 from sdbench.errors import IncompleteError, UserError, unknown_name
 from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE, TEACHERS, Entry, Source
-from sdbench.models.files import ADAPTER, MERGE_ADAPTER, Tensor, checkpoint_kind, read_config, read_header, read_model_json, strip_prefixes
+from sdbench.models.files import (
+    ADAPTER,
+    LORA_FILE,
+    MERGE_ADAPTER,
+    Tensor,
+    checkpoint_kind,
+    read_config,
+    read_header,
+    read_model_json,
+    strip_prefixes,
+)
 
 UNET_CLASS = "UNet2DConditionModel"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 NAME_RULE = "use only letters, digits and .+-_, a letter or digit first"  # in words
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _AT_REVISION = re.compile(rf"(?P<repository>{HUB_NAME.pattern})(?:@(?P<revision>[\w./-]+))?")
-_LORA_FILE = "pytorch_lora_weights.safetensors"
 _ADAPTER_FILE = "adapter_model.safetensors"  # of peft
 # Names that trainers give to the weights of all checkpoints, and to the folders in them.
-_STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", _LORA_FILE.removesuffix(".safetensors"))
+_STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", LORA_FILE.removesuffix(".safetensors"))
 _STOCK_FOLDERS = ("unet", "unet_ema", "student")  # the last by `distillation`
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 RANDOM_LABEL = "random weights"
@@ -80,8 +89,8 @@ def resolve(
     """The spec of what a user names; reads configurations and headers, never weights.
 
     Args:
-        what: catalogue name, path of a pipeline folder, UNet folder or `.safetensors` file, or on the Hub `owner/name`, or
-            `owner/name@revision` with a branch, tag or commit.
+        what: catalogue name, path of a pipeline folder, UNet folder or `.safetensors` file, or on the Hub `owner/name` (of a repository
+            in the catalogue, the model there), or `owner/name@revision` with a branch, tag or commit.
         base: the pipeline (named in the same way) that completes a bare UNet.
         lora: path or Hub repository of a LoRA to fuse.
         name: the model's name in tables; by default the catalogue's name or the last part of the path, preceded by the parent's name if the
@@ -133,7 +142,8 @@ def _spec_of(what: str, base: ModelSpec | None) -> ModelSpec:
     if path.is_file():
         return _from_file(path.resolve(), base)
     if (match := _AT_REVISION.fullmatch(what)) and not path.parent.is_dir():
-        return _from_hub(match["repository"], base, match["revision"])
+        entry = next((entry for entry in CATALOGUE.values() if (entry.source, entry.location) == ("hub", what)), None)
+        return _from_catalogue(entry.name) if entry else _from_hub(match["repository"], base, match["revision"])
     raise _not_found(what, path)
 
 
@@ -196,14 +206,14 @@ def _checkpoint_name(path: Path) -> str:
 def _advise_contents(folder: Path) -> str:
     """Sentences that name the UNets and the LoRA in a folder; "" if there are none."""
     unets = sorted(config.parent for config in folder.glob("*/config.json") if read_model_json(config).get("_class_name") == UNET_CLASS)
-    files = sorted(path for path in folder.glob("*.safetensors") if path.name not in (_LORA_FILE, _ADAPTER_FILE))
+    files = sorted(path for path in folder.glob("*.safetensors") if path.name not in (LORA_FILE, _ADAPTER_FILE))
     candidates = [str(path) for path in (*unets, *files)]
     advice = f" Name what is in it, with --base: {' or '.join(candidates)}." if candidates else ""
     if (folder / ADAPTER).is_file():
         return f"{advice} {MERGE_ADAPTER}"
     return (
         f"{advice} It holds a LoRA: name the model that it belongs to, and this folder with --lora."
-        if (folder / _LORA_FILE).is_file()
+        if (folder / LORA_FILE).is_file()
         else advice
     )
 

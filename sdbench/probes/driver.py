@@ -15,6 +15,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby, product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from sdbench.settings import BASE, Probes, Sampling
 
 BENCHMARK_FILE = "bench_pipeline.py"
 ROUND_TIMEOUT_S = 3600
+_TIMED_OUT = "timed out"
 ROUNDS_FILE = "rounds.json"
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "pytest-benchmark")  # a finished round is reused only under the same versions
 _CODE = (  # and with the same code of what runs and of how it is timed
@@ -98,7 +101,8 @@ def measure(
     """Measure models in turns; only rounds that are not in `work` are run. For `work` and `suites` see `Folders`.
 
     A second command that measures in `work` waits until the first has ended: at once, both would time each other too.
-    A kept round is reused only for the same set of models: only rounds that took turns ran under the same state of the machine.
+    Only rounds that took turns ran under the same state of the machine. So a kept round is reused only for the same set of models, and
+    measured again where that of another model, which failed before, is now measured beside it.
     All rounds together are then written to `work/rounds.json`, which `pytest-benchmark compare` reads.
 
     Args:
@@ -162,17 +166,29 @@ def _run_id(models: Sequence[tuple[str, str | None]], conditions: Mapping[str, A
 
 
 def _measure_in_turns(requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, folders: Folders) -> dict[Key, list[Round]]:
-    """The rounds of each model and setting; one that ran out of memory, or cannot be compiled, is not tried again."""
+    """The rounds of each model and setting, kept or new; a kept round that did not take turns with a new one is measured again."""
     rounds: dict[Key, list[Round]] = {key: [] for key in requests}
-    with tqdm([*requests] * n, desc="probes", unit="round") as bar:
-        for key in bar:
-            bar.set_postfix_str(" ".join(reversed(key)))
-            done = rounds[key]
-            reason = done[0].failures.get("pipeline", "") if done else ""
-            if reason.startswith((meters.OUT_OF_MEMORY, meters.NOT_COMPILED)):
-                done.append(Round(failures=_fail_all(reason)))
-            else:
-                done.append(_find_or_run_round(requests[key], stems[key], done, folders))
+    turns = [[*keys] for _, keys in groupby(requests, key=itemgetter(0))]  # all models in one setting
+    with tqdm(total=n * len(requests), desc="probes", unit="round") as bar:
+        for index, turn in product(range(n), turns):
+            files = {key: folders.work / f"{stems[key]}-{index}.json" for key in turn}
+            kept = {key: found for key, file in files.items() if (found := Round.read(file, {})).is_complete}
+            missing = [key for key in turn if key not in kept]
+            for key in missing:
+                bar.set_postfix_str(" ".join(reversed(key)))
+                files[key].unlink(missing_ok=True)  # damaged since
+                measured, partial = _try_round(requests[key], stems[key], rounds[key], files[key], folders)
+                if "pipeline" in measured.seconds:
+                    for other in kept:
+                        files[other].unlink()
+                    missing += kept
+                    kept.clear()
+                if measured.is_complete:
+                    partial.replace(files[key])
+                rounds[key].append(measured)
+            for key, measured in kept.items():
+                rounds[key].append(measured)
+            bar.update(len(turn))
     return rounds
 
 
@@ -189,20 +205,15 @@ def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:
     return found
 
 
-def _find_or_run_round(request: Request, stem: str, done: Sequence[Round], folders: Folders) -> Round:
-    """The kept round that follows those done, or a new one, which is kept where every stage was measured."""
-    kept, partial = (folders.work / f"{stem}-{len(done)}{ending}" for ending in (".json", ".partial.json"))
-    if kept.exists():
-        if (measured := Round.read(kept, {})).is_complete:
-            return measured
-        kept.unlink()  # damaged since
+def _try_round(request: Request, stem: str, done: Sequence[Round], target: Path, folders: Folders) -> tuple[Round, Path]:
+    """Measure the round that follows those done, unless the first of them says that it is in vain; also the file that holds it."""
+    partial = target.with_suffix(".partial.json")
+    reason = done[0].failures.get("pipeline", "") if done else ""
+    if reason.startswith((meters.OUT_OF_MEMORY, meters.NOT_COMPILED, _TIMED_OUT)):
+        return Round(failures=_fail_all(reason)), partial
     if not collect_info(done, "first_call_s"):
         shutil.rmtree(_compiler_cache(stem, folders), ignore_errors=True)  # may be incomplete, of a process killed while compiling
-    failures = _run_process(request, partial, stem, folders)
-    measured = Round.read(partial, failures)
-    if measured.is_complete:
-        partial.replace(kept)
-    return measured
+    return Round.read(partial, _run_process(request, partial, stem, folders)), partial
 
 
 def _compiler_cache(stem: str, folders: Folders) -> Path:
@@ -250,7 +261,7 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return _fail_all(f"timed out after {ROUND_TIMEOUT_S} s")
+        return _fail_all(f"{_TIMED_OUT} after {ROUND_TIMEOUT_S} s")
     write_bytes(target.with_suffix(".log"), f"{done.stdout}\n{done.stderr}".encode())
     failures: dict[str, str] = json.loads(failures_file.read_text(encoding="utf-8")) if failures_file.exists() else {}
     if failures or not done.returncode or Round.read(target, {}).is_complete:  # complete: it crashed at its end, with everything written

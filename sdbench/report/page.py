@@ -57,7 +57,11 @@ def _write_rest(section: Section, number: int, album: image_wall.Album, left: Se
 def _lede(board: Sequence[Row], results: Path) -> str:
     total = len(records.folders(results))
     newest = max(row.record.created for row in board)
-    rows = f"{len(board)} rows, the newest record of each model (out of {total} records)" if total > len(board) else f"{total} records"
+    rows = (
+        f"{len(board)} rows, the newest record of each model (out of {total} records)"
+        if total > len(board)
+        else f"{total} record{'s' * (total != 1)}"
+    )
     return f"{rows}, the latest from {newest:%d %B %Y}. Rows of different sections are not comparable."
 
 

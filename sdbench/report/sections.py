@@ -12,7 +12,8 @@ from markupsafe import Markup
 from sdbench import tables
 from sdbench.errors import UserError
 from sdbench.gate import floors
-from sdbench.gate.judging import gate
+from sdbench.gate.judging import judge
+from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.leaderboard import grids, provenance, speed, standings, truth
 from sdbench.leaderboard.standings import Row, Section
@@ -218,9 +219,9 @@ def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[
         policy.rules(section.teacher.record.suite.name)
     except UserError:
         return
-    between_runs = floors.between_runs(section.teacher.record, results)
+    between_runs, baseline = floors.between_runs(section.teacher.record, results), Side.read(section.teacher.folder)
     for row in [row for row in section.models if row is not section.teacher][:MAX_MODELS]:
-        report = gate(row.folder, section.teacher.folder, policy, between_runs)
+        report = judge(Side.read(row.folder), baseline, policy, between_runs)
         yield {"candidate": row.name, "verdict": report.verdict, "why": report.why, "grid": report.grid()}
 
 

@@ -1,6 +1,7 @@
 """What a suite needs that is not on this disk, found out without the network."""
 
 import os
+from collections.abc import Iterable
 from glob import glob
 from pathlib import Path
 
@@ -26,18 +27,26 @@ def missing_inputs(suite: Suite, runs: Path) -> list[str]:
     missing = [
         f"{kind} {what}: not on this disk" for what, kind in _inputs(suite).items() if not prompts.asset_name(what) and not _is_here(what)
     ]
-    name, compared = suite.reference, [metric for metric in suite.own_metrics if metric in catalogue.ENCODER_OF]
-    if not suite.family or not compared:
-        return missing
+    reference = missing_reference(suite, suite.own_metrics, runs)
+    return [*missing, *([reference] if reference else [])]
+
+
+def missing_reference(suite: Suite, metrics: Iterable[str], runs: Path) -> str | None:
+    """Description of what these metrics lack of the suite's reference, with how to build it; None if nothing is missing."""
+    name, compared = suite.reference, [metric for metric in metrics if metric in catalogue.ENCODER_OF]
+    if not compared or name == "scenes":
+        return None
     if name is None:
         advice = (
             'name one, with `reference = "NAME"` in its file or --reference NAME (`sdbench reference list` shows those on this machine)'
         )
-        missing.append(f"reference, of which the suite names none, so {join_words(compared)} will be missing: {advice}")
-    elif name != "scenes" and not any(card.name == name for card in cards.list_cards(runs)):
-        encoders = sorted({catalogue.ENCODER_OF[metric] for metric in compared})
-        missing.append(f"reference {name!r}, so every distance to it will be missing: {cards.how_to_build(name, encoders)}")
-    return missing
+        return f"reference, of which the suite names none, so {join_words(compared)} will be missing: {advice}"
+    built = {card.encoder for card in cards.list_cards(runs) if card.name == name}
+    lacking = [metric for metric in compared if catalogue.ENCODER_OF[metric] not in built]
+    if not lacking:
+        return None
+    encoders = sorted({catalogue.ENCODER_OF[metric] for metric in lacking})
+    return f"reference {name!r}, so {join_words(lacking)} will be missing: {cards.how_to_build(name, encoders)}"
 
 
 def describe(suite: Suite, runs: Path) -> list[str]:

@@ -123,6 +123,20 @@ def test_missing_record_is_announced_before_it_is_measured(
     assert len(stopped_runs) == 2
 
 
+def test_reference_that_the_policy_requires_is_missed_before_anything_is_drawn(
+    stopped_runs: list[tuple[list[ModelSpec], str | None]],
+) -> None:
+    suite, (model, baseline) = suites.load("quality").model_copy(update={"reference": "photographs"}), ("scenes-vega", "scenes-teacher")
+    for judge in (
+        lambda: api.gate(model, baseline, suite=suite),
+        lambda: api.until_verdict(model, suite, baseline),
+        lambda: api.evaluate(model, suite, baseline=baseline),
+    ):
+        with pytest.raises(UserError, match=r"requires what this machine lacks: reference 'photographs', so fd\.scenes will be missing"):
+            judge()
+    assert stopped_runs == []
+
+
 def test_gate_on_quality_alone(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     slower = save_record(make_measurement(worse="latency.pipeline.p50", by=9), tmp_path)
     assert gate(slower, teacher) == 1
@@ -260,8 +274,10 @@ def test_crash_is_reported_in_json_junit_and_markdown(
 
 @pytest.mark.parametrize("option", ["--junit", "--markdown"])
 def test_unwritable_report_is_not_a_verdict(option: str, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gate(student, student, option, str(tmp_path)) == 2
-    assert "the verdict cannot be published" in capsys.readouterr().err
+    unwritable = [tmp_path, Path("/dev/full")] if Path("/dev/full").exists() else [tmp_path]
+    for path in unwritable:
+        assert gate(student, student, option, str(path)) == 2
+        assert f"the verdict cannot be published: cannot write {path}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", COMMANDS)

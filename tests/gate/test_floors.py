@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from factories import GPU, make_measurement, save_record, with_value
+from factories import GPU, judge_folders, make_measurement, save_record, with_value
 
 from sdbench.errors import UserError
 from sdbench.gate import floors
-from sdbench.gate.judging import gate
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy, Rule
 from sdbench.records import SuiteId, Value
@@ -104,13 +103,27 @@ def test_only_floors_of_the_same_machine_class_are_used(tmp_path: Path) -> None:
     assert floors.between_runs(runs[0].record, tmp_path)["memory.peak_data"] == BetweenRuns(9.0, 2)
 
 
+def test_floor_keeps_the_half_that_was_not_measured_again_of_the_same_weights_and_seeds(tmp_path: Path) -> None:
+    whole = floors.estimate(make_sides(tmp_path, 1, 2), (1, 2), SUITE)
+    half = whole.model_copy(update={"metrics": {"clip_score.scenes": floors.Spread(noise=9.0, values=(1.0, 2.0), unit="")}})
+    path = floors.write(whole, tmp_path)
+    assert floors.write(half, tmp_path) == path
+    assert floors.read(path).metrics == whole.metrics | half.metrics
+    for change in ({"weights_digest": "0"}, {"seeds": (1, 3)}):
+        floors.write(half.model_copy(update=change), tmp_path)
+        assert floors.read(path).metrics == half.metrics
+        path.unlink()
+        floors.write(whole, tmp_path)
+
+
 @pytest.mark.parametrize("change", [{"digest": "07e4"}, {"version": 2}, {"name": "standard"}])
 def test_floor_of_a_suite_with_other_settings_is_not_used(change: dict[str, Any], tmp_path: Path) -> None:
     runs, other = make_sides(tmp_path, 1, 2), SUITE.model_copy(update=change)
     floors.write(floors.estimate(runs, (1, 2), SUITE), tmp_path)
     assert floors.between_runs(make_measurement(suite=other)[0], tmp_path) == {}
     floors.write(floors.estimate(runs, (1, 2), other), tmp_path)
-    assert floors.between_runs(make_measurement(suite=other)[0], tmp_path).keys() == {"latency.pipeline.p50", "memory.peak_data"}
+    for suite in (SUITE, other):
+        assert floors.between_runs(make_measurement(suite=suite)[0], tmp_path).keys() == {"latency.pipeline.p50", "memory.peak_data"}
 
 
 def test_latency_of_another_run_is_judged_with_the_noise_between_runs(tmp_path: Path) -> None:
@@ -119,11 +132,11 @@ def test_latency_of_another_run_is_judged_with_the_noise_between_runs(tmp_path: 
     together = save_record(make_measurement(worse="latency.pipeline.p50", by=0.15), tmp_path)
     teacher = save_record(make_measurement("scenes-teacher", seed=2), tmp_path)
     between_runs = {"latency.pipeline.p50": BetweenRuns(0.1, 4)}
-    assert gate(together, teacher, rules, between_runs).verdict == "regressed"
-    apart = gate(slower, teacher, rules, between_runs)
+    assert judge_folders(together, teacher, rules, between_runs).verdict == "regressed"
+    apart = judge_folders(slower, teacher, rules, between_runs)
     assert (apart.verdict, apart.notes, apart.results[0].needed_n) == ("inconclusive", (), None)
     assert "measure both models in one `sdbench run`" in apart.why
-    without_floor = gate(slower, teacher, rules)
+    without_floor = judge_folders(slower, teacher, rules)
     assert without_floor.verdict == "regressed"
     assert "measured in separate runs" in without_floor.notes[0]
 
@@ -131,7 +144,7 @@ def test_latency_of_another_run_is_judged_with_the_noise_between_runs(tmp_path: 
 def test_record_passes_against_itself_whatever_the_noise_between_runs(tmp_path: Path) -> None:
     rules = Policy(alpha=0.05, suites={"quality": {"latency.pipeline.p50": Rule(direction="lower", margin=0.05, required=True)}})
     itself = save_record(make_measurement(run=""), tmp_path)
-    assert gate(itself, itself, rules, {"latency.pipeline.p50": BetweenRuns(0.25, 4)}).verdict == "pass"
+    assert judge_folders(itself, itself, rules, {"latency.pipeline.p50": BetweenRuns(0.25, 4)}).verdict == "pass"
 
 
 def test_margin_below_its_noise_floor_is_rejected() -> None:

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from factories import GPU, Measurement, make_measurement, make_record, make_scores, save_record, with_value
+from factories import GPU, Measurement, judge_folders, make_measurement, make_record, make_scores, save_record, with_value
 from scipy import stats as scipy_stats
 
 from sdbench import api, records, suites
 from sdbench.errors import UserError
 from sdbench.gate import floors, policy
-from sdbench.gate.judging import Level, gate
+from sdbench.gate.judging import Level
 from sdbench.gate.judging import judge as judge_sides
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy, Rule
@@ -32,7 +32,7 @@ NO_VALUE = {"value": None, "low": None, "high": None, "samples": None}
 
 
 def judge(candidate: Measurement, baseline: Measurement, tmp_path: Path, rules: Policy = SHIPPED) -> Report:
-    return gate(save_record(candidate, tmp_path / "candidate"), save_record(baseline, tmp_path / "baseline"), rules)
+    return judge_folders(save_record(candidate, tmp_path / "candidate"), save_record(baseline, tmp_path / "baseline"), rules)
 
 
 def single_rule(name: str, *, direction: Literal["higher", "lower"] = "higher", margin: float = 0.0, required: bool = True) -> Policy:
@@ -62,7 +62,7 @@ def test_record_passes_against_itself_at_any_margin(teacher: Measurement, tmp_pa
         single_rule("fd.scenes", direction="lower"),
         single_rule("scene_accuracy"),
     ):
-        report = gate(folder, folder, rules)
+        report = judge_folders(folder, folder, rules)
         assert (report.verdict, report.exit_code) == ("pass", 0), report.why
 
 
@@ -409,7 +409,7 @@ def test_misspelt_metric_does_not_pass(required: bool, teacher: Measurement, tmp
         make_measurement(), teacher, tmp_path, single_rule("latency.pipline.p50", direction="lower", margin=9, required=required)
     )
     assert report.exit_code == 2
-    assert "in neither record: unknown metric 'latency.pipline.p50'; did you mean 'latency.pipeline.p50'?" in report.why
+    assert "in neither record: unknown metric of these records 'latency.pipline.p50'; did you mean 'latency.pipeline.p50'?" in report.why
 
 
 def test_record_without_probes_is_reported(teacher: Measurement, tmp_path: Path) -> None:
@@ -445,7 +445,7 @@ def test_what_was_not_measured_is_not_called_unknown(teacher: Measurement, tmp_p
         report = judge(halves[0], halves[1], tmp_path / name)
         assert report.exit_code == 2
         assert f"{name}: not measured in either record; {advice}" in report.why
-        assert "unknown metric" not in report.why
+        assert "unknown" not in report.why
     only_quality = without(make_measurement(), image_metrics=False)
     skipped = judge(only_quality, only_quality, tmp_path / "optional", optional_rule("memory.peak_data")).results[0]
     assert (skipped.verdict, skipped.reason.partition(";")[0]) == ("skipped", "not measured in either record")
@@ -592,7 +592,7 @@ def test_changed_record_is_rejected(teacher: Measurement, tmp_path: Path) -> Non
     path = folder / "record.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"steps": 20', '"steps": 21'), encoding="utf-8")
     with pytest.raises(UserError, match="changed"):
-        gate(folder, folder, SHIPPED)
+        judge_folders(folder, folder, SHIPPED)
 
 
 def test_different_sampling_and_notes_of_compared_values_are_reported(teacher: Measurement, tmp_path: Path) -> None:

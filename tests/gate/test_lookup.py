@@ -214,9 +214,9 @@ def test_name_of_records_fits_by_the_suite_of_the_other_side(results: Results) -
 
 def test_run_may_be_compared_with_a_name_of_records(results: Results) -> None:
     record, places = results.record("my-unet"), api.Places(results.folder)
-    assert gating.find_or_run_baseline("my-unet", SUITE, places, "cpu") == record
+    assert gating.find_baseline("my-unet", SUITE, places, "cpu") == record
     with pytest.raises(UserError, match="no record of 'my-unet' is of suite standard@"):
-        gating.find_or_run_baseline("my-unet", suites.load("standard"), places, "cpu")
+        gating.find_baseline("my-unet", suites.load("standard"), places, "cpu")
 
 
 def test_names_of_records_are_compared_under_the_suite_that_both_have(results: Results) -> None:
@@ -277,6 +277,5 @@ def test_record_of_a_model_is_found_by_suite_digest_and_machine_class(results: R
     save_record(make_measurement("scenes-teacher"), results.folder)  # same suite name, another digest
     record = results.record("scenes-teacher")
     spec = resolve("scenes-teacher")
-    assert lookup.find_or_run(spec, SUITE, LAPTOP.machine_class, results.folder, results.run) == record
-    assert lookup.find_or_run(spec, SUITE, GPU.machine_class, results.folder, results.run) != record
-    assert results.runs == [(["scenes-teacher"], "quality")]
+    assert lookup.newest_record(spec, SUITE.id, LAPTOP.machine_class, results.folder) == record
+    assert lookup.newest_record(spec, SUITE.id, GPU.machine_class, results.folder) is None

@@ -25,6 +25,7 @@ def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_catalogue_names_resolve() -> None:
     assert resolve("vega") == ModelSpec("vega", "sdxl", "vega", "hub", "segmind/Segmind-Vega")
+    assert resolve("segmind/Segmind-Vega") == resolve("vega")
     assert resolve("scenes-rendered") == ModelSpec("scenes-rendered", "scenes", "", "rendered", "")
     pruned = resolve("scenes-vega-pruned")
     assert (pruned.architecture, pruned.source, pruned.base) == ("vega", "embedded", resolve("scenes-teacher"))

@@ -164,6 +164,29 @@ def test_rounds_alternate_between_models_and_a_second_run_measures_only_missing_
     assert harness.started[4:] == ["b", "a"]
 
 
+def test_rounds_kept_from_before_are_measured_again_beside_those_of_a_model_that_failed_then(
+    harness: DriverHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = driver._run_process
+
+    def fail_b(request: Request, *arguments: Any) -> dict[str, str]:
+        return {"pipeline": "busy"} if request.spec.name == "b" else run(request, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "_run_process", fail_b)
+        harness.measure("a", "b", "c", rounds=2)
+    assert harness.started == ["a", "c"] * 2
+    harness.measure("a", "b", "c", rounds=2)
+    assert harness.started[4:] == ["b", "a", "c"] * 2
+
+
+def test_round_that_timed_out_is_not_tried_again(harness: DriverHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "ROUND_TIMEOUT_S", 0.01)
+    found = harness.measure("timed", rounds=3)["timed"]["latency.pipeline.p50"]
+    assert (found.state, found.reason) == ("failed", "timed out after 0.01 s")
+    assert len([*harness.work.glob("timed-*.request")]) == 1
+
+
 def test_only_rounds_that_alternated_share_a_run_id(harness: DriverHarness) -> None:
     alone, other = harness.probe("a").run_id, harness.probe("b").run_id
     together = harness.probe("a", "b")

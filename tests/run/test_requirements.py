@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from factories import make_record, save_record
 from tiny import tiny_unet, with_unet
 
@@ -43,7 +44,7 @@ def test_missing_weights_prompts_and_reference_are_listed_with_sizes(tmp_path: P
         "coco2014/captions (862 kB)",
     ):
         assert part in description
-    assert "missing: reference 'mlperf-val2014', so every distance to it will be missing: build it" in description
+    assert "missing: reference 'mlperf-val2014', so fid.mlperf will be missing: build it" in description
     assert "sdbench reference import mlperf-val2014 FILE.npz --encoder inception.mlperf --n N" in description
     prompts, reference = requirements.missing_inputs(suites.load("coco-30k"), tmp_path)
     assert prompts == "prompts sayakpaul/coco-30-val-2014: not on this disk"
@@ -62,10 +63,14 @@ def test_available_inputs_are_not_listed(tmp_path: Path) -> None:
     assert not requirements.inputs_are_here(suite)
     put_asset(tmp_path, "mlperf-latents", "latents.pt")
     assert requirements.inputs_are_here(suite)
-    card = Card(name="mlperf-val2014", digest="d", encoder="e", encoder_id=None, data={"source": "s", "sha256": "0"}, n=5)
+    card = Card(name="mlperf-val2014", digest="d", encoder="inception.mlperf", encoder_id=None, data={"source": "s", "sha256": "0"}, n=5)
     (tmp_path / "references" / "mlperf-val2014").mkdir(parents=True)
-    (tmp_path / "references" / "mlperf-val2014" / "e.json").write_text(card.model_dump_json(), encoding="utf-8")
+    (tmp_path / "references" / "mlperf-val2014" / "inception.mlperf.json").write_text(card.model_dump_json(), encoding="utf-8")
     assert requirements.describe(suite, tmp_path) == []
+    lacking = requirements.missing_reference(suite, ["fid.mlperf", "cmmd"], tmp_path)
+    assert lacking
+    assert lacking.startswith("reference 'mlperf-val2014', so cmmd will be missing: build it")
+    assert "--encoder clip.vit-l-14-336`" in lacking
 
 
 def test_own_prompt_files_are_found_by_any_supported_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +99,7 @@ def test_dry_run_lists_missing_inputs_and_fetches_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sdbench.run.plan._macs", lambda *_: None)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     content = plan([resolve("sdxl", random=True)], suites.load("mlperf-sdxl"), tmp_path)
     assert content["suite"] == {"name": "mlperf-sdxl", "version": 1, "digest": None}
     assert {"latents.pt", "open_clip_model.safetensors"} < {file["name"] for file in content["files"]}
@@ -102,6 +108,9 @@ def test_dry_run_lists_missing_inputs_and_fetches_nothing(
     assert text.startswith("suite mlperf-sdxl@1 (digest not known until its prompts are here): 5000 images a model")
     assert "captions_source.tsv (862 kB)" in text
     assert "\nmissing: reference 'mlperf-val2014'" in text
+    assert text.endswith(
+        "\nthis processor has no fast convolutions in float16, which take up to 80 times as long as in float32; choose --dtype float32 where it fits"
+    )
     known = plan([resolve("sdxl", random=True)], suites.load("standard"), tmp_path)
     assert known["suite"]["digest"] == suites.load("standard").id.digest
     args = ["--model", "sdxl", "--weights", "random", "--suite", "mlperf-sdxl", "--only", "quality", "--runs", str(tmp_path)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fakes import (
     LATENCY,
     PROBED,
@@ -29,7 +30,7 @@ from sdbench import api, cli, machine, records
 from sdbench.commands import measuring
 from sdbench.disk import locked
 from sdbench.encoders.catalogue import ENCODERS, TOWERS
-from sdbench.errors import MissingError, UserError
+from sdbench.errors import MissingError, PartialError, UserError
 from sdbench.leaderboard import standings, writing
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec, resolve
@@ -260,6 +261,28 @@ def test_changed_weights_of_the_package_are_refused_before_any_work(tmp_path: Pa
     monkeypatch.setattr(runner, "weights_digest", fail_if_called)
     with pytest.raises(UserError, match=r"embedded weights .* are missing or changed; reinstall sdbench"):
         runner.run([resolve("scenes-vega")], prepare_in(tmp_path))
+
+
+def test_model_that_cannot_be_drawn_costs_the_others_nothing(
+    teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_in_small_memory(spec: ModelSpec, **options: Any) -> Any:
+        pipeline = load(spec, **options)
+        if spec.name == "large":
+            pipeline.unet.forward = exhaust_memory
+        return pipeline
+
+    def exhaust_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(runner, "load", load_in_small_memory)
+    specs, context = [teacher, replace(student, name="large"), student], prepare_in(tmp_path)
+    said = r"^too little memory for a batch of \d images: CUDA out of memory. Tried to allocate 9 GiB. Draw fewer at once, with --batch$"
+    with pytest.raises(PartialError, match=said):
+        runner.draw(specs, context, (1, 1))
+    with pytest.raises(PartialError, match=said) as error:
+        runner.run(specs, context)
+    assert [folder.parent.name for folder in error.value.folders] == [teacher.name, student.name]
 
 
 def test_damaged_record_stops_the_run_before_any_work(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from factories import judge_folders
 from fakes import RULES, SUITE, prepare_in
 from PIL import Image
 
@@ -13,7 +14,6 @@ from sdbench import api, cli, records, suites
 from sdbench.api.places import Places
 from sdbench.commands import measuring
 from sdbench.errors import UserError
-from sdbench.gate import judging
 from sdbench.leaderboard import standings, writing
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import mean_per_prompt
@@ -120,12 +120,12 @@ def test_thumbnails_of_samples_have_names_of_their_own_and_are_shown(teacher: Mo
 def test_gate_passes_a_record_against_itself_and_refuses_another_number_of_samples(teacher: ModelSpec, tmp_path: Path) -> None:
     (one,) = runner.run([teacher], prepare_in(tmp_path, sampled(1)))
     (two,) = runner.run([teacher], prepare_in(tmp_path, sampled(2)))
-    assert judging.gate(two, two, RULES).verdict == "pass"
-    report = judging.gate(two, one, RULES)
+    assert judge_folders(two, two, RULES).verdict == "pass"
+    report = judge_folders(two, one, RULES)
     assert report.verdict == "incomparable"
     assert report.differences[0] == "number of images is 10 against 5"
     (more,) = runner.run([teacher], prepare_in(tmp_path, sampled(1, n=10)))
-    assert judging.gate(two, more, RULES).verdict == "incomparable", "as many images, but of other prompts"
+    assert judge_folders(two, more, RULES).verdict == "incomparable", "as many images, but of other prompts"
 
 
 def test_looks_take_all_samples_of_a_prompt(teacher: ModelSpec, student: ModelSpec, tmp_path: Path) -> None:

@@ -357,6 +357,7 @@ def test_an_invalid_source_is_refused(tmp_path: Path) -> None:
         "nowhere": "nothing to read at '.*nowhere': it is not a folder, a file, a glob",
         "texts.parquet": r"texts\.parquet has 0 image columns; expected one. Its columns: text \(Value\)",
         "structs.parquet": r"structs\.parquet has 0 image columns; expected one. Its columns: clip \(dict\), caption \(Value\)",
+        "list.csv": r"list\.csv is empty; write its rows, or leave it out",
         "none.parquet": "corresponds to no data",
         "damaged.parquet": r"cannot read '.*damaged\.parquet' as a dataset \(",
         "*": r"names files ending in , \.csv, \.doc, \.parquet; expected files of one kind: \.parquet",
