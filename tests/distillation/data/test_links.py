@@ -238,12 +238,16 @@ def test_a_killed_run_continues(site: Site, tmp_path: Path) -> None:
     what = write_list(tmp_path / "list.jsonl", [site.url(page) for page in range(9)])
     words = [sys.executable, "-c", SCRIPT, what, str(tmp_path / "out"), str(tmp_path / "cache")]
     running = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
-    assert reached.wait(300)
-    while len((tmp_path / "out" / LINK_LOG).read_text(encoding="utf-8").splitlines()) < 5:
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
-    go.set()
+    try:
+        assert reached.wait(300)
+        deadline = time.monotonic() + 60
+        while len((tmp_path / "out" / LINK_LOG).read_text(encoding="utf-8").splitlines()) < 5:
+            assert time.monotonic() < deadline, "the log lacks images that came before the one it waits for"
+            time.sleep(0.01)
+    finally:
+        running.kill()
+        assert running.wait() == -signal.SIGKILL
+        go.set()
     with (tmp_path / "out" / LINK_LOG).open("a", encoding="utf-8") as file:
         file.write('{"url": "http://cut-sho')  # as a kill in the middle of a line would leave it
     with pytest.raises(UserError, match=r"nothing to read in .*out: expected metadata\.jsonl"):
