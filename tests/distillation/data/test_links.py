@@ -270,8 +270,12 @@ def test_whoever_stops_waits_only_for_the_links_that_are_being_followed(site: Si
             stopped.set()
             super().shutdown(wait)
 
+    def answer_late(handler: Handler) -> None:
+        stopped.wait(300)
+        answer(handler, image(1))
+
     monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
-    site.pages |= {page: lambda handler: (stopped.wait(300), answer(handler, image(1))) for page in ("1", "2")}
+    site.pages |= dict.fromkeys(("1", "2"), answer_late)
     with closing(module.download([site.url(page) for page in range(9)], 2, RULES)) as downloads:
         assert next(downloads)[0].url == site.url(0)
     assert site.hits.keys() <= {"0", "1", "2"}, "the fourth was only queued"
