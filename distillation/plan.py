@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, TypeVar
 
 from sdbench.errors import UserError, unknown_name
-from sdbench.models.architectures import CROSS, PLAIN
+from sdbench.models.architectures import CROSS, PLAIN, Config, depths
 
 MIDDLE_ATTENTION = "mid_block.attentions.0"
 Kept = TypeVar("Kept")  # the numbers that a row keeps
@@ -45,6 +45,8 @@ class Plan:
         if path.startswith("mid_block") and MIDDLE_ATTENTION not in self.blocks and self.mid_resnet == "none":
             return None
         block, name, number, rest = _split_path(path)
+        if block == "mid_block" and name == "resnets" and MIDDLE_ATTENTION not in self.blocks:
+            return ".".join([block, name, "0", *rest]) if int(number) == self.mid_resnet else None
         if block not in self.resnets:
             return path
         if int(number) not in self.resnets[block]:
@@ -111,6 +113,16 @@ def _split_path(path: str) -> tuple[str, str, str, list[str]]:
     """Split `up_blocks.0.resnets.2.conv1` into ("up_blocks.0", "resnets", "2", ["conv1"]); all are empty without a resnet or attention."""
     match = re.fullmatch(r"(mid_block|(?:down|up)_blocks\.\d+)\.(resnets|attentions)\.(\d+)(?:\.(.+))?", path)
     return (match[1], match[2], match[3], match[4].split(".") if match[4] else []) if match else ("", "", "", [])
+
+
+def all_blocks(config: Config) -> dict[str, tuple[int, ...]]:
+    """All transformer blocks of a UNet, by attention."""
+    return {path: tuple(range(depth)) for path, depth in depths(config).items()}
+
+
+def block_paths(config: Config) -> dict[str, list[str]]:
+    """The paths of all transformer blocks of a UNet, by attention."""
+    return {path: [f"{path}.transformer_blocks.{block}" for block in blocks] for path, blocks in all_blocks(config).items()}
 
 
 def matches(pattern: str, path: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from distillation.plan import Plan
+from distillation.plan import Plan, all_blocks
 from distillation.recipe_tables import (
     FullSizeTraining,
     LossWeights,
@@ -95,7 +95,7 @@ class Recipe(Table):
             UserError: a row does not fit the network that the stages before it leave; see `Plan.keep_resnets` and `Plan.keep_blocks`.
         """
         config, plans = unet_config(self.teacher), []
-        plan = Plan({path: tuple(range(depth)) for path, depth in depths(config).items()}, self.middle.resnet)
+        plan = Plan(all_blocks(config), self.middle.resnet)
         for stage in self.stages:
             where = f"recipe {self.name!r}, stage {stage.name!r}"
             plan = plan.keep_resnets([(row.block, row.resnets) for row in stage.shorten or ()], resnet_counts(config), where)
@@ -150,7 +150,7 @@ class Recipe(Table):
         ends = sorted({*stage_ends, *teacher_ends} - {0})
         return [
             Segment(bisect.bisect_right(stage_ends, start), bisect.bisect_right(teacher_ends, start), start, end)
-            for start, end in zip([0, *ends], ends, strict=False)
+            for start, end in itertools.pairwise([0, *ends])
         ]
 
     def check(self) -> None:
@@ -184,7 +184,7 @@ class Recipe(Table):
 def _split_steps(steps: int, shares: Sequence[float]) -> list[int]:
     """Whole numbers of steps by share. Only the ends are rounded, so the numbers always sum to `steps`."""
     ends = [round(steps * share) for share in itertools.accumulate(shares)]
-    return [end - start for start, end in zip([0, *ends], [*ends[:-1], steps], strict=False)]
+    return [end - start for start, end in itertools.pairwise([0, *ends[:-1], steps])]
 
 
 def shipped_recipes() -> list[str]:

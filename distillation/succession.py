@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from distillation.teacher import Teacher
-from sdbench.models.files import STEMS, read_headers, weight_files
+from distillation.teacher import STORED_DTYPES, Teacher
+from sdbench.models.files import SHARED_PARTS, read_headers, weight_files
 from sdbench.models.text_encoders import PREFIX
 
 COMPARED_VALUES = 64  # first values of each tensor; fine-tuning changes all of them
 LeadingValues = dict[str, tuple[tuple[int, ...], Tensor]]  # shape and first values, by tensor name
-_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOATS = {stored: getattr(torch, dtype) for stored, dtype in STORED_DTYPES.items()}
 
 
 def warn_of_different_parts(teachers: Sequence[Teacher]) -> None:
@@ -41,7 +41,7 @@ def different_parts(one: Path, other: Path) -> list[str]:
     Raises:
         UserError: weights of a pipeline are missing or damaged.
     """
-    return [part for part in STEMS if part != "unet" and not _are_equal(_leading_values(one, part), _leading_values(other, part))]
+    return [part for part in SHARED_PARTS if not _are_equal(_leading_values(one, part), _leading_values(other, part))]
 
 
 def _leading_values(pipeline: Path, part: str) -> LeadingValues:

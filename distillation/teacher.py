@@ -29,7 +29,7 @@ _NOISE_DEFAULTS: dict[str, object] = {  # keys of a scheduler's configuration, a
     "beta_schedule": "linear",
     "rescale_betas_zero_snr": False,
 }
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -208,9 +208,9 @@ def open_teacher(folder: Path) -> Teacher:
     spec = pipeline_spec(folder)
     check_headers(spec, dtype="float32")
     dtypes = {tensor.dtype for tensor in read_headers(weight_files(folder / "unet", "unet", sixteen_bit=False)[1]).values()}
-    if len(dtypes) > 1 or not dtypes <= _DTYPES.keys():
-        raise UserError(f"the UNet in {folder} is stored as {', '.join(sorted(dtypes))}; expected one of {', '.join(_DTYPES)}")
-    return Teacher(folder, spec, _DTYPES[dtypes.pop()], "apache-2.0" if folder == EMBEDDED else _read_licence(folder / "README.md"))
+    if len(dtypes) > 1 or not dtypes <= STORED_DTYPES.keys():
+        raise UserError(f"the UNet in {folder} is stored as {', '.join(sorted(dtypes))}; expected one of {', '.join(STORED_DTYPES)}")
+    return Teacher(folder, spec, STORED_DTYPES[dtypes.pop()], "apache-2.0" if folder == EMBEDDED else _read_licence(folder / "README.md"))
 
 
 def _read_licence(card: Path) -> str | None:

@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -243,19 +243,7 @@ def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: li
         student.enable_gradient_checkpointing()
     model = accelerator.prepare_model(student.requires_grad_(requires_grad=True))
     first_batch, next_batch = (step * settings.accumulation for step in (steps.start, steps.stop))
-    schedule = Schedule(
-        len(steps),
-        settings.lr,
-        settings.batch,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        ema=settings.ema or None,
-        clip_norm=settings.clip_norm,
-        seed=settings.seed,
-        accumulation=settings.accumulation,
-        betas=settings.betas,
-        lr_decay=settings.lr_decay,
-    )
+    schedule = Schedule(**{field.name: getattr(settings, field.name) for field in fields(Schedule)} | {"steps": len(steps)})
     trained = fit(
         model,
         lambda number: batch_loss_terms(context, model, taps, first_batch + number),

@@ -1,4 +1,4 @@
-"""Digests of content and of files, sizes in words, atomic writes, locks between commands, and reading the JSON that earlier runs wrote."""
+"""Digests of content and of files, sizes in words, atomic writes, locks between commands, and reading and keeping what earlier runs wrote."""
 
 import contextlib
 import hashlib
@@ -98,6 +98,13 @@ def write_bytes(path: Path, content: bytes) -> Path:
             f"cannot write {path}: {error.strerror}. What was made so far is kept; free some space, make the folder writable, or name another folder."
         ) from error
     return path
+
+
+def keep_earlier(path: Path, differences: Iterable[str]) -> None:
+    """Rename a result that took hours to make, and say so, before one that differs in these settings takes its place."""
+    kept = path.with_stem(f"{path.stem}-{file_digest(path)[:8]}")
+    path.rename(kept)
+    sys.stderr.write(f"the earlier result of {path.stem} differs in: {', '.join(differences)}; it is now in {kept}\n")
 
 
 def write_json(path: Path, content: Any) -> None:

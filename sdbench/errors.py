@@ -1,7 +1,8 @@
 """Errors that a user can fix: each message names the thing, what was found, what was expected, and the way out."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -14,6 +15,18 @@ class MissingError(UserError):
 
 class IncompleteError(UserError):
     """The model is only part of a pipeline; another pipeline has to supply the rest."""
+
+
+class PartialError(UserError):
+    """Some of the models could not be measured.
+
+    Attributes:
+        folders: the record folders of the others.
+    """
+
+    def __init__(self, message: str, folders: Sequence[Path]) -> None:
+        super().__init__(message)
+        self.folders = folders
 
 
 class UndecodableError(UserError):

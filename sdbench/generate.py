@@ -25,6 +25,7 @@ from sdbench.arrays import U8
 from sdbench.disk import digest
 from sdbench.encoders.inference import full_float32
 from sdbench.errors import UserError
+from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
 from sdbench.schedulers import set_scheduler
@@ -126,7 +127,7 @@ def render_scenes(group: list[Job]) -> U8:
 def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Noise) -> Callable[[list[Job]], U8]:
     """Set the pipeline's scheduler and return a function that makes a batch of its images, N x H x W x 3 uint8 RGB.
 
-    The function raises `UserError` where an image holds NaN; diffusers clips infinity to white or black.
+    The function raises `UserError` where an image holds NaN, and where memory is too small; diffusers clips infinity to white or black.
     """
     set_scheduler(pipeline, sampling)
     dtype: torch.dtype = getattr(torch, sampling.dtype)
@@ -137,7 +138,14 @@ def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise:
         generators = [_step_generator(noise, job) for job in group]
         with full_float32():  # a training loop may have set a lower precision, which makes other images
             arguments = call_arguments(sampling, [job.prompt for job in group])
-            pixels = pipeline(**arguments, latents=latents, generator=generators).images
+            try:
+                pixels = pipeline(**arguments, latents=latents, generator=generators).images
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise UserError(
+                        f"too little memory for a batch of {len(group)} images: {error}. Draw fewer at once, with --batch"
+                    ) from error
+                raise
         for job, image in zip(group, pixels, strict=True):
             if np.isnan(image).any():
                 raise UserError(

@@ -65,6 +65,20 @@ def choose_device(asked: str | None) -> str:
     return asked
 
 
+def is_slow(dtype: str, device: str) -> bool:
+    """Whether PyTorch computes a dtype by plain loops: one of 16 bits on a processor without AVX-512."""
+    import torch
+
+    return device == "cpu" and dtype != "float32" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+def slow_dtype_note(dtype: str, device: str) -> str:
+    """What to know before computing in a dtype that is slow here; else ""."""
+    if not is_slow(dtype, device):
+        return ""
+    return f"this processor has no fast convolutions in {dtype}, which take up to 80 times as long as in float32; choose --dtype float32 where it fits"
+
+
 def this_machine(device: str) -> Machine:
     """This machine, running models on `device` ("cpu", "cuda" or "cuda:<index>")."""
     import torch

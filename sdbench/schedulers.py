@@ -37,9 +37,17 @@ def set_scheduler(pipeline: Any, sampling: Sampling) -> None:
 
 
 def set_timesteps(scheduler: Any, sampling: Sampling, device: torch.device | str) -> Tensor:
-    """Set the scheduler's timesteps as the pipeline does, and return them, (steps,)."""
+    """Set the scheduler's timesteps as the pipeline does, and return them, (steps,).
+
+    Raises:
+        UserError: the scheduler refuses them.
+    """
     given = sampling.timesteps and [*sampling.timesteps]
-    timesteps: Tensor = retrieve_timesteps(scheduler, sampling.steps, device, given)[0]
+    try:
+        timesteps: Tensor = retrieve_timesteps(scheduler, sampling.steps, device, given)[0]
+    except ValueError as error:
+        how = f"timesteps {given}" if given else f"{sampling.steps} steps"
+        raise UserError(f"{type(scheduler).__name__} of the model cannot sample in {how}: {error}") from error
     return timesteps
 
 
@@ -51,6 +59,9 @@ def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[
 
     Args:
         pipeline: that of a model in memory; it is not changed.
+
+    Raises:
+        UserError: the scheduler refuses the suite's steps or timesteps.
     """
     if spec.source == "rendered":
         return {}

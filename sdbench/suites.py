@@ -87,7 +87,7 @@ class Noise(Table):
     """Initial latents: one for each image, or one for all (as in MLPerf), drawn from `seed` or read from `file`.
 
     Attributes:
-        file: `asset:<name>` or path of a tensor saved by `torch.save`; from a seed alone, the last digits differ between machines.
+        file: `asset:<name>` or path (in a suite file, relative to that file) of a tensor saved by `torch.save`; from a seed alone, the last digits differ between machines.
         digest: SHA-256 of that file; a file with another digest is refused.
     """
 
@@ -152,7 +152,7 @@ class Teacher(Table):
 
     Attributes:
         model: the name of the teacher in its records.
-        suite: name or path of the suite of those records, with the same prompts, noise and size but other sampling, such as 25 steps
+        suite: name or path (in a suite file, relative to that file) of the suite of those records, with the same prompts, noise and size but other sampling, such as 25 steps
             where the students take 4; None for the suite itself.
     """
 
@@ -339,10 +339,7 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
     if not path.is_file():
         raise UserError(f"no suite file {what}") if what.endswith(".toml") else unknown_name("suite", what, names())
     suite = read_toml(Suite, path, f"suite {path}")
-    if suite.prompts:
-        beside = {key: path.parent / name for key in ("file", "path") if (name := getattr(suite.prompts, key))}
-        found = {key: str(place) for key, place in beside.items() if key == "file" or place.exists()}  # another `path` is a name on the Hub
-        suite = suite.model_copy(update={"prompts": suite.prompts.model_copy(update=found)})
+    suite = _with_files_beside(suite, path.parent)
     for name in suite.include:
         part = load(name, (*including, what))
         metrics = {family: names for family, names in part.metrics.items() if suite.family in (None, family)}
@@ -353,6 +350,18 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
                 "reference": suite.reference or part.reference,
             }
         )
+    return suite
+
+
+def _with_files_beside(suite: Suite, folder: Path) -> Suite:
+    """The suite with the files that it names relative to its own file; where there is none, a name means something else, such as a dataset on the Hub."""
+    tables = {"prompts": ("file", "path"), "noise": ("file",), "teacher": ("suite",)}
+    for table, keys in tables.items():
+        content = getattr(suite, table)
+        beside = {key: folder / name for key in keys if (name := getattr(content, key, None))}
+        found = {key: str(place) for key, place in beside.items() if (table, key) == ("prompts", "file") or place.exists()}
+        if found:
+            suite = suite.model_copy(update={table: content.model_copy(update=found)})
     return suite
 
 

@@ -22,7 +22,7 @@ from sdbench import __version__, api, cli
 from sdbench.arguments import run_command
 from sdbench.assets.catalogue import ENCODER_OF
 from sdbench.commands import scenes
-from sdbench.errors import UserError
+from sdbench.errors import PartialError, UserError
 from sdbench.gate.verdicts import Report
 from sdbench.suites import Suite
 
@@ -102,6 +102,21 @@ def test_run_writes_all_leaderboard_files_and_succeeds_if_it_cannot(
     assert out == first_out
     assert f"record: {folder}\n" in err
     assert re.search(r"leaderboard could not be updated.*p0000\.png cannot be read", err)
+
+
+@pytest.mark.parametrize("words", [["run", "--model", "scenes-vega"], ["benchmark", "--profile", "scenes"]])
+def test_models_that_were_measured_are_shown_beside_the_error_of_one_that_was_not(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail_in_part(*_: object, **__: object) -> None:
+        raise PartialError("all of its pixels are NaN", [save_record(make_measurement("scenes-ssd-1b"), tmp_path)])
+
+    monkeypatch.setattr(api, "run", fail_in_part)
+    assert cli.main([*words, "--results", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert "scenes-ssd-1b" in out
+    assert err.endswith("sdbench: all of its pixels are NaN\n")
+    assert (tmp_path / "LEADERBOARD.md").is_file()
 
 
 @pytest.mark.parametrize(

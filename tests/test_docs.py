@@ -119,7 +119,7 @@ def phrases() -> list[str]:
         "fewer than {}, {}, {} calls".format(*few_calls),
         f"smallest of {', '.join(map(str, capacity.CARDS_GB))} GB",
         "two {0} x {0} matrices (CPU: {1} x {1}".format(*ceilings.MATMUL_SIDE.values()),
-        f"in float16 {ceilings.FLOAT16_SIDE_CPU} x {ceilings.FLOAT16_SIDE_CPU}",
+        f"in float16, and in bfloat16 without AVX-512, {ceilings.SLOW_SIDE} x {ceilings.SLOW_SIDE}",
         f"copy of {ceilings.COPY_BYTES['cuda'] // 2**30} GiB (CPU: {ceilings.COPY_BYTES['cpu'] // 2**20} MiB)",
         f"drift from {100 * conditions.DRIFT:.0f} % on, {conditions.FOREIGN_CORES} foreign cores",
         f"over {conditions.HOST_BOUND} of a step",

@@ -396,6 +396,12 @@ def test_sampler_replaces_only_the_scheduler_named_by_the_suite(pipeline: Stable
     assert {"model", *SCHEDULERS} == set(SUPPORTED_SETTINGS)
 
 
+def test_steps_that_a_scheduler_refuses_are_told_before_a_model_is_loaded() -> None:
+    many = SAMPLING.model_copy(update={"scheduler": "lcm", "steps": 51})
+    with pytest.raises(UserError, match=r"^LCMScheduler of the model cannot sample in 51 steps: .*50"):
+        describe(resolve("scenes-vega"), many)
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_scheduler_uses_the_settings_in_the_table(name: Scheduler, pipeline: StableDiffusionXLPipeline) -> None:
     kind, own = SCHEDULERS[name], copy.copy(pipeline)

@@ -11,7 +11,7 @@ import torch
 
 from sdbench import __version__, machine
 from sdbench.errors import UserError
-from sdbench.machine import PACKAGES, checkout_state, choose_device, environment, this_machine, variables
+from sdbench.machine import PACKAGES, checkout_state, choose_device, environment, slow_dtype_note, this_machine, variables
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,6 +36,22 @@ def test_default_device_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch
     assert choose_device(None) == "cpu"
     with pytest.raises(UserError, match=r"no device 'cuda' here: torch .* sees cpu;"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "capability", "is_slow"),
+    [
+        ("cpu", "bfloat16", "AVX2", True),
+        ("cpu", "float32", "AVX2", False),
+        ("cuda", "bfloat16", "AVX2", False),
+        ("cpu", "bfloat16", "AVX512", False),
+    ],
+)
+def test_sixteen_bits_are_slow_on_a_processor_without_avx512(
+    device: str, dtype: str, capability: str, is_slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert bool(slow_dtype_note(dtype, device)) == is_slow
 
 
 def test_cpu_machine_has_no_driver_and_cuda_even_beside_a_gpu() -> None:

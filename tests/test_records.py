@@ -226,7 +226,7 @@ def test_one_changed_record_makes_reading_all_fail(tmp_path: Path) -> None:
         {"value": 1, "low": float("-inf")},
         {"state": "missing", "reason": ""},
         {"state": "failed", "reason": "x", "value": 0},
-        {"state": "missing", "reason": "x", "high": 0},
+        *({"state": "missing", "reason": "x", end: 0} for end in ("low", "high")),
         {"state": "lost", "reason": "x"},
         {"value": 1, "unknown": 1},
     ],

@@ -30,7 +30,7 @@ def score_values(subject: Subject, *metrics: str) -> dict[str, Value]:
 
 def test_every_metric_has_a_value_an_interval_and_a_score_column(tmp_path: Path) -> None:
     teacher = Scores([f"p{index}" for index in range(5, -1, -1)], [0] * 6, {"preference.scenes": np.array([99, -99, -99, -99, 99, -99.0])})
-    values, scores = score(scenes_subject(tmp_path, teacher_scores=teacher), METRICS)
+    values, scores = score(scenes_subject(tmp_path, teacher_scores=teacher), METRICS[::-1])  # a win rate before its judge's scores
     for value in values:
         assert value.state == "ok", value
         assert value.n == 6

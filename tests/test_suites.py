@@ -318,6 +318,17 @@ def test_prompt_file_is_relative_to_the_suite_file(folder: Path, tmp_path: Path)
     assert own.id.digest == shipped.id.digest, "the digest does not depend on the place of the prompts"
 
 
+def test_latent_and_suite_of_the_teacher_are_relative_to_the_suite_file(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    for number, place in enumerate((folder, tmp_path / "own")):
+        (place / "latent.pt").write_bytes(bytes([number]))
+        write(place, "n = 3", "n = 4", name="teachers")
+        write(place, "seed = 7", 'kind = "fixed"\nfile = "latent.pt"\n[teacher]\nmodel = "it"\nsuite = "teachers.toml"')
+    own = suites.load("own/own.toml")
+    assert (own.noise.path(), own.teacher and own.teacher.suite) == (Path("own/latent.pt"), "own/teachers.toml")
+    assert own.noise.identity() != suites.load("own").noise.identity()
+
+
 def test_suite_file_that_is_not_text_is_an_error(folder: Path) -> None:
     (folder / "own.toml").write_bytes(b'name = "\xff"')
     with pytest.raises(UserError, match="is not valid TOML"):

@@ -16,7 +16,7 @@ import numpy as np
 from diffusers import UNet2DConditionModel
 
 from distillation.data.batches import numbered_batches, scene_pool
-from distillation.plan import MIDDLE_ATTENTION
+from distillation.plan import MIDDLE_ATTENTION, all_blocks
 from distillation.provenance import package_versions
 from distillation.recipe import Recipe
 from distillation.recipe_tables import KeepBlocks, KeepResnets, Stage
@@ -24,7 +24,7 @@ from distillation.run_plan import plan_run, run_identity
 from distillation.sensitivity.removal import pick_most_missed, removal_losses
 from distillation.train import distil
 from sdbench.arrays import F64
-from sdbench.disk import digest, locked, read_json, write_bytes
+from sdbench.disk import digest, keep_earlier, locked, read_json, write_bytes
 from sdbench.errors import unknown_name
 from sdbench.models.architectures import depths, unet_config
 from sdbench.scenes.embedded import verified_path
@@ -93,6 +93,8 @@ def run_sweep(
 ) -> list[Outcome]:
     """Train every student that has no result yet, seed by seed, and return all outcomes.
 
+    A result with another identity is kept under another name.
+
     Args:
         teacher_folder: a complete pipeline of the embedded family.
         work: images, latents and students are kept in its subfolder `ablation/<digest of the versions>`.
@@ -125,12 +127,15 @@ def run_sweep(
             plan = plan_run(variant, "scenes", [teacher_folder], steps)
             identity = {**run_identity(variant, "scenes", plan, pool.images.digest, device), "versions": versions}
             path = results / "ablation" / recipe.name / f"{name.replace(' ', '-')}-{seed}.json"
-            if not (outcome := _read(path)) or outcome.identity != identity:
+            outcome = earlier = _read(path)
+            if outcome is None or outcome.identity != identity:
                 out = work / "students" / digest(identity)
                 with locked(out.with_suffix(".lock")):  # another sweep may be making it
                     if not out.exists():
                         distil(variant, "scenes", [teacher_folder], work, out, steps=steps, device=device, unet_only=True)
                 outcome = _evaluate(out, name, seed, identity, evaluation, device)
+                if earlier:
+                    keep_earlier(path, [key for key in earlier.identity | identity if earlier.identity.get(key) != identity.get(key)])
                 write_bytes(path, json.dumps(asdict(outcome)).encode() + b"\n")
             outcomes.append(outcome)
     return outcomes
@@ -158,7 +163,7 @@ def _read(path: Path) -> Outcome | None:
 
 def with_other_blocks(recipe: Recipe, choose: BlockChooser, source: str) -> Recipe:
     """A recipe with the same stages and depths but the blocks that `choose` keeps; `source` is the source of each row."""
-    blocks = {path: tuple(range(depth)) for path, depth in depths(unet_config(recipe.teacher)).items()}
+    blocks = all_blocks(unet_config(recipe.teacher))
     stages = []
     for stage, plan in zip(recipe.stages, recipe.plans, strict=True):
         blocks = {path: present for path, present in blocks.items() if path == MIDDLE_ATTENTION or plan.student_path(path)}

@@ -96,15 +96,20 @@ class _DeadError(Exception):
 
 
 def download(urls: Sequence[str], threads: int, rules: FetchRules) -> Generator[tuple[Link, bytes], None, None]:
-    """Follow links, `threads` at a time, and yield each result as soon as it is there, with the image's bytes if it was fetched."""
-    client, pending = _client(threads, rules), set[Future[tuple[Link, bytes]]]()
-    with ThreadPoolExecutor(threads) as pool:
+    """Follow links, `threads` at a time, and yield each result as soon as it is there, with the image's bytes if it was fetched.
+
+    Closing it early waits only for the links that are being followed.
+    """
+    client, pending, pool = _client(threads, rules), set[Future[tuple[Link, bytes]]](), ThreadPoolExecutor(threads)
+    try:
         for url in urls:
             pending.add(pool.submit(_follow, client, url, rules))
             if len(pending) >= 2 * threads:  # bounds the images in memory
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         yield from (future.result() for future in as_completed(pending))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _follow(client: urllib3.PoolManager, url: str, rules: FetchRules) -> tuple[Link, bytes]:

@@ -4,6 +4,7 @@ An image folder is read in place. Parquet files, tars and Hub datasets are first
 (below `HF_HOME`), which takes their size on disk once more.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from sdbench.disk import write_bytes
 from sdbench.errors import UndecodableError, UserError
 from sdbench.store import FORMATS
 
+DAMAGE = (None, errno.ENOENT, errno.EINVAL)  # `errno` if the image is at fault: for Pillow, missing, or an offset before its start
 SWAPPED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
@@ -71,6 +73,7 @@ class Images:
 
         Raises:
             UndecodableError: the image is missing or cannot be decoded.
+            UserError: it cannot be read now; it may be whole.
         """
         with self._open(row) as image:
             return _to_rgb(ImageOps.exif_transpose(image))
@@ -79,7 +82,8 @@ class Images:
         """Width and height of the upright image in px, from its header.
 
         Raises:
-            UndecodableError: the image is missing, or its header cannot be read.
+            UndecodableError: the image is missing, or its header is damaged.
+            UserError: it cannot be read now; it may be whole.
         """
         with self._open(row) as image:
             width, height = image.size
@@ -91,10 +95,13 @@ class Images:
         try:
             with open_image(image) as file, Image.open(file, formats=FORMATS) as opened:
                 yield opened
+        except MemoryError:
+            raise
         except Exception as error:  # decoders of damaged files raise nearly anything
-            raise UndecodableError(
-                f"{self.name}: {_describe(row, self.captions[row], image)} cannot be decoded: {error}. Replace it, or remove the row"
-            ) from error
+            what = f"{self.name}: {_describe(row, self.captions[row], image)}"
+            if isinstance(error, OSError) and error.errno not in DAMAGE:
+                raise UserError(f"{what} cannot be read: {error.strerror}. See to that, and run the same command again") from error
+            raise UndecodableError(f"{what} cannot be decoded: {error}. Replace it, or remove the row") from error
 
 
 def open_images(source: str, *, caption_column: str | None = None) -> Images:

@@ -21,12 +21,12 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from distillation.plan import MIDDLE_ATTENTION, Plan
+from distillation.plan import MIDDLE_ATTENTION, Plan, all_blocks, block_paths
 from distillation.prune import student_config
 from distillation.sensitivity.removal import SECOND_RESNET, WHOLE_MIDDLE
 from sdbench.arrays import F64
 from sdbench.errors import UserError
-from sdbench.models.architectures import Config, depths
+from sdbench.models.architectures import Config
 from sdbench.models.loading import build_on_meta, count_parameters
 from sdbench.probes.meters import synchronised_clock
 from sdbench.training.diffusion import Batch, add_noise, predict
@@ -88,11 +88,10 @@ def parameter_cost(config: Config) -> Cost:
     """Exact parameter counts of a UNet and its parts."""
     unet = build_on_meta("unet", config)
     parts = {
-        path: np.array([count_parameters(unet.get_submodule(f"{path}.transformer_blocks.{block}")) for block in range(depth)])
-        for path, depth in depths(config).items()
+        path: np.array([count_parameters(unet.get_submodule(block)) for block in blocks]) for path, blocks in block_paths(config).items()
     }
     if MIDDLE_ATTENTION in parts:
-        plan = Plan({path: tuple(range(depth)) for path, depth in depths(config).items() if path != MIDDLE_ATTENTION}, 0)
+        plan = Plan({path: blocks for path, blocks in all_blocks(config).items() if path != MIDDLE_ATTENTION}, 0)
         parts[WHOLE_MIDDLE] = np.array([count_parameters(unet) - count_parameters(build_on_meta("unet", student_config(config, plan)))])
     return Cost(count_parameters(unet), parts, "parameters")
 
@@ -104,7 +103,7 @@ def measure_time_cost(unet: UNet2DConditionModel, batch: Batch, scheduler: DDIMS
     On a GPU these are the times of its kernels. Each call first sleeps in the stream until the host, which may be slower than the
     GPU, has filled the queue, and nothing synchronises before the end.
     """
-    blocks = {path: [f"{path}.transformer_blocks.{block}" for block in range(depth)] for path, depth in depths(unet.config).items()}
+    blocks = block_paths(unet.config)
     middle = [MIDDLE_ATTENTION, SECOND_RESNET] if MIDDLE_ATTENTION in blocks else []
     timestamps: dict[str, list[Any]] = {name: [] for name in ["", *middle, *(name for names in blocks.values() for name in names)]}
     noised, batch = add_noise(scheduler, batch).to(unet.dtype), batch.to(unet.dtype)

@@ -1,5 +1,6 @@
 """From a plan to a recipe: the order in which parts are removed, in stages of about equal loss, and the recipe's file."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tomli_w
 
-from distillation.plan import MIDDLE_ATTENTION, Plan
+from distillation.plan import MIDDLE_ATTENTION, Plan, all_blocks
 from distillation.recipe import NAME_PATTERN, Recipe
 from distillation.recipe_tables import KeepBlocks, Middle, Stage
 from distillation.sensitivity.budget import TIED_TO_MIDDLE, Cost, sum_removed
@@ -16,7 +17,7 @@ from distillation.sensitivity.removal import WHOLE_MIDDLE
 from sdbench.arrays import F64
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
-from sdbench.models.architectures import TOPOLOGIES, depths, unet_config
+from sdbench.models.architectures import TOPOLOGIES, unet_config
 
 SOURCE = "sensitivity of the teacher's output"
 
@@ -51,7 +52,7 @@ def split_into_stages(losses: Mapping[str, F64], parameters: Cost, plan: Plan, n
         raise UserError(f"the plan removes {len(units)} parts, too few for {n} stages; give fewer --stages or a smaller budget")
     plans, blocks = [], {path: tuple(range(len(row))) for path, row in losses.items() if path != WHOLE_MIDDLE}
     ends = _stage_ends(np.array([unit.loss for unit in units]), n)
-    for start, end in zip([0, *ends], ends, strict=False):
+    for start, end in itertools.pairwise([0, *ends]):
         removed = {place for unit in units[start:end] for place in unit.blocks}
         blocks = {path: tuple(block for block in kept if (path, block) not in removed) for path, kept in blocks.items()}
         blocks = {path: kept for path, kept in blocks.items() if kept}
@@ -115,7 +116,7 @@ def derive_recipe(plans: Sequence[Plan], teacher: str, name: str, like: Recipe) 
     """
     if teacher not in TOPOLOGIES:
         raise UserError(f"a recipe starts from an architecture that has a name; found {teacher!r}, expected one of {', '.join(TOPOLOGIES)}")
-    stages, previous = [], {path: tuple(range(depth)) for path, depth in depths(unet_config(teacher)).items()}
+    stages, previous = [], all_blocks(unet_config(teacher))
     for number, plan in enumerate(plans, 1):
         rows = {path: plan.blocks.get(path, ()) for path, blocks in previous.items() if plan.blocks.get(path, ()) != blocks}
         keep = tuple(KeepBlocks(attentions=path, blocks=blocks, source=SOURCE) for path, blocks in rows.items())

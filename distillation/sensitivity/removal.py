@@ -6,7 +6,6 @@ attention with all blocks, and its second resnet.
 """
 
 import itertools
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,14 +21,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distillation.losses import mse
-from distillation.plan import MIDDLE_ATTENTION
+from distillation.plan import MIDDLE_ATTENTION, block_paths
 from distillation.provenance import package_versions
 from distillation.taps import collect_outputs
 from distillation.teacher import Teacher
 from sdbench.arrays import F64
-from sdbench.disk import digest, write_bytes
+from sdbench.disk import keep_earlier, write_bytes
 from sdbench.errors import UserError
-from sdbench.models.architectures import depths
 from sdbench.training.diffusion import Batch, add_noise, predict
 from sdbench.training.latents import CaptionedImages, LatentPool
 from sdbench.validation import Table, error_message
@@ -130,10 +128,8 @@ def measure_sensitivity(
         n_images=settings.n,
         losses={part: rows.reshape(len(rows), settings.bins, settings.batches).tolist() for part, rows in losses.items()},
     )
-    if earlier:  # at full size it took hours
-        kept = path.with_name(f"{name}-{digest(earlier.model_dump(mode='json'))[:8]}.json")
-        path.rename(kept)
-        tqdm.write(f"the earlier result of {name} differs in: {', '.join(differences)}; it is now in {kept}", file=sys.stderr)
+    if earlier:
+        keep_earlier(path, differences)
     write_bytes(path, sensitivity.model_dump_json().encode() + b"\n")
     return sensitivity
 
@@ -227,7 +223,7 @@ def removal_losses(unet: UNet2DConditionModel, batches: Sequence[Batch], schedul
         batches: to measure on; with different timesteps per batch, the result shows how losses depend on them.
     """
     parts: dict[str, list[tuple[str, ...]]]
-    parts = {path: [(f"{path}.transformer_blocks.{block}",) for block in range(depth)] for path, depth in depths(unet.config).items()}
+    parts = {path: [(block,) for block in blocks] for path, blocks in block_paths(unet.config).items()}
     if MIDDLE_ATTENTION in parts:
         parts[WHOLE_MIDDLE] = [(MIDDLE_ATTENTION, SECOND_RESNET)]
     reusable = [path for path, module in unet.named_modules() if isinstance(module, ResnetBlock2D | BasicTransformerBlock)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sdbench.arguments import add_part, print_answer, print_json, print_note
 from sdbench.commands import gating, overrides, showing
 from sdbench.commands.console import AddCommand, add_completion, add_device, add_runs, places_from, print_requirements, table_width
-from sdbench.errors import UserError
+from sdbench.errors import PartialError, UserError
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
@@ -123,9 +123,13 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if only != "probes":
         print_requirements(suite, arguments, missing)
-    made = api.run(
-        specs, suite, places_from(arguments), device=arguments.device, only=only, settings=arguments.setting, profile=arguments.profile
-    )
+    options = {"device": arguments.device, "only": only, "settings": arguments.setting, "profile": arguments.profile}
+    try:
+        made = api.run(specs, suite, places_from(arguments), **options)
+    except PartialError as error:
+        if error.folders:
+            _print_records(error.folders, arguments)
+        raise
     return _print_records(made, arguments)
 
 
@@ -225,11 +229,20 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json(planned)
         return 0
+    errors, measured = [], 0
     for each in chosen.suite_runs:
         if each.only != "probes":
             print_requirements(each.suite, arguments)
-        api.run(each.specs, each.suite, places_from(arguments), only=each.only, settings=each.settings)
-    return showing.show_leaderboard(arguments)
+        try:
+            measured += len(api.run(each.specs, each.suite, places_from(arguments), only=each.only, settings=each.settings))
+        except UserError as error:  # the other suites can be measured
+            errors.append(str(error))
+            measured += len(error.folders) if isinstance(error, PartialError) else 0
+    if measured:
+        showing.show_leaderboard(arguments)
+    if errors:
+        raise UserError("\n".join(errors))
+    return 0
 
 
 def _score(arguments: argparse.Namespace) -> int:

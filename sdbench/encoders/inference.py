@@ -12,7 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdbench import __version__
 from sdbench.arrays import F32, U8
+from sdbench.disk import digest
+from sdbench.machine import version
+from sdbench.records import ENCODING_PACKAGES
 
 RUN_DEVICE: ContextVar[torch.device | None] = ContextVar("RUN_DEVICE", default=None)  # set by `memory.evaluators_on`
 _BACKENDS, _CUDNN, _MKLDNN = (cast("Any", kind) for kind in (torch.backends, torch.backends.cudnn, torch.backends.mkldnn))  # sparsely typed
@@ -27,6 +31,11 @@ _OLDER: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (  # 
 def device() -> torch.device:
     """The device that encoders run on: that of the run, or outside a run the GPU if there is one."""
     return RUN_DEVICE.get() or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def computed_by() -> str:
+    """A digest of what features depend on besides images and encoder, at least in their last digits: versions, and the kind of device."""
+    return digest([__version__, device().type, *map(version, ENCODING_PACKAGES)])[:8]
 
 
 def encode(given: U8 | Tensor, encoder: Callable[[Any], Tensor], batch: int) -> F32:

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
+from sdbench.machine import is_slow
 from sdbench.probes.meters import synchronised_clock
 from sdbench.settings import Dtype
 
 MATMUL_SIDE = {"cuda": 8192, "cpu": 2048}
-FLOAT16_SIDE_CPU = 512  # a CPU without support for float16 takes 0.2 to 0.5 s even for that
+SLOW_SIDE = 512  # a CPU without instructions for a dtype of 16 bits takes 0.2 to 2 s even for that
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**27}  # far more than the caches of a card hold, and those of most CPUs
 
 
@@ -40,8 +41,8 @@ def measure(name: str, device: str, dtype: Dtype) -> float:
 
 
 def _matmul_side(device: str, dtype: Dtype) -> int:
-    kind = torch.device(device).type
-    return FLOAT16_SIDE_CPU if (kind, dtype) == ("cpu", "float16") else MATMUL_SIDE[kind]
+    is_unsupported = (device, dtype) == ("cpu", "float16") or is_slow(dtype, device)
+    return SLOW_SIDE if is_unsupported else MATMUL_SIDE[torch.device(device).type]
 
 
 def _copy_bytes(device: str) -> int:

@@ -9,12 +9,9 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from sdbench import __version__
 from sdbench.arrays import F32, F64, U8
-from sdbench.disk import digest
-from sdbench.encoders.inference import device
-from sdbench.machine import version
-from sdbench.records import ENCODING_PACKAGES, Direction, Scores, State, Value, column_of, mean_per_prompt
+from sdbench.encoders.inference import computed_by
+from sdbench.records import Direction, Scores, State, Value, column_of, mean_per_prompt
 from sdbench.stats import intervals
 from sdbench.store import Store
 
@@ -99,8 +96,7 @@ class Subject:
         Raises:
             UserError: see `Store.read`; or the features cannot be written.
         """
-        computed_by = digest([__version__, device().type, *map(version, ENCODING_PACKAGES)])[:8]
-        return self.store.features(f"{encoder}-{computed_by}", self.image_ids, lambda: np.concatenate(self.map_blocks(compute, encoder)))
+        return self.store.features(f"{encoder}-{computed_by()}", self.image_ids, lambda: np.concatenate(self.map_blocks(compute, encoder)))
 
     def per_prompt(self, column: F64) -> F64:
         """The mean over each prompt's images, (prompts,). Intervals rest on these: two images of a prompt are not independent."""

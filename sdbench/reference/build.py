@@ -23,6 +23,7 @@ from sdbench.arrays import F32, F64, U8
 from sdbench.assets.sources import open_image, read_rows
 from sdbench.disk import digest, locked
 from sdbench.encoders.catalogue import Encoder
+from sdbench.encoders.inference import computed_by
 from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
 from sdbench.models.spec import NAME, NAME_RULE
@@ -56,7 +57,7 @@ def images_in_folder(path: Path, n: int | None = None) -> Images:
         raise UserError(f"there is no folder {path}; name the folder of the images with --images")
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     kept = files[: _resolve_count(str(path), len(files), n, f" ({', '.join(sorted(SUFFIXES))})")]
-    return Images(path.name, list(map(str, kept)), lambda row: kept[row].read_bytes())
+    return Images(path.resolve().name, list(map(str, kept)), lambda row: kept[row].read_bytes())
 
 
 def images_in_dataset(what: str, split: str = "train", column: str | None = None, n: int | None = None) -> Images:
@@ -105,7 +106,7 @@ def build(name: str, images: Images, encoder: Encoder, runs: Path) -> Card:
         moments, kept, sha256 = Moments(), [], hashlib.sha256()
         for rows, contents, hashes in _read_blocks(images, f"{name}, {encoder.name}"):
             sha256.update(hashes)
-            path = blocks / f"{digest([encoder.id(), hashes.hex()])}.npy"
+            path = blocks / f"{digest([encoder.id(), computed_by(), hashes.hex()])}.npy"
             features = load_or_compute(path, partial(_features, contents, [images.names[row] for row in rows], encoder))
             moments.add(features)
             kept.append(features[[_is_kept(row, n) for row in rows]])

@@ -7,7 +7,7 @@ from sdbench.assets.prompts import prompts_digest
 from sdbench.disk import file_digest
 from sdbench.records import Value
 from sdbench.reference import cards
-from sdbench.suites import Accept, Suite
+from sdbench.suites import Accept, Suite, base_name
 
 
 def add_verdicts(values: Sequence[Value], suite: Suite, runs: Path) -> list[Value]:
@@ -36,7 +36,7 @@ def _differences(values: Sequence[Value], suite: Suite, accept: Accept, runs: Pa
     references = {value.reference for value in values if value.name in accept.ranges and value.kind == "set"}
     published = {card.digest for card in cards.list_cards(runs) if card.data.get("git") == accept.statistics}
     is_same = {
-        "settings": not suite.name.endswith("-custom"),
+        "settings": base_name(suite.name) == suite.name.removesuffix("-sequential"),
         "prompts": prompts_digest(list(suite.prompt_list().values())) == accept.prompts,
         "latent": latent is not None and file_digest(latent) == accept.noise,
         "statistics": bool(references) and references <= published,

@@ -11,7 +11,7 @@ from sdbench import schedulers
 from sdbench.assets.pipelines import missing_files
 from sdbench.disk import size_text
 from sdbench.errors import UserError
-from sdbench.machine import choose_device
+from sdbench.machine import choose_device, slow_dtype_note
 from sdbench.models.architectures import TOPOLOGIES
 from sdbench.models.files import read_model_json
 from sdbench.models.locate import locate
@@ -51,7 +51,8 @@ def plan(
     assert suite.sampling
     assert suite.prompts
     check_weights(specs, suite.sampling.dtype)
-    rate = ceilings.measure("matmul", choose_device(device), suite.sampling.dtype) / 2  # two FLOPs are one multiply-accumulate
+    place = choose_device(device)
+    rate = ceilings.measure("matmul", place, suite.sampling.dtype) / 2  # two FLOPs are one multiply-accumulate
     scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
     timed = suite.probes.select(settings) if suite.probes and only != "quality" else {}
     copies = itertools.product(specs, dtypes(suite.sampling, timed))
@@ -72,6 +73,7 @@ def plan(
     lines = [_text(content, n, suite.samples)]
     if suite.probes and timed:
         lines.append(f"probes: {suite.probes.rounds} rounds a model, each a process for every setting: {', '.join(timed)}")
+    lines += filter(None, [slow_dtype_note(suite.sampling.dtype, place)])
     return {**content, "text": "\n".join(lines)}
 
 

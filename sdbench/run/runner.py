@@ -4,7 +4,7 @@ import gc
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,7 +12,7 @@ from sdbench import schedulers
 from sdbench.arrays import U8
 from sdbench.assets.pipelines import fetch
 from sdbench.encoders.memory import evaluators_on
-from sdbench.errors import UserError
+from sdbench.errors import PartialError, UserError
 from sdbench.generate import Job, generate, make_sampler, render_scenes, select_part
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
@@ -26,6 +26,8 @@ from sdbench.scenes import embedded
 from sdbench.store import Store
 from sdbench.suites import find
 
+T = TypeVar("T")
+
 
 def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
     """Measure models, and return their record folders, in the order of `specs`.
@@ -33,28 +35,27 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
     A teacher among them is scored first, since the others are compared with its scores and images.
 
     Raises:
-        UserError: see `fetch_models`; or a model cannot be drawn, or its record cannot be written, while those of the others are written all the same.
+        UserError: see `fetch_models`.
+        PartialError: a model cannot be drawn, or its record cannot be written; the records of the others are.
     """
     ordered = sorted(fetch_models(specs, context), key=lambda spec: spec.name != teacher_name(context.suite))
     models = {spec.name: describe_model(spec, context) for spec in ordered}
-    images, folders, refused = {}, {}, {}
-    for spec in ordered if context.with_quality else ():
-        try:
-            images[spec.name] = _draw_images(spec, models[spec.name], context)
-        except UserError as error:  # the others can be measured
-            refused[spec.name] = str(error)
-    sound = [spec for spec in ordered if spec.name not in refused]
+
+    def draw_all(spec: ModelSpec) -> tuple[dict[str, Any], tuple[Store, list[Job]] | None]:
+        scheduler = describe_scheduler(spec, context)
+        return scheduler, _draw_images(spec, models[spec.name], context) if context.with_quality else None
+
+    drawn, refused = _try_each(ordered, draw_all, context.device)
+    sound = [spec for spec in ordered if spec.name in drawn]
     probed = run_probes(sound, context)
-    schedulers_by_name = {spec.name: describe_scheduler(spec, context) for spec in sound}
+
+    def record(spec: ModelSpec) -> Path:
+        (scheduler, images), model = drawn[spec.name], models[spec.name]
+        return write_record(model, context, build_subject(model, context, *images) if images else None, probed, scheduler)
+
     with evaluators_on(context.device):
-        for name, scheduler in schedulers_by_name.items():
-            try:
-                subject = build_subject(models[name], context, *images[name]) if name in images else None
-                folders[name] = write_record(models[name], context, subject, probed, scheduler)
-            except UserError as error:  # the others were measured, too
-                refused[name] = str(error)
-    if refused:
-        raise UserError("\n".join(dict.fromkeys(refused.values())))
+        folders, unwritten = _try_each(sound, record, context.device)
+    _raise_errors(refused + unwritten, [*folders.values()])
     return [folders[spec.name] for spec in specs]
 
 
@@ -68,13 +69,36 @@ def draw(specs: Sequence[ModelSpec], context: RunContext, part: tuple[int, int])
         By name of a model, the number of its images that are still missing.
 
     Raises:
-        UserError: see `fetch_models` and `ImageGenerator.draw`.
+        UserError: see `fetch_models`.
+        PartialError: images of a model cannot be drawn; those of the others are.
     """
-    missing = {}
-    for spec in fetch_models(specs, context):
+
+    def draw_part(spec: ModelSpec) -> int:
         store, jobs = _draw_images(spec, describe_model(spec, context), context, part)
-        missing[spec.name] = len(store.missing([job.image_id for job in jobs]))
+        return len(store.missing([job.image_id for job in jobs]))
+
+    missing, refused = _try_each(fetch_models(specs, context), draw_part, context.device)
+    _raise_errors(refused)
     return missing
+
+
+def _try_each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T], device: str) -> tuple[dict[str, T], list[str]]:
+    """What `work` returns for each model, by its name, and its errors: a model that cannot be measured costs the others nothing."""
+    done, errors = {}, []
+    for spec in specs:
+        try:
+            done[spec.name] = work(spec)
+        except UserError as error:
+            errors.append(str(error))
+        gc.collect()  # the model, or the images
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()
+    return done, errors
+
+
+def _raise_errors(errors: Sequence[str], folders: Sequence[Path] = ()) -> None:
+    if errors:
+        raise PartialError("\n".join(dict.fromkeys(errors)), folders)
 
 
 def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelSpec]:
@@ -142,12 +166,7 @@ class ImageGenerator:
 def _draw_images(spec: ModelSpec, model: Model, context: RunContext, part: tuple[int, int] = (1, 1)) -> tuple[Store, list[Job]]:
     generator = ImageGenerator(spec, model, context)
     generator.draw(select_part(generator.jobs, context.sampling.batch, part))
-    store, jobs = generator.store, generator.jobs
-    del generator  # which holds the model
-    gc.collect()
-    if context.device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    return store, jobs
+    return generator.store, generator.jobs
 
 
 def run_probes(specs: Sequence[ModelSpec], context: RunContext) -> ProbeResult:

@@ -40,7 +40,7 @@ class Schedule:
         lr: peak learning rate, after a linear warm-up over `warmup` steps.
         batch: images in one forward pass.
         weight_decay, betas: of AdamW.
-        ema: decay of the running average of the weights, or None to keep the last weights.
+        ema: decay of the running average of the weights, or 0 or None to keep the last weights.
         clip_norm: maximum norm of the gradient.
         accumulation: batches in an optimiser step, over all processes.
         lr_decay: the learning rate after the warm-up: "cosine" follows a half cosine down to zero, "none" stays constant.

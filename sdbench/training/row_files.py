@@ -144,7 +144,7 @@ def _fill(file: RowFile) -> None:
             for rows, result in _compute_chunk(file, chunk, wait_for_input):
                 if isinstance(result, UndecodableError):
                     undecodable += 1
-                    if undecodable > MAX_UNDECODABLE * file.n / processes:
+                    if undecodable > MAX_UNDECODABLE * file.n:  # of all processes together, `_finish` checks
                         raise result
                     tqdm.write(f"left out: {result}", file=sys.stderr)
                     continue
@@ -194,9 +194,19 @@ def _compute_chunk(
 
 
 def _finish(file: RowFile) -> None:
-    """Give the complete file its name, and remove its marks."""
+    """Give the complete file its name, and remove its marks.
+
+    Raises:
+        UserError: the processes together have left out too many images.
+    """
+    undecodable = np.flatnonzero(np.fromfile(file.marks_path, np.uint8) == 0)
+    if len(undecodable) > MAX_UNDECODABLE * file.n:
+        raise UserError(
+            f"{len(undecodable):,} of {file.n:,} images cannot be decoded, those reported above as left out; "
+            f"at most {MAX_UNDECODABLE:.0%} may be left out. Replace them, or remove their rows"
+        )
     file.undecodable_path.unlink(missing_ok=True)  # of a file that was deleted, or of a run that was killed here
-    if len(undecodable := np.flatnonzero(np.fromfile(file.marks_path, np.uint8) == 0)):
+    if len(undecodable):
         np.save(file.undecodable_path, undecodable)
     file.part_path.rename(file.path)
     file.marks_path.unlink()

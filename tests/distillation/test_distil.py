@@ -226,6 +226,17 @@ def test_an_out_of_memory_error_tells_the_way_out(checkpointing: bool, vega: Rec
         raise RuntimeError("something else")
 
 
+def test_a_run_without_enough_memory_tells_the_way_out(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(train, "fit", full)
+    with pytest.raises(UserError, match="cpu has too little memory to train with batch = 2"):
+        distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+
+
 def test_a_finished_run_is_only_exported(
     vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,7 +387,7 @@ def test_the_task_is_weighed_by_min_snr(vega: Recipe, teacher_folder: Path, tmp_
 def test_a_step_predicts_from_noised_latents_what_the_teachers_scheduler_says(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, drawn, inputs = list[dict[str, Any]](), list[Batch](), list[torch.Tensor]()
+    given, drawn, inputs, students = list[dict[str, Any]](), list[Batch](), list[torch.Tensor](), list[UNet2DConditionModel]()
 
     def batches_noted(pool: LatentPool, *arguments: Any) -> Callable[[int], Batch]:
         drawn.append(batches.numbered_batches(pool, *arguments)(3))
@@ -386,17 +397,19 @@ def test_a_step_predicts_from_noised_latents_what_the_teachers_scheduler_says(
         inputs.append(noised)
         return predict(unet, noised, batch)
 
-    def once(_: nn.Module, loss: Callable[[int], object], *__: Any, **___: Any) -> None:
+    def once(student: UNet2DConditionModel, loss: Callable[[int], object], *_: Any, **__: Any) -> None:
+        students.append(student)
         loss(3)
         raise KeyboardInterrupt
 
+    recipe = vega.model_copy(update={"loss": vega.loss.model_copy(update={"snr_gamma": 5.0})})
     monkeypatch.setattr(train, "numbered_batches", batches_noted)
     monkeypatch.setattr(train, "predict", predict_and_note)
     monkeypatch.setattr(train, "weighted_terms", lambda *_, **terms: given.append(terms))
     monkeypatch.setattr(train, "fit", once)
     with pytest.raises(KeyboardInterrupt):
-        distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
-    (batch,), (terms,) = drawn, given
+        distil(recipe, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+    (batch,), (terms,), (student,) = drawn, given, students
     share = DDIMScheduler.from_pretrained(teacher_folder / "scheduler").alphas_cumprod[batch.timesteps][:, None, None, None]
     noised, velocity = (
         share.sqrt() * batch.latents + (1 - share).sqrt() * batch.noise,
@@ -406,6 +419,12 @@ def test_a_step_predicts_from_noised_latents_what_the_teachers_scheduler_says(
     for each in inputs:
         torch.testing.assert_close(each, noised)
     torch.testing.assert_close(terms["target"], velocity)
+    snr = (share / (1 - share)).flatten()
+    torch.testing.assert_close(terms["sample_weights"], snr.clamp(max=5) / (snr + 1))
+    teacher = UNet2DConditionModel.from_pretrained(teacher_folder / "unet")
+    for name, unet in {"student": student, "teacher": teacher}.items():
+        torch.testing.assert_close(terms[name], predict(unet, noised, batch))
+        assert terms[name].requires_grad == (name == "student"), "only the student is trained"
 
 
 def test_a_stage_continues_the_student_and_the_batches_of_the_one_before(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 
 from distillation import cli
 from distillation.cli import main
@@ -91,6 +92,11 @@ def test_a_dry_run_checks_and_makes_nothing(teacher_folder: Path, tmp_path: Path
     assert "\n  steps = 10\n" in said
     assert f"this run: teachers {teacher_folder} (100% of the steps)\n" in said
     assert list(tmp_path.iterdir()) == []
+    tuned = shutil.copytree(teacher_folder, tmp_path / "tuned")
+    vae = tuned / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(vae).items()}, vae)
+    assert main([*arguments, "--teacher", str(teacher_folder), "--teacher", str(tuned)]) == 0
+    assert f"the teacher in {tuned} differs from the first one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["run", "vega"], ["sensitivity"]])

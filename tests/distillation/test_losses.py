@@ -11,18 +11,22 @@ from distillation.taps import Tap
 
 def test_terms_are_weighted_means_and_features_are_summed_over_taps() -> None:
     taps = [Tap("a", "a", (1, 1)), Tap("b", "c", (1, 4))]
+    student, feature = torch.tensor([[1.0, 3.0]], requires_grad=True), torch.tensor([2.0], requires_grad=True)
     found = weighted_terms(
         LossWeights(task=1, output=0.5, feature=0.25, scale="none"),
         taps,
         sample_weights=torch.ones(1),
         target=torch.tensor([[1.0, 1.0]]),
-        student=torch.tensor([[1.0, 3.0]]),
+        student=student,
         teacher=torch.tensor([[0.0, 0.0]]),
-        student_features={"a": torch.tensor([2.0]), "b": torch.tensor([1.0, 1.0, 1.0, 1.0])},
+        student_features={"a": feature, "b": torch.tensor([1.0, 1.0, 1.0, 1.0])},
         teacher_features={"a": torch.tensor([0.0]), "c": torch.tensor([1.0, 1.0, 1.0, 5.0])},
     )
     # task ((1-1)^2 + (3-1)^2) / 2; output 0.5 (1 + 9) / 2; feature 0.25 (4 + 16 / 4)
     assert {name: term.item() for name, term in found.items()} == {"task": 2.0, "output": 2.5, "feature": 2.0}
+    gradients = {"task": (student, [[0.0, 2.0]]), "output": (student, [[0.5, 1.5]]), "feature": (feature, [1.0])}
+    for name, (of, expected) in gradients.items():
+        assert torch.autograd.grad(found[name], of)[0].tolist() == expected, f"{name} alone can teach"
 
 
 def test_half_precision_is_compared_in_float32() -> None:

@@ -288,6 +288,10 @@ def test_probes_of_other_threads_are_refused(teacher: Measurement, tmp_path: Pat
     assert (report.verdict, report.exit_code) == ("incomparable", 2)
     assert "latency.pipeline.p50: PyTorch's threads are 1 against 2; set OMP_NUM_THREADS alike and run again" in report.why
     assert judge((record, scores), sides[0], tmp_path / "unknown").verdict != "incomparable", "older records do not say"
+    optional = judge(sides[1], sides[0], tmp_path / "optional", optional_rule("latency.pipeline.p50"))
+    assert [result.verdict for result in optional.results] == ["skipped", "pass"]
+    on_gpu = [(side.model_copy(update={"machine": GPU}), of) for side, of in sides]
+    assert judge(on_gpu[1], on_gpu[0], tmp_path / "gpu").verdict != "incomparable", "threads decide on a CPU only"
 
 
 def test_gate_that_skipped_everything_does_not_pass(teacher: Measurement, tmp_path: Path) -> None:
@@ -535,6 +539,9 @@ def test_equal_shares_on_few_prompts_are_inconclusive_for_other_images(tmp_path:
     student, teacher = make_measurement(n_prompts=2), make_measurement("scenes-teacher", seed=2, n_prompts=2)
     assert (student[1].columns["scene_accuracy"] == teacher[1].columns["scene_accuracy"]).all()
     assert judge(student, teacher, tmp_path / "other", rules).verdict == "inconclusive"
+    partly = {**student[1].columns, "clip_score.scenes": teacher[1].columns["clip_score.scenes"]}
+    alike = student[0], Scores(student[1].prompt_ids, student[1].samples, partly)
+    assert judge(alike, teacher, tmp_path / "alike", rules).verdict == "inconclusive", "equal by one score, and other images all the same"
     same = make_measurement("scenes-student-again", n_prompts=2)
     assert judge(student, same, tmp_path / "same", rules).verdict == "pass"
 

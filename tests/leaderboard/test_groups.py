@@ -7,7 +7,7 @@ from factories import make_record
 from sdbench.arrays import F64
 from sdbench.leaderboard import groups
 from sdbench.records import Scores, Value
-from sdbench.stats.intervals import mean_interval, proportion_interval, share_interval
+from sdbench.stats.intervals import mean_interval, proportion_interval, share_interval, wins_interval
 
 VALUES = (
     Value(name="clip", kind="score", direction="higher", unit="100 cos", value=2.0),
@@ -41,6 +41,13 @@ def test_means_and_intervals_count_prompts_not_samples(scores: Scores) -> None:
 def test_shares_have_the_interval_of_shares(scores: Scores) -> None:
     share = proportion_interval(3, 4)
     assert groups.grid([(RECORD, scores)], GROUPS, "right").rows[0][1] == f"0.75 ({share.low:.2f}..{share.high:.2f})"
+
+
+def test_shares_of_one_sample_with_ties_have_the_interval_of_wins() -> None:
+    wins = np.array([1.0, 0.5, 0.5, 1.0, 0.0, 1.0])
+    one = Scores([f"{place:05d}-0123abcd" for place in range(6)], [0] * 6, {"right": wins})
+    rate = wins_interval(wins[:4], np.full(4, 0.5)).estimate
+    assert groups.grid([(RECORD, one)], GROUPS, "right").rows[0][1] == f"0.75 ({rate.low:.2f}..{rate.high:.2f})"
 
 
 def test_score_that_happens_to_be_zero_throughout_is_no_share() -> None:

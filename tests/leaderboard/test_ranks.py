@@ -95,6 +95,7 @@ def test_model_that_was_not_measured_like_the_others_has_no_rank() -> None:
         "clip_score.scenes": (1, None, None, None, 1)
     }
     assert ranks.ranks([first, with_nan], ["clip_score.scenes"]) == {}
+    assert ranks.ranks([make_measurement(n_prompts=1, seed=seed) for seed in (1, 2)], ["clip_score.scenes"]) == {}, "a single prompt"
 
 
 @pytest.mark.parametrize("reference", ["another", None])  # older records do not name the teacher they were compared with

@@ -111,6 +111,12 @@ def test_records_without_the_base_setting_have_the_tables_of_those_that_were_mea
         (name, f"{3.23 / 1.49:.2f}x", ratio),
         (name, f"{9.65 / 4.52:.2f}x", ratio),
     }
+    names = name, f"{speed.P50}@b8"
+    teacher, student = (
+        full_size_record(model, *(probe(each, rounds) for each in names)) for model, rounds in (("sdxl", TEACHER), ("ssd-1b", STUDENT))
+    )
+    assert speed.headline([teacher, student]) == name
+    assert {row[3] for row in speed.published_grid([teacher, student], teacher).rows} == {*names}, "some were published at batch 8"
 
 
 def test_numbers_of_published_claims_appear_in_their_text() -> None:

@@ -17,7 +17,7 @@ from factories import number
 from processes import is_locked
 
 from sdbench import api
-from sdbench.disk import read_json
+from sdbench.disk import file_digest, read_json
 from sdbench.errors import UserError
 from sdbench.gate import floors
 from sdbench.machine import environment, this_machine
@@ -482,6 +482,28 @@ def test_models_measured_under_other_conditions_did_not_take_turns(harness: Driv
     run_ids.append(harness.probe("a", "b").run_id)
     assert len(harness.started) == 10
     assert len(set(run_ids)) == 5, "the gate takes rounds of one id for measured in turns"
+
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "pytest-benchmark")
+CODE = (
+    *("probes/stages", "probes/setup", "probes/meters", "probes/ceilings", "probes/capacity", "probes/monitor", "generate", "schedulers"),
+    *("models/out_of_memory", "models/random_weights", "models/activation_scale"),
+    *("models/loading", "models/lora", "models/checks", "models/files"),
+)
+
+
+@pytest.mark.parametrize("changed", ["python", *PACKAGES, *CODE])
+def test_rounds_of_other_versions_or_code_are_measured_again(changed: str, harness: DriverHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = harness.probe("a").run_id
+    software = environment()
+    others = software.model_copy(update={"packages": {**software.packages, changed: "99"} if changed in PACKAGES else software.packages})
+    python = SimpleNamespace(**{**vars(sys), "version_info": (3, 99) if changed == "python" else sys.version_info})
+    file = Path(driver.__file__).parents[1] / f"{changed}.py"
+    monkeypatch.setattr(driver, "environment", lambda: others)
+    monkeypatch.setattr(driver, "sys", python)
+    monkeypatch.setattr(driver, "file_digest", lambda path: "other code" if path == file else file_digest(path))
+    assert harness.probe("a").run_id != before
+    assert harness.started == ["a", "a"]
 
 
 def test_settings_alternate_with_models_and_label_their_values(harness: DriverHarness) -> None:

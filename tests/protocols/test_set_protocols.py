@@ -12,6 +12,7 @@ from subjects import make_subject
 from synthetic_images import noise, photograph
 
 from sdbench.arrays import F32, F64, U8
+from sdbench.encoders import inference
 from sdbench.encoders.catalogue import ENCODERS, Encoder
 from sdbench.errors import MissingError
 from sdbench.metrics import prdc
@@ -198,9 +199,9 @@ def test_features_of_other_versions_or_another_device_are_computed_anew(tmp_path
     for _ in range(2):
         set_subject(tmp_path).features("net", encode)
     for package in ("pillow", "transformers"):
-        monkeypatch.setattr(base, "version", lambda name, other=package: "99" if name == other else "1")
+        monkeypatch.setattr(inference, "version", lambda name, other=package: "99" if name == other else "1")
         set_subject(tmp_path).features("net", encode)
-    monkeypatch.setattr(base, "device", lambda: torch.device("cuda", 1))
+    monkeypatch.setattr(inference, "device", lambda: torch.device("cuda", 1))
     set_subject(tmp_path).features("net", encode)
     assert len(seen) == 4
 

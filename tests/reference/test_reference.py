@@ -20,7 +20,7 @@ from synthetic_images import deep_png
 from sdbench import cli
 from sdbench.arrays import F32, U8
 from sdbench.disk import locked
-from sdbench.encoders import scenes
+from sdbench.encoders import inference, scenes
 from sdbench.encoders.catalogue import ENCODERS, Encoder
 from sdbench.encoders.inference import device
 from sdbench.errors import MissingError, UserError
@@ -138,7 +138,10 @@ def test_reference_that_another_command_builds_meanwhile_is_kept(image_folder: P
         build("real", images_in_folder(image_folder), TOY, runs)
 
 
-def test_killed_build_resumes(image_folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("upgraded", "computed"), [(False, N - 8), (True, N)])
+def test_killed_build_resumes_under_the_same_versions(
+    upgraded: bool, computed: int, image_folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(building, "BLOCK", 4)
     sizes: list[int] = []
 
@@ -151,6 +154,8 @@ def test_killed_build_resumes(image_folder: Path, runs: Path, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         build("real", images_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", interrupt_after_eight, 6), runs)
     assert lookup_result(runs) == "missing"
+    if upgraded:
+        monkeypatch.setattr(inference, "version", lambda _: "99")
     done: list[int] = []
 
     def count(images: U8) -> F32:
@@ -158,7 +163,7 @@ def test_killed_build_resumes(image_folder: Path, runs: Path, monkeypatch: pytes
         return colours(images)
 
     build("real", images_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", count, 6), runs)
-    assert sum(done) == N - 8
+    assert sum(done) == computed
     np.testing.assert_array_equal(find("real", TOY, runs).features, FEATURES)
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -45,6 +46,12 @@ alpha = 0.05
 "preference.scenes" = { direction = "higher", margin = 1, required = true }
 "latency.pipeline.p50" = { direction = "lower", margin = 0.05, required = true }
 """
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of captions are read through `datasets`, which would keep them in the home folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def save_images(folder: Path, images: U8, prompts: list[str]) -> tuple[Path, Path]:
@@ -111,7 +118,7 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
         "not measured, so not weighed: latency.pipeline.p50",
     )
     files, listed = save_images(tmp_path / "other", images, prompts[1:] + prompts[:1])
-    Image.fromarray(images[0]).save(files / "000.jpg")
+    Image.fromarray(images[0]).save(files / "000.JPG")
     (files / "000.png").unlink()
     other = records.read_record(api.record_images(files, listed, "dall-e", places, str(own)))
     assert (other.suite.name, other.model.source) == ("own-custom", "images:images, 64 x 64 px, JPEG and PNG")
@@ -133,7 +140,7 @@ def test_captions_in_the_folder_pair_images_with_the_prompts_of_the_suite_in_any
             (folder / f"{name}.txt").write_text(prompt, encoding="utf-8")
         else:
             with (folder / layout).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"file_name": f"{name}.png", "text": prompt}) + "\n")
+                file.write(json.dumps({"file_name": f"{name}.png", "text": f"{prompt} "}) + "\n")
     record, scores = records.read(api.record_images(folder, None, "dall-e", places, str(own)))
     assert (record.suite, list(scores.prompts or ())) == (suite.id, prompts)
     assert scores.columns["scene_accuracy"].tolist() == [1] * 6, "each image shows its own caption"
@@ -145,6 +152,16 @@ def test_captions_in_the_folder_pair_images_with_the_prompts_of_the_suite_in_any
     Image.fromarray(IMAGES[0]).save(folder / "more.png")
     with pytest.raises(UserError, match=r"more\.(png have no caption|txt .*needs its caption)|1 images have no caption, such as more\.png"):
         api.score(folder, None, places, str(own))
+
+
+def test_captions_without_image_files_are_refused(tmp_path: Path) -> None:
+    images, _ = save_images(tmp_path, IMAGES[:1], PROMPTS[:1])
+    packed = {"image": [{"bytes": (images / "000.png").read_bytes(), "path": None}], "text": PROMPTS[:1]}
+    (tmp_path / "packed").mkdir()
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    datasets.Dataset.from_dict(packed, features).to_parquet(tmp_path / "packed" / "0.parquet")
+    with pytest.raises(UserError, match=r"packed: captions without an image file, .*; remove them, or unpack the images"):
+        api.score(tmp_path / "packed", None, api.Places(tmp_path))
 
 
 def test_images_without_captions_need_a_file_of_prompts(tmp_path: Path) -> None:
@@ -170,6 +187,18 @@ def test_python_functions_take_paths_as_strings(tmp_path: Path) -> None:
     assert [value.name for value in values] == ["scene_accuracy", "preference.scenes"]
     assert api.gate(folder, folder, policy, places).verdict == "pass"
     assert [path.name for path in api.report(places, str(tmp_path / "page.html"), policy)] == ["page.html"]
+
+
+def test_source_of_images_has_their_width_first(tmp_path: Path) -> None:
+    suite = suites.load("standard")
+    found = external.find_images(*save_images(tmp_path, photographs(2, 40, 56), ["a photograph"] * 2), suite)
+    assert external._describe_source(found, external.load_images(found, suite, tmp_path / "runs")) == "images, 56 x 40 px, PNG"
+
+
+def test_images_of_equal_bytes_in_other_shapes_are_stored_apart(tmp_path: Path) -> None:
+    shapes = [(4, 4, 3), (2, 8, 3)]
+    stored = [external.store_images([np.zeros(shape, np.uint8)], ["a night"], tmp_path) for shape in shapes]
+    assert [each.store.read(each.image_ids)[0].shape for each in stored] == shapes
 
 
 def test_image_and_prompt_counts_must_match(tmp_path: Path) -> None:

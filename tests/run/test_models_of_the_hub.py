@@ -10,6 +10,7 @@ from hub import COMMIT, Hub, serving
 from tiny import save_tiny_pipeline, tiny_unet
 
 from sdbench import records
+from sdbench.errors import UserError
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import resolve
 from sdbench.run import runner
@@ -39,6 +40,13 @@ def test_uncached_pipeline_is_fetched_and_measured(hub: Hub, tmp_path: Path) -> 
         "the same architecture, so the same record"
     )
     assert (modification_times(tmp_path / "results"), dict(hub.hits)) == (before, fetched)
+
+
+def test_pipeline_that_turns_out_to_be_of_another_family_is_refused(hub: Hub, tmp_path: Path) -> None:
+    save_tiny_pipeline(hub.root / "someone" / "tiny")
+    suite = SUITE.model_copy(update={"family": "sdxl", "metrics": {"sdxl": SUITE.metrics["scenes"]}})
+    with pytest.raises(UserError, match="'tiny' is of family 'scenes', suite 'own' is for 'sdxl'"):
+        runner.run([resolve("someone/tiny")], prepare_in(tmp_path, suite))
 
 
 def test_uncached_unet_is_fetched_and_completed_by_its_base(hub: Hub, tiny_pipeline: Path, tmp_path: Path) -> None:

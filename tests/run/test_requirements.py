@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from factories import make_record, save_record
 from tiny import tiny_unet, with_unet
 
@@ -98,6 +99,7 @@ def test_dry_run_lists_missing_inputs_and_fetches_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sdbench.run.plan._macs", lambda *_: None)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     content = plan([resolve("sdxl", random=True)], suites.load("mlperf-sdxl"), tmp_path)
     assert content["suite"] == {"name": "mlperf-sdxl", "version": 1, "digest": None}
     assert {"latents.pt", "open_clip_model.safetensors"} < {file["name"] for file in content["files"]}
@@ -106,6 +108,9 @@ def test_dry_run_lists_missing_inputs_and_fetches_nothing(
     assert text.startswith("suite mlperf-sdxl@1 (digest not known until its prompts are here): 5000 images a model")
     assert "captions_source.tsv (862 kB)" in text
     assert "\nmissing: reference 'mlperf-val2014'" in text
+    assert text.endswith(
+        "\nthis processor has no fast convolutions in float16, which take up to 80 times as long as in float32; choose --dtype float32 where it fits"
+    )
     known = plan([resolve("sdxl", random=True)], suites.load("standard"), tmp_path)
     assert known["suite"]["digest"] == suites.load("standard").id.digest
     args = ["--model", "sdxl", "--weights", "random", "--suite", "mlperf-sdxl", "--only", "quality", "--runs", str(tmp_path)]

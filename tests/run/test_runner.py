@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fakes import (
     LATENCY,
     PROBED,
@@ -29,7 +30,7 @@ from sdbench import api, cli, machine, records
 from sdbench.commands import measuring
 from sdbench.disk import locked
 from sdbench.encoders.catalogue import ENCODERS, TOWERS
-from sdbench.errors import MissingError, UserError
+from sdbench.errors import MissingError, PartialError, UserError
 from sdbench.leaderboard import standings, writing
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec, resolve
@@ -40,6 +41,8 @@ from sdbench.reference import cards
 from sdbench.reference.build import build, images_in_folder
 from sdbench.run import recording, runner
 from sdbench.run.context import store_and_jobs
+from sdbench.scenes import embedded
+from sdbench.settings import Probes, Setting
 from sdbench.store import Store
 from sdbench.suites import Accept, Prompts
 
@@ -100,6 +103,15 @@ def test_run_writes_one_record_per_model_and_a_second_run_nothing(
     monkeypatch.setattr(Store, "put", fail_if_called)
     assert runner.run(specs, prepare_in(tmp_path)) == folders
     assert modification_times(tmp_path) == before
+
+
+def test_records_of_the_others_are_written_where_one_cannot_be(teacher: ModelSpec, student: ModelSpec, tmp_path: Path) -> None:
+    of_suite = tmp_path / "results" / "scenes" / SUITE.id.title
+    of_suite.mkdir(parents=True)
+    (of_suite / teacher.name).write_text("in the way", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot write the record of 'scenes-teacher'"):
+        runner.run([teacher, student], prepare_in(tmp_path))
+    assert [folder.parent.name for folder in records.folders(tmp_path / "results")] == ["student"]
 
 
 def test_timesteps_of_ones_own_are_recorded_once(teacher: ModelSpec, tmp_path: Path) -> None:
@@ -234,18 +246,43 @@ def test_weights_replaced_while_other_models_are_drawn_are_refused(
     )
 
 
+def test_files_of_the_sampling_and_of_every_timed_setting_are_fetched(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr(runner, "fetch", lambda _, *, dtype: fetched.append(dtype))
+    suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0, settings=(Setting(dtype="bfloat16"),))})
+    runner.fetch_models([teacher], prepare_in(tmp_path, suite, None))
+    assert fetched == ["bfloat16", "float32"]
+
+
+def test_changed_weights_of_the_package_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "file_digest", lambda _: "of other bytes")
+    monkeypatch.setattr(runner, "weights_digest", fail_if_called)
+    with pytest.raises(UserError, match=r"embedded weights .* are missing or changed; reinstall sdbench"):
+        runner.run([resolve("scenes-vega")], prepare_in(tmp_path))
+
+
 def test_model_that_cannot_be_drawn_costs_the_others_nothing(
     teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(spec: ModelSpec, **options: Any) -> Any:
-        if spec.name == "broken":
-            raise UserError("all of its pixels are NaN")
-        return load(spec, **options)
+    def load_in_small_memory(spec: ModelSpec, **options: Any) -> Any:
+        pipeline = load(spec, **options)
+        if spec.name == "large":
+            pipeline.unet.forward = exhaust_memory
+        return pipeline
 
-    monkeypatch.setattr(runner, "load", refuse)
-    with pytest.raises(UserError, match=r"^all of its pixels are NaN$"):
-        runner.run([teacher, replace(student, name="broken"), student], prepare_in(tmp_path))
-    assert {folder.parent.name for folder in records.folders(tmp_path / "results")} == {teacher.name, student.name}
+    def exhaust_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(runner, "load", load_in_small_memory)
+    specs, context = [teacher, replace(student, name="large"), student], prepare_in(tmp_path)
+    said = r"^too little memory for a batch of \d images: CUDA out of memory. Tried to allocate 9 GiB. Draw fewer at once, with --batch$"
+    with pytest.raises(PartialError, match=said):
+        runner.draw(specs, context, (1, 1))
+    with pytest.raises(PartialError, match=said) as error:
+        runner.run(specs, context)
+    assert [folder.parent.name for folder in error.value.folders] == [teacher.name, student.name]
 
 
 def test_damaged_record_stops_the_run_before_any_work(
@@ -264,10 +301,11 @@ def test_damaged_record_stops_the_run_before_any_work(
 def test_probes_alone_generate_no_images_and_skip_rendered_models(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured_models: list[list[str]] = []
+    measured_models, profiled = list[list[str]](), list[bool]()
 
-    def fake_measure(specs: list[ModelSpec], *_: Any, **__: Any) -> ProbeResult:
+    def fake_measure(specs: list[ModelSpec], *_: Any, profile: bool, **__: Any) -> ProbeResult:
         measured_models.append([spec.name for spec in specs])
+        profiled.append(profile)
         return ProbeResult({spec.name: [LATENCY] for spec in specs}, f"turns {len(measured_models)}")
 
     monkeypatch.setattr(driver, "measure", fake_measure)
@@ -279,6 +317,8 @@ def test_probes_alone_generate_no_images_and_skip_rendered_models(
     assert [record.n_images for record in found] == [0, 0]
     assert not (tmp_path / "runs" / "probes").exists()
     assert runner.run([resolve("scenes-rendered"), teacher], prepare_in(tmp_path, PROBED, "probes")) == folders, "the same values again"
+    runner.run_probes([teacher], replace(prepare_in(tmp_path, PROBED, "probes"), profile=True))
+    assert profiled == [False, False, True]
 
 
 def test_model_of_another_family_or_with_a_duplicate_name_is_rejected_before_any_work(

@@ -2,10 +2,10 @@
 
 import errno
 import os
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,16 @@ from sdbench.scenes.training.pool import Pool
 
 
 def test_processes_that_share_a_folder_render_once_and_read_whole_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rendered = []
+    rendered, barrier = [], Barrier(2)
 
-    def render_slowly(scenes: Sequence[Scene], *arguments: Any) -> U8:
+    def render_at_once(scenes: Sequence[Scene], *arguments: Any) -> U8:
         rendered.append(len(scenes))
-        time.sleep(0.2)
-        return render(scenes, *arguments)
+        images = render(scenes, *arguments)
+        if len(scenes) == 8:
+            barrier.wait(60)  # both then look for the file, which without a lock neither finds
+        return images
 
-    monkeypatch.setattr(pool, "render", render_slowly)
+    monkeypatch.setattr(pool, "render", render_at_once)
     with ThreadPoolExecutor(2) as processes:  # a lock does not tell threads from processes
         one, other = processes.map(lambda _: Pool(tmp_path, 300), range(2))
     assert [n for n in rendered if n > 8] == [256, 44], "beside the first ones, which name the file"

@@ -180,15 +180,17 @@ def test_non_finite_loss_is_an_error_and_keeps_the_last_good_checkpoint(tmp_path
 
 
 def test_single_non_finite_step_is_skipped_and_logged(tmp_path: Path) -> None:
-    net, weights = tiny_net(), list[list[Tensor]]()
+    net, weights, averages = tiny_net(), list[list[Tensor]](), list[list[Tensor]]()
 
-    def evaluate(_: nn.Module) -> Evaluation:
-        weights.append([parameter.detach().clone() for parameter in net.parameters()])
+    def evaluate(kept: nn.Module) -> Evaluation:
+        for noted, network in ((weights, net), (averages, kept)):
+            noted.append([parameter.detach().clone() for parameter in network.parameters()])
         return BLANK, {}
 
     fit(net, noisy_loss(net, 6, again=7), SCHEDULE, tmp_path, evaluate=evaluate, evaluate_every=1)
-    moved = [not all(map(torch.equal, one, other)) for one, other in itertools.pairwise(weights)]
-    assert moved == [step != 6 for step in range(1, 12)]
+    for noted in (weights, averages):
+        moved = [not all(map(torch.equal, one, other)) for one, other in itertools.pairwise(noted)]
+        assert moved == [step != 6 for step in range(1, 12)]
     assert all(torch.isfinite(parameter).all() for parameter in net.parameters())
     assert {"step": 6, "skipped": 1.0} in read_log(tmp_path)
 
@@ -515,6 +517,8 @@ def test_seed_decides_what_a_loss_draws(tmp_path: Path) -> None:
 
         fit(net, loss, replace(SCHEDULE, seed=seed, accumulation=3), tmp_path / f"{seed}")
     assert len({*drawn[0], *drawn[1]}) == 2 * 3 * SCHEDULE.steps, "also in the batches of one step"
+    of_seed_1 = torch.Generator().manual_seed(1_000_003 + 7)
+    assert drawn[1][7] == torch.rand((), generator=of_seed_1).item(), "the shipped networks could not be made again"
 
 
 def test_loss_is_computed_in_the_accelerators_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,8 +533,9 @@ def test_loss_is_computed_in_the_accelerators_precision(tmp_path: Path, monkeypa
     assert dtypes == {torch.bfloat16}
 
 
-def test_steps_are_those_of_adamw_with_clipped_gradients(tmp_path: Path) -> None:
+def test_steps_are_those_of_adamw_with_clipped_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the algorithm of arXiv 1711.05101, for a single weight."""
+    monkeypatch.setattr("sdbench.training.loop.LOG_EVERY", 1)
     gradients, net = (0.5, -3.0, 0.25, 8.0), nn.Linear(1, 1, bias=False)
     weight, first, second = net.weight.item(), 0.0, 0.0
     schedule = Schedule(steps=4, lr=0.1, batch=1, warmup=2, weight_decay=0.3, clip_norm=2.0, betas=(0.6, 0.7), lr_decay="none")
@@ -539,6 +544,8 @@ def test_steps_are_those_of_adamw_with_clipped_gradients(tmp_path: Path) -> None
         first, second = 0.6 * first + 0.4 * clipped, 0.7 * second + 0.3 * clipped**2
         weight -= lr * (0.3 * weight + first / (1 - 0.6**step) / np.sqrt(second / (1 - 0.7**step)))
     assert net.weight.item() == pytest.approx(weight, rel=1e-5)
+    logged = [(line["lr"], line["gradient_norm"]) for line in read_log(tmp_path)]
+    assert logged == [(0.05, 0.5), (0.1, 3.0), (0.1, 0.25), (0.1, 8.0)], "before clipping"
 
 
 def test_rows_of_a_batch_depend_on_seed_and_number_and_never_change() -> None:
@@ -547,10 +554,13 @@ def test_rows_of_a_batch_depend_on_seed_and_number_and_never_change() -> None:
     assert draw_rows(3, 1000, 4, seed=5).tolist() == [971, 711, 285, 44], "the shipped students could not be made again"
 
 
-@pytest.mark.parametrize(("decay", "half", "last"), [("cosine", 0.5, 0.0), ("none", 1.0, 1.0)])
-def test_learning_rate_warms_up_and_then_decays_or_stays(decay: Literal["cosine", "none"], half: float, last: float) -> None:
+@pytest.mark.parametrize(("decay", "quarter", "half", "last"), [("cosine", 0.853553, 0.5, 0.0), ("none", 1.0, 1.0, 1.0)])
+def test_learning_rate_warms_up_and_then_decays_or_stays(
+    decay: Literal["cosine", "none"], quarter: float, half: float, last: float
+) -> None:
     schedule = Schedule(steps=110, lr=2.0, batch=1, warmup=10, lr_decay=decay)
     assert [schedule.lr_at(step) for step in (0, 4, 9, 10)] == [0.2, 1.0, 2.0, 2.0]
+    assert schedule.lr_at(35) == pytest.approx(2 * quarter)
     assert schedule.lr_at(60) == pytest.approx(2 * half)
     assert schedule.lr_at(110) == pytest.approx(2 * last)
 

@@ -115,8 +115,8 @@ def test_committed_results_are_those_of_these_recipes(missed: dict[str, F64]) ->
             assert committed.identity == run_identity(with_seed(way, seed), "scenes", plans[arm], SCENES_DIGEST, "cpu")
 
 
-def test_another_version_or_other_data_trains_every_arm_again(
-    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_another_version_or_other_data_trains_every_arm_again_and_keeps_the_earlier_result(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(experiment, "CAPTIONS", 16)
     made, versions = [], {"torch": "1"}
@@ -134,10 +134,16 @@ def test_another_version_or_other_data_trains_every_arm_again(
     sweep(recipe)
     sweep(recipe)
     assert len(made) == 1
+    path = tmp_path / "results" / "ablation" / "vega" / "layer-level-0.json"
+    first = path.read_bytes()
+    assert "earlier result" not in capsys.readouterr().err
     versions["torch"] = "2"
     sweep(recipe)
     assert len(made) == 2
     assert made[0][1] != made[1][1], "a segment trained before the upgrade would be taken from the same folder"
+    (earlier,) = path.parent.glob("layer-level-0-*.json")
+    assert earlier.read_bytes() == first
+    assert f"the earlier result of layer-level-0 differs in: versions; it is now in {earlier}\n" in capsys.readouterr().err
     monkeypatch.setattr(Pool, "digest", "other scenes")
     (outcome,) = sweep(recipe)
     assert len(made) == 3

@@ -1,8 +1,10 @@
 """Images as the full-size family trains on them, and a run on them with a tiny pipeline that has SDXL's text widths."""
 
+import gc
 import hashlib
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -174,18 +176,24 @@ def test_teachers_teach_in_succession(
     digests = [stage["teacher_digest"] for stage in stages]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
-    assert f"training on {N} images, each seen {6 * 2 / N:.1f} times on average\n" in capsys.readouterr().err, "in all stages"
+    said = capsys.readouterr().err
+    assert f"training on {N} images, each seen {6 * 2 / N:.1f} times on average\n" in said, "in all stages"
+    assert said.count(f"the teacher in {others[-1]} differs from the first one") == said.count("differs from the first one") == 1
 
 
 def test_with_bfloat16_only_the_teacher_is_stored_in_it(
-    recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
+    gc.disable()  # by chance, it may free what the run should
+    request.addfinalizer(gc.enable)
     AcceleratorState._reset_state(reset_partial_state=True)  # one process has one precision
-    lower = one_shot_recipe(recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"dtype": "bfloat16", "checkpointing": True})}))
-    starts, modes = [], set[tuple[torch.dtype, bool]]()
+    lower = recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"dtype": "bfloat16", "checkpointing": True})})
+    starts, modes, students = [], set[tuple[torch.dtype, bool]](), list[ref[UNet2DConditionModel]]()
 
     def fit_and_note(model: UNet2DConditionModel, *arguments: Any, **chosen: Any) -> nn.Module:
         starts.append(model.conv_in.weight.detach().clone())
+        assert not any(student() for student in students), "those of earlier stages are freed"
+        students.append(ref(model))
         return fit(model, *arguments, **chosen)
 
     def predict_and_note(unet: UNet2DConditionModel, *arguments: Any) -> torch.Tensor:
@@ -195,12 +203,12 @@ def test_with_bfloat16_only_the_teacher_is_stored_in_it(
     monkeypatch.setattr(train, "fit", fit_and_note)
     monkeypatch.setattr(train, "predict", predict_and_note)
     squares = SquareImages([open_images(str(folder))], SIDE)
-    out = distil(lower, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", images=squares, steps=1)
+    out = distil(lower, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", images=squares, steps=2)
     AcceleratorState._reset_state(reset_partial_state=True)
     assert (torch.float32, True) in modes, "the student computes in it"
     assert {mode for mode in modes if mode[0] == torch.bfloat16} == {(torch.bfloat16, False)}, "the teacher's weights are in it already"
     assert torch.equal(starts[0], UNet2DConditionModel.from_pretrained(teacher / "unet").conv_in.weight)  # not rounded on the way
-    (checkpoint,) = (tmp_path / "work").glob("vega-*/1-all/student")
+    (checkpoint,) = (tmp_path / "work").glob("vega-*/2-depth/student")
     assert UNet2DConditionModel.from_pretrained(checkpoint).dtype == torch.float32
     assert np.isfinite(read_json(out / "provenance.json")["stages"][-1]["losses"]["feature"])
 

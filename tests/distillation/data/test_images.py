@@ -21,7 +21,7 @@ from PIL import EpsImagePlugin, ExifTags, Image
 
 from distillation.data.images import open_images
 from sdbench.assets.sources import read_rows
-from sdbench.errors import UserError
+from sdbench.errors import UndecodableError, UserError
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 CAPTIONS = ["a red square", "Übung, mit Komma", "third", "last"]
@@ -321,12 +321,42 @@ def test_a_caption_column_can_be_named(tmp_path: Path) -> None:
         open_images(str(folder), caption_column="promt")
 
 
-@pytest.mark.parametrize("damaged", [b"no image at all", FILES[0][:-40], b""])
+PCX = bytes.fromhex("0a05010800000000ff00ff00").ljust(65, b"\0") + b"\1\0\0"  # its palette would be 769 bytes before its end
+
+
+@pytest.mark.parametrize("damaged", [b"no image at all", FILES[0][:-40], b"", PCX])
 def test_an_undecodable_image_is_named_when_read(tmp_path: Path, damaged: bytes) -> None:
     rows = [{"file_name": "in/0.png", "text": "whole"}, {"file_name": "half.png", "text": "damaged"}]
     images = open_images(str(image_folder(tmp_path / "some", rows, **{"half.png": damaged})))
     assert images.image(0).size == (7, 4)
-    with pytest.raises(UserError, match=r"some: the image \S+half\.png of row 1 \('damaged'\) cannot be decoded"):
+    with pytest.raises(UndecodableError, match=r"some: the image \S+half\.png of row 1 \('damaged'\) cannot be decoded"):
+        images.image(1)
+
+
+def test_a_deleted_image_counts_as_undecodable(tmp_path: Path) -> None:
+    images = open_images(str(image_folder(tmp_path / "some")))
+    (tmp_path / "some" / "in" / "1.png").unlink()
+    with pytest.raises(UndecodableError, match=r"in/1\.png of row 1 \('Übung, mit Komma'\) cannot be decoded: .*No such file"):
+        images.image(1)
+
+
+def test_an_image_that_the_disk_does_not_give_is_not_called_damaged(tmp_path: Path) -> None:
+    images = open_images(str(image_folder(tmp_path / "some")))
+    (tmp_path / "some" / "in" / "1.png").unlink()
+    (tmp_path / "some" / "in" / "1.png").symlink_to("1.png")
+    for read in (images.image, images.size):
+        with pytest.raises(UserError, match=r"in/1\.png of row 1 \('Übung, mit Komma'\) cannot be read: Too many levels") as caught:
+            read(1)
+        assert not isinstance(caught.value, UndecodableError)
+
+
+def test_an_image_for_which_there_is_too_little_memory_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    images = open_images(str(image_folder(tmp_path / "some")))
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(MemoryError):
         images.image(1)
 
 

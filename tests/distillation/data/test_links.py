@@ -12,7 +12,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -237,12 +238,16 @@ def test_a_killed_run_continues(site: Site, tmp_path: Path) -> None:
     what = write_list(tmp_path / "list.jsonl", [site.url(page) for page in range(9)])
     words = [sys.executable, "-c", SCRIPT, what, str(tmp_path / "out"), str(tmp_path / "cache")]
     running = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
-    assert reached.wait(300)
-    while len((tmp_path / "out" / LINK_LOG).read_text(encoding="utf-8").splitlines()) < 5:
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
-    go.set()
+    try:
+        assert reached.wait(300)
+        deadline = time.monotonic() + 60
+        while len((tmp_path / "out" / LINK_LOG).read_text(encoding="utf-8").splitlines()) < 5:
+            assert time.monotonic() < deadline, "the log lacks images that came before the one it waits for"
+            time.sleep(0.01)
+    finally:
+        running.kill()
+        assert running.wait() == -signal.SIGKILL
+        go.set()
     with (tmp_path / "out" / LINK_LOG).open("a", encoding="utf-8") as file:
         file.write('{"url": "http://cut-sho')  # as a kill in the middle of a line would leave it
     with pytest.raises(UserError, match=r"nothing to read in .*out: expected metadata\.jsonl"):
@@ -254,6 +259,26 @@ def test_a_killed_run_continues(site: Site, tmp_path: Path) -> None:
     assert len(read_log(tmp_path / "out")) == 9
     assert resumed == fetch_images(what, tmp_path / "unbroken", RULES)
     assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == (tmp_path / "unbroken" / "metadata.jsonl").read_bytes()
+
+
+def test_whoever_stops_waits_only_for_the_links_that_are_being_followed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            stopped.set()
+            super().shutdown(wait)
+
+    def answer_late(handler: Handler) -> None:
+        stopped.wait(300)
+        answer(handler, image(1))
+
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
+    site.pages |= dict.fromkeys(("1", "2"), answer_late)
+    with closing(module.download([site.url(page) for page in range(9)], 2, RULES)) as downloads:
+        assert next(downloads)[0].url == site.url(0)
+    assert site.hits.keys() <= {"0", "1", "2"}, "the fourth was only queued"
 
 
 def test_an_image_that_was_deleted_is_fetched_again(site: Site, tmp_path: Path) -> None:
