@@ -25,10 +25,9 @@ from sdbench.arrays import U8
 from sdbench.disk import digest
 from sdbench.encoders.inference import full_float32
 from sdbench.errors import UserError
-from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
-from sdbench.schedulers import set_scheduler
+from sdbench.schedulers import set_scheduler, set_timesteps
 from sdbench.settings import Sampling
 from sdbench.store import Store
 from sdbench.suites import Noise, Suite
@@ -127,9 +126,13 @@ def render_scenes(group: list[Job]) -> U8:
 def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Noise) -> Callable[[list[Job]], U8]:
     """Set the pipeline's scheduler and return a function that makes a batch of its images, N x H x W x 3 uint8 RGB.
 
-    The function raises `UserError` where an image holds NaN, and where memory is too small; diffusers clips infinity to white or black.
+    The function raises `UserError` where an image holds NaN; diffusers clips infinity to white or black.
+
+    Raises:
+        UserError: see `set_timesteps`.
     """
     set_scheduler(pipeline, sampling)
+    set_timesteps(pipeline.scheduler, sampling, "cpu")  # refused before an image is drawn
     dtype: torch.dtype = getattr(torch, sampling.dtype)
     shape = (pipeline.unet.config.in_channels, *(side // pipeline.vae_scale_factor for side in sampling.shape_px))
 
@@ -138,14 +141,7 @@ def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise:
         generators = [_step_generator(noise, job) for job in group]
         with full_float32():  # a training loop may have set a lower precision, which makes other images
             arguments = call_arguments(sampling, [job.prompt for job in group])
-            try:
-                pixels = pipeline(**arguments, latents=latents, generator=generators).images
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise UserError(
-                        f"too little memory for a batch of {len(group)} images: {error}. Draw fewer at once, with --batch"
-                    ) from error
-                raise
+            pixels = pipeline(**arguments, latents=latents, generator=generators).images
         for job, image in zip(group, pixels, strict=True):
             if np.isnan(image).any():
                 raise UserError(

@@ -76,7 +76,7 @@ def slow_dtype_note(dtype: str, device: str) -> str:
     """What to know before computing in a dtype that is slow here; else ""."""
     if not is_slow(dtype, device):
         return ""
-    return f"this processor has no fast convolutions in {dtype}, which take up to 80 times as long as in float32; choose --dtype float32 where it fits"
+    return f"this processor has no fast convolutions in {dtype}, which take up to 80 times as long as in float32: see --dtype and --setting"
 
 
 def this_machine(device: str) -> Machine:

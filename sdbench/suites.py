@@ -341,7 +341,8 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
     suite = read_toml(Suite, path, f"suite {path}")
     suite = _with_files_beside(suite, path.parent)
     for name in suite.include:
-        part = load(name, (*including, what))
+        beside = path.parent / name
+        part = load(str(beside) if name.endswith(".toml") and beside.is_file() else name, (*including, what))
         metrics = {family: names for family, names in part.metrics.items() if suite.family in (None, family)}
         suite = suite.model_copy(
             update={
@@ -359,7 +360,11 @@ def _with_files_beside(suite: Suite, folder: Path) -> Suite:
     for table, keys in tables.items():
         content = getattr(suite, table)
         beside = {key: folder / name for key in keys if (name := getattr(content, key, None))}
-        found = {key: str(place) for key, place in beside.items() if (table, key) == ("prompts", "file") or place.exists()}
+        found = {
+            key: str(place)
+            for key, place in beside.items()
+            if place.is_file() or (table == "prompts" and (key == "file" or place.is_dir()))  # a missing file of prompts is an error
+        }
         if found:
             suite = suite.model_copy(update={table: content.model_copy(update=found)})
     return suite

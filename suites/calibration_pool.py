@@ -14,6 +14,7 @@ import torch
 from sdbench import suites
 from sdbench.encoders import scenes
 from sdbench.generate import generate, list_jobs, make_sampler
+from sdbench.machine import environment
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
@@ -94,7 +95,7 @@ def _measure(arm: Arm, seed: int, work: Path) -> pa.Table:
     )
     spec = resolve(arm.model, base="scenes-teacher" if arm.model != MODEL else None)
     todo = list_jobs(suite, sampling, f"{weights_digest(spec, dtype='float32')}{arm.name if arm.fault else ''}")
-    store = Store(work, {"calibration": arm.name})
+    store = Store(work, {"calibration": arm.name, "packages": environment().packages})  # another version draws other images
     if store.missing([job.image_id for job in todo]):
         pipeline = load(spec, dtype="float32", device="cpu")
         if arm.fault:

@@ -318,7 +318,7 @@ def test_prompt_file_is_relative_to_the_suite_file(folder: Path, tmp_path: Path)
     assert own.id.digest == shipped.id.digest, "the digest does not depend on the place of the prompts"
 
 
-def test_latent_and_suite_of_the_teacher_are_relative_to_the_suite_file(folder: Path, tmp_path: Path) -> None:
+def test_latent_included_suite_and_that_of_the_teacher_are_relative_to_the_suite_file(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     for number, place in enumerate((folder, tmp_path / "own")):
         (place / "latent.pt").write_bytes(bytes([number]))
@@ -327,6 +327,9 @@ def test_latent_and_suite_of_the_teacher_are_relative_to_the_suite_file(folder: 
     own = suites.load("own/own.toml")
     assert (own.noise.path(), own.teacher and own.teacher.suite) == (Path("own/latent.pt"), "own/teachers.toml")
     assert own.noise.identity() != suites.load("own").noise.identity()
+    write(tmp_path / "own", "include = []", 'include = ["part.toml"]')
+    write(tmp_path / "own", "include = []", 'reference = "photographs"', name="part")
+    assert suites.load("own/own.toml").reference == "photographs"
 
 
 def test_suite_file_that_is_not_text_is_an_error(folder: Path) -> None:

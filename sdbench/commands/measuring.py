@@ -241,7 +241,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     if measured:
         showing.show_leaderboard(arguments)
     if errors:
-        raise UserError("\n".join(errors))
+        raise UserError("\n".join(dict.fromkeys(errors)))
     return 0
 
 

@@ -99,7 +99,7 @@ def write(floor: Floor, results: Path) -> Path:
     with suppress(UserError):  # there is none, or it is damaged
         older = read(path)
         if (older.weights_digest, older.seeds) == (floor.weights_digest, floor.seeds):
-            floor = floor.model_copy(update={"metrics": older.metrics | floor.metrics})
+            floor = floor.model_copy(update={"metrics": older.metrics | floor.metrics, "n": floor.n or older.n})
     return write_bytes(path, tomli_w.dumps(floor.model_dump(exclude_none=True)).encode())
 
 

@@ -1,9 +1,16 @@
-"""Recognise errors that mean a GPU has too little memory."""
+"""Recognise errors that mean a device has too little memory."""
 
 import torch
 
-# What cuDNN, cuBLAS and the driver say, and PyTorch's allocator where a compiler has wrapped its exception.
-_MESSAGES = ("unable to find an engine", "ALLOC_FAILED", "ALLOCATION_FAILED", "CUDA error: out of memory", "CUDA out of memory")
+# What cuDNN, cuBLAS and the driver say, PyTorch's allocator where a compiler has wrapped its exception, and that of the CPU.
+_MESSAGES = (
+    "unable to find an engine",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "CUDA error: out of memory",
+    "CUDA out of memory",
+    "can't allocate memory",
+)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -128,11 +128,17 @@ def measure(
     digest = cache(weights_digest)  # settings share the weights, so that their gigabytes are read only once
     weights = [(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs]
     with locked(folders.work / ".lock"):
-        run_id = _run_id(weights, _conditions(device, machine, suites), folders)
-        stems = {key: _file_stem(request, digest(request.spec, dtype=request.dtype), run_id) for key, request in requests.items()}
-        rounds = _measure_in_turns(requests, stems, probes.rounds, folders)
+        ids_file = _ids_file(weights, _conditions(device, machine, suites), folders)
+        first_id, run_id = (ids := ids_file.read_text(encoding="utf-8").split())[0], ids[-1]
+        stems = {key: _file_stem(request, digest(request.spec, dtype=request.dtype), first_id) for key, request in requests.items()}
+        rounds, is_mixed = _measure_in_turns(requests, stems, probes.rounds, folders)
+        if is_mixed:  # earlier records hold other rounds
+            run_id = uuid.uuid4().hex[:12]
+            write_bytes(ids_file, f"{first_id} {run_id}".encode())
         if profile:  # after the rounds, so that it finds the compiler's cache filled
             for (label, name), request in requests.items():
+                if _is_in_vain(rounds[label, name]):
+                    continue
                 for reason in dict.fromkeys(_write_profiles(request, stems[label, name], folders).values()):
                     tqdm.write(f"the profile of {name} {label} is incomplete: {reason}", file=sys.stderr)
         kept = {
@@ -157,16 +163,22 @@ def _conditions(device: str, machine: Machine, suites: Path) -> dict[str, Any]:
     }
 
 
-def _run_id(models: Sequence[tuple[str, str | None]], conditions: Mapping[str, Any], folders: Folders) -> str:
-    """The id of the rounds in which these models, (name, weights) each, take turns; the same for as long as `work` is kept."""
+def _ids_file(models: Sequence[tuple[str, str | None]], conditions: Mapping[str, Any], folders: Folders) -> Path:
+    """The file with the ids of the rounds in which these models, (name, weights) each, take turns: that in their files' names, and that in records."""
     path = folders.work / "turns" / f"{digest_of([sorted(models, key=str), conditions])}.txt"
     if not path.exists():
         write_bytes(path, uuid.uuid4().hex[:12].encode())
-    return path.read_text(encoding="utf-8")
+    return path
 
 
-def _measure_in_turns(requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, folders: Folders) -> dict[Key, list[Round]]:
-    """The rounds of each model and setting, kept or new; a kept round that did not take turns with a new one is measured again."""
+def _measure_in_turns(
+    requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, folders: Folders
+) -> tuple[dict[Key, list[Round]], bool]:
+    """The rounds of each model and setting, kept or new, and whether some are not of the turns that the run's id stands for.
+
+    A kept round that did not take turns with a new one is measured again, unless the new one will not be kept.
+    """
+    is_mixed = False
     rounds: dict[Key, list[Round]] = {key: [] for key in requests}
     turns = [[*keys] for _, keys in groupby(requests, key=itemgetter(0))]  # all models in one setting
     with tqdm(total=n * len(requests), desc="probes", unit="round") as bar:
@@ -178,18 +190,18 @@ def _measure_in_turns(requests: Mapping[Key, Request], stems: Mapping[Key, str],
                 bar.set_postfix_str(" ".join(reversed(key)))
                 files[key].unlink(missing_ok=True)  # damaged since
                 measured, partial = _try_round(requests[key], stems[key], rounds[key], files[key], folders)
-                if "pipeline" in measured.seconds:
+                is_mixed |= bool(kept) and "pipeline" in measured.seconds
+                if measured.is_complete:
                     for other in kept:
                         files[other].unlink()
                     missing += kept
                     kept.clear()
-                if measured.is_complete:
                     partial.replace(files[key])
                 rounds[key].append(measured)
             for key, measured in kept.items():
                 rounds[key].append(measured)
             bar.update(len(turn))
-    return rounds
+    return rounds, is_mixed
 
 
 def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:
@@ -208,12 +220,17 @@ def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:
 def _try_round(request: Request, stem: str, done: Sequence[Round], target: Path, folders: Folders) -> tuple[Round, Path]:
     """Measure the round that follows those done, unless the first of them says that it is in vain; also the file that holds it."""
     partial = target.with_suffix(".partial.json")
-    reason = done[0].failures.get("pipeline", "") if done else ""
-    if reason.startswith((meters.OUT_OF_MEMORY, meters.NOT_COMPILED, _TIMED_OUT)):
-        return Round(failures=_fail_all(reason)), partial
+    if _is_in_vain(done):
+        return Round(failures=_fail_all(done[0].failures["pipeline"])), partial
     if not collect_info(done, "first_call_s"):
         shutil.rmtree(_compiler_cache(stem, folders), ignore_errors=True)  # may be incomplete, of a process killed while compiling
     return Round.read(partial, _run_process(request, partial, stem, folders)), partial
+
+
+def _is_in_vain(done: Sequence[Round]) -> bool:
+    """Whether the first round failed in a way that another would not avoid."""
+    reason = done[0].failures.get("pipeline", "") if done else ""
+    return reason.startswith((meters.OUT_OF_MEMORY, meters.NOT_COMPILED, _TIMED_OUT))
 
 
 def _compiler_cache(stem: str, folders: Folders) -> Path:

@@ -1,19 +1,16 @@
 """The context of a run: a suite on this machine and the folders of its output, checked before anything slow begins."""
 
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from sdbench import __version__, records
 from sdbench.assets.pipelines import is_cached, is_local
 from sdbench.errors import UserError
 from sdbench.generate import Job, list_jobs
-from sdbench.machine import slow_dtype_note, version
+from sdbench.machine import version
 from sdbench.models.loading import build_part, check_headers
 from sdbench.models.locate import check_local_files
 from sdbench.models.spec import ModelSpec
@@ -82,8 +79,6 @@ def prepare(
         UserError: see `check_suite`; or a folder cannot be written, prompts or a latent are missing, or a record is damaged.
     """
     check_suite(suite, only=only, settings=settings, profile=profile)
-    if suite.sampling and (note := slow_dtype_note(suite.sampling.dtype, device)):
-        tqdm.write(note, file=sys.stderr)
     for folder in (results, runs):
         _check_writable(folder)
     _ = suite.id  # raises where prompts or a latent are neither here nor reachable

@@ -55,7 +55,8 @@ def plan(
     rate = ceilings.measure("matmul", place, suite.sampling.dtype) / 2  # two FLOPs are one multiply-accumulate
     scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
     timed = suite.probes.select(settings) if suite.probes and only != "quality" else {}
-    copies = itertools.product(specs, dtypes(suite.sampling, timed))
+    computed = dtypes(suite.sampling, timed)
+    copies = itertools.product(specs, computed)
     of_models = itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)
     files = [*dict.fromkeys(of_models), *requirements.files_to_fetch(scored)]  # models of one base share its files
     n = suite.prompts.n * suite.samples if scored.own_metrics else 0
@@ -73,7 +74,7 @@ def plan(
     lines = [_text(content, n, suite.samples)]
     if suite.probes and timed:
         lines.append(f"probes: {suite.probes.rounds} rounds a model, each a process for every setting: {', '.join(timed)}")
-    lines += filter(None, [slow_dtype_note(suite.sampling.dtype, place)])
+    lines += filter(None, (slow_dtype_note(dtype, place) for dtype in computed))
     return {**content, "text": "\n".join(lines)}
 
 

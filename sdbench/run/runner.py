@@ -2,11 +2,13 @@
 
 import gc
 import itertools
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from tqdm import tqdm
 
 from sdbench import schedulers
 from sdbench.arrays import U8
@@ -14,8 +16,10 @@ from sdbench.assets.pipelines import fetch
 from sdbench.encoders.memory import evaluators_on
 from sdbench.errors import PartialError, UserError
 from sdbench.generate import Job, generate, make_sampler, render_scenes, select_part
+from sdbench.machine import slow_dtype_note
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
+from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.models.spec import ModelSpec, with_cached_architecture
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
@@ -55,7 +59,9 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
 
     with evaluators_on(context.device):
         folders, unwritten = _try_each(sound, record, context.device)
-    _raise_errors(refused + unwritten, [*folders.values()])
+    if (teacher := teacher_name(context.suite)) in refused and folders:
+        refused[teacher] += " (so the records of the others may lack what compares them with it)"
+    _raise_errors(refused | unwritten, [*folders.values()])
     return [folders[spec.name] for spec in specs]
 
 
@@ -82,23 +88,23 @@ def draw(specs: Sequence[ModelSpec], context: RunContext, part: tuple[int, int])
     return missing
 
 
-def _try_each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T], device: str) -> tuple[dict[str, T], list[str]]:
-    """What `work` returns for each model, by its name, and its errors: a model that cannot be measured costs the others nothing."""
-    done, errors = {}, []
+def _try_each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T], device: str) -> tuple[dict[str, T], dict[str, str]]:
+    """What `work` returns for each model, and its errors, both by name: a model that cannot be measured does not stop the others."""
+    done, errors = {}, {}
     for spec in specs:
         try:
             done[spec.name] = work(spec)
         except UserError as error:
-            errors.append(str(error))
+            errors[spec.name] = str(error)
         gc.collect()  # the model, or the images
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
     return done, errors
 
 
-def _raise_errors(errors: Sequence[str], folders: Sequence[Path] = ()) -> None:
+def _raise_errors(errors: Mapping[str, str], folders: Sequence[Path] = ()) -> None:
     if errors:
-        raise PartialError("\n".join(dict.fromkeys(errors)), folders)
+        raise PartialError("\n".join(dict.fromkeys(errors.values())), folders)
 
 
 def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelSpec]:
@@ -108,7 +114,10 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
         UserError: a model is of another family or damaged, two models have the same name, or the Hub cannot be reached.
     """
     check_models(specs, context.suite)
-    for spec, dtype in itertools.product(specs, dtypes(context.sampling, context.timed_settings)):
+    computed = dtypes(context.sampling, context.timed_settings)
+    for note in filter(None, (slow_dtype_note(dtype, context.device) for dtype in computed)):
+        tqdm.write(note, file=sys.stderr)
+    for spec, dtype in itertools.product(specs, computed):
         fetch(spec, dtype=dtype)
     for spec in specs:
         if spec.source == "embedded":
@@ -141,11 +150,22 @@ class ImageGenerator:
         """Make those of these images that the store lacks.
 
         Raises:
-            UserError: the model's files were replaced since they were digested; or see `load`, `make_sampler` and `generate`.
+            UserError: the device has too little memory, or the model's files were replaced since they were digested; or see `load`,
+                `make_sampler` and `generate`.
         """
-        if self.store.missing([job.image_id for job in jobs]):
+        if not self.store.missing([job.image_id for job in jobs]):
+            return
+        batch = self.context.sampling.batch
+        try:
             self._make = self._make or self._load()
-            generate(jobs, self.store, self.context.sampling.batch, self._make, self.spec.name)
+            generate(jobs, self.store, batch, self._make, self.spec.name)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            advice = "draw fewer at once with --batch, which makes the suite one of its own" if batch > 1 else "use a device with more"
+            raise UserError(
+                f"{self.spec.name}: too little memory on {self.context.device} for {batch} images at once ({str(error).splitlines()[0]}); {advice}"
+            ) from error
 
     def _load(self) -> Callable[[list[Job]], U8]:
         if self.spec.source == "rendered":

@@ -14,8 +14,8 @@ def test_old_or_missing_packages_are_reported(monkeypatch: pytest.MonkeyPatch) -
     found = [*checks._packages()]
     assert [(finding.is_ok, finding.is_fatal) for finding in found] == [(True, True), (False, True), (False, True)]
     assert found[0].text == f"numpy {metadata.version('numpy')}"
-    assert re.match(r"torch 2\.\S+, needed is torch>=99; install sdbench again", found[1].text)
-    assert found[2].text.startswith("nowhere is not installed, needed is nowhere>=1; install")
+    assert re.match(r"torch 2\.\S+, needed is torch>=99: pip install 'torch>=99'$", found[1].text)
+    assert found[2].text.startswith("nowhere is not installed, needed is nowhere>=1: pip install")
     monkeypatch.undo()
     assert all(finding.is_ok for finding in checks._packages())
     monkeypatch.setattr(metadata, "requires", lambda _: metadata.version("nowhere"))

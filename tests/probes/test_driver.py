@@ -174,10 +174,18 @@ def test_rounds_kept_from_before_are_measured_again_beside_those_of_a_model_that
 
     with monkeypatch.context() as patch:
         patch.setattr(driver, "_run_process", fail_b)
-        harness.measure("a", "b", "c", rounds=2)
+        before = harness.probe("a", "b", "c", rounds=2)
     assert harness.started == ["a", "c"] * 2
-    harness.measure("a", "b", "c", rounds=2)
+    after = harness.probe("a", "b", "c", rounds=2)
     assert harness.started[4:] == ["b", "a", "c"] * 2
+    assert after.run_id != before.run_id, "the gate must not pair a record of before with one of these"
+    assert harness.probe("a", "b", "c", rounds=2) == after
+
+
+def test_round_that_is_never_kept_leaves_those_of_others_but_took_no_turns_with_them(harness: DriverHarness) -> None:
+    ids = {harness.probe("a", "half", rounds=2).run_id for _ in range(3)}
+    assert harness.started == ["a", "half"] * 2 + ["half"] * 4
+    assert len(ids) == 3
 
 
 def test_round_that_timed_out_is_not_tried_again(harness: DriverHarness, monkeypatch: pytest.MonkeyPatch) -> None:

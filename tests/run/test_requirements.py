@@ -109,7 +109,7 @@ def test_dry_run_lists_missing_inputs_and_fetches_nothing(
     assert "captions_source.tsv (862 kB)" in text
     assert "\nmissing: reference 'mlperf-val2014'" in text
     assert text.endswith(
-        "\nthis processor has no fast convolutions in float16, which take up to 80 times as long as in float32; choose --dtype float32 where it fits"
+        "\nthis processor has no fast convolutions in float16, which take up to 80 times as long as in float32: see --dtype and --setting"
     )
     known = plan([resolve("sdxl", random=True)], suites.load("standard"), tmp_path)
     assert known["suite"]["digest"] == suites.load("standard").id.digest

@@ -263,8 +263,8 @@ def test_changed_weights_of_the_package_are_refused_before_any_work(tmp_path: Pa
         runner.run([resolve("scenes-vega")], prepare_in(tmp_path))
 
 
-def test_model_that_cannot_be_drawn_costs_the_others_nothing(
-    teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_model_that_cannot_be_drawn_does_not_stop_the_others(
+    teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def load_in_small_memory(spec: ModelSpec, **options: Any) -> Any:
         pipeline = load(spec, **options)
@@ -273,16 +273,23 @@ def test_model_that_cannot_be_drawn_costs_the_others_nothing(
         return pipeline
 
     def exhaust_memory(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nIf reserved but unallocated memory is large")
 
     monkeypatch.setattr(runner, "load", load_in_small_memory)
+    monkeypatch.setattr(machine, "is_slow", lambda dtype, _: dtype == "float32")
     specs, context = [teacher, replace(student, name="large"), student], prepare_in(tmp_path)
-    said = r"^too little memory for a batch of \d images: CUDA out of memory. Tried to allocate 9 GiB. Draw fewer at once, with --batch$"
+    said = r"^large: too little memory on cpu for \d images at once \(CUDA out of memory. Tried to allocate 9 GiB\); draw fewer at once with --batch"
     with pytest.raises(PartialError, match=said):
         runner.draw(specs, context, (1, 1))
     with pytest.raises(PartialError, match=said) as error:
         runner.run(specs, context)
     assert [folder.parent.name for folder in error.value.folders] == [teacher.name, student.name]
+    assert "no fast convolutions in float32" in capsys.readouterr().err
+    monkeypatch.setattr(runner, "load", exhaust_memory)
+    shutil.rmtree(context.runs)
+    with pytest.raises(PartialError, match=rf"^{teacher.name}: too little memory on cpu") as error:
+        runner.run([teacher, student], context)
+    assert error.value.folders == []
 
 
 def test_damaged_record_stops_the_run_before_any_work(
