@@ -29,6 +29,7 @@ from sdbench.run.recording import build_subject, teacher_name, write_record
 from sdbench.scenes import embedded
 from sdbench.store import Store
 from sdbench.suites import find
+from sdbench.tables import join_words
 
 T = TypeVar("T")
 
@@ -103,8 +104,11 @@ def _try_each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T], device
 
 
 def _raise_errors(errors: Mapping[str, str], folders: Sequence[Path] = ()) -> None:
+    names: dict[str, list[str]] = {}  # a full disk is one error of all models
+    for name, error in errors.items():
+        names.setdefault(error, []).append(name)
     if errors:
-        raise PartialError("\n".join(dict.fromkeys(errors.values())), folders)
+        raise PartialError("\n".join(f"{join_words(those)}: {error}" for error, those in names.items()), folders)
 
 
 def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelSpec]:
@@ -164,7 +168,7 @@ class ImageGenerator:
                 raise
             advice = "draw fewer at once with --batch, which makes the suite one of its own" if batch > 1 else "use a device with more"
             raise UserError(
-                f"{self.spec.name}: too little memory on {self.context.device} for {batch} images at once ({str(error).splitlines()[0]}); {advice}"
+                f"too little memory on {self.context.device} for {batch} images at once ({str(error).splitlines()[0]}); {advice}"
             ) from error
 
     def _load(self) -> Callable[[list[Job]], U8]:

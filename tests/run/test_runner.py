@@ -287,7 +287,7 @@ def test_model_that_cannot_be_drawn_does_not_stop_the_others(
     assert "no fast convolutions in float32" in capsys.readouterr().err
     monkeypatch.setattr(runner, "load", exhaust_memory)
     shutil.rmtree(context.runs)
-    with pytest.raises(PartialError, match=rf"^{teacher.name}: too little memory on cpu") as error:
+    with pytest.raises(PartialError, match=rf"^{teacher.name} and {student.name}: too little memory on cpu") as error:
         runner.run([teacher, student], context)
     assert error.value.folders == []
 
