@@ -66,10 +66,11 @@ def choose_device(asked: str | None) -> str:
 
 
 def is_slow(dtype: str, device: str) -> bool:
-    """Whether PyTorch computes a dtype by plain loops: one of 16 bits on a processor without AVX-512."""
+    """Whether PyTorch computes a dtype by plain loops: one of 16 bits on an x86 processor without AVX-512."""
     import torch
 
-    return device == "cpu" and dtype != "float32" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return device == "cpu" and dtype != "float32" and is_x86 and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def slow_dtype_note(dtype: str, device: str) -> str:

@@ -324,25 +324,26 @@ def names() -> list[str]:
     return sorted({path.stem for folder in (_LOCAL, _SHIPPED) for path in folder.glob("*.toml") if path.name != POLICY})
 
 
-def load(what: str, including: tuple[str, ...] = ()) -> Suite:
+def load(what: str, including: tuple[Path, ...] = ()) -> Suite:
     """Read a suite by its name, or by the path of a `.toml` file.
 
     Args:
-        including: the suites being read that include this one.
+        including: the files being read that include this one.
 
     Raises:
         UserError: there is no such suite, it is not TOML, a key is misspelt or missing, a value is out of range, or it includes itself.
     """
-    if what in including:
-        raise UserError(f"suite {what} includes itself: {' -> '.join((*including, what))}; take one of these out of an `include`")
     path = Path(what) if what.endswith(".toml") else find(f"{what}.toml")
     if not path.is_file():
         raise UserError(f"no suite file {what}") if what.endswith(".toml") else unknown_name("suite", what, names())
+    if path.resolve() in including:
+        trail = " -> ".join(each.stem for each in (*including, path))
+        raise UserError(f"suite {path.stem} includes itself: {trail}; take one of these out of an `include`")
     suite = read_toml(Suite, path, f"suite {path}")
     suite = _with_files_beside(suite, path.parent)
     for name in suite.include:
         beside = path.parent / name
-        part = load(str(beside) if name.endswith(".toml") and beside.is_file() else name, (*including, what))
+        part = load(str(beside) if name.endswith(".toml") and beside.is_file() else name, (*including, path.resolve()))
         metrics = {family: names for family, names in part.metrics.items() if suite.family in (None, family)}
         suite = suite.model_copy(
             update={

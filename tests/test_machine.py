@@ -45,12 +45,14 @@ def test_default_device_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch
         ("cpu", "float32", "AVX2", False),
         ("cuda", "bfloat16", "AVX2", False),
         ("cpu", "bfloat16", "AVX512", False),
+        ("cpu", "float16", "DEFAULT", True),
     ],
 )
 def test_sixteen_bits_are_slow_on_a_processor_without_avx512(
     device: str, dtype: str, capability: str, is_slow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert bool(slow_dtype_note(dtype, device)) == is_slow
 
 

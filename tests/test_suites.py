@@ -413,6 +413,9 @@ def test_suites_that_include_each_other_are_an_error(folder: Path) -> None:
     write(folder, name="two", old="include = []", new='include = ["one"]')
     with pytest.raises(UserError, match="suite one includes itself: one -> two -> one"):
         suites.load("one")
+    write(folder, name="own", old="include = []", new='include = ["../suites/own.toml"]')
+    with pytest.raises(UserError, match="suite own includes itself: own -> own"):
+        suites.load("own")
 
 
 def test_file_with_a_byte_order_mark_and_other_ends_of_lines_is_the_same_suite(folder: Path) -> None:

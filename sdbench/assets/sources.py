@@ -249,8 +249,9 @@ def _check_tars(files: Sequence[str]) -> None:
 
 
 def _file_arguments(reader: str, files: list[str]) -> dict[str, Any]:
-    if not any(Path(file).stat().st_size for file in files):
-        raise UserError(f"{files[0]} is empty; write its rows, or leave it out")
+    empty = [file for file in files if not Path(file).stat().st_size]
+    if empty and (len(empty) == len(files) or reader not in ("json", "text")):  # whose readers skip such files
+        raise UserError(f"{empty[0]} is empty; write its rows, or leave it out")
     separator = {"sep": "\t"} if files[0].lower().endswith(".tsv") else {}
     return {"path": reader, "data_files": {"train": [escape(file) for file in files]}, **separator}
 

@@ -33,7 +33,7 @@ TITLES = {
     "diversity": "diversity",
     "prdc": "",  # these names need no title
 }
-OTHER_REFERENCE = "against another reference than most, so not comparable with the others"
+OTHER_REFERENCE = "against another reference than the values that are ranked, so not comparable with them"
 _EFFICIENCY = ("latency.pipeline", "latency", "images_per_second", "memory", "parameters", "flops")
 
 

@@ -67,7 +67,7 @@ class ProbeResult:
 
     Attributes:
         values: latency, memory, parameters and MACs of each model, by its name.
-        run_id: identifies the rounds that took turns with each other; "" where nothing was measured.
+        run_id: identifies the rounds that took turns with each other; "" where not all did, or nothing was measured.
     """
 
     values: Mapping[str, list[Value]]
@@ -102,7 +102,7 @@ def measure(
 
     A second command that measures in `work` waits until the first has ended: at once, both would time each other too.
     Only rounds that took turns ran under the same state of the machine. So a kept round is reused only for the same set of models, and
-    measured again where that of another model, which failed before, is now measured beside it.
+    measured again where that of another model, which failed before, is now measured beside it in all stages.
     All rounds together are then written to `work/rounds.json`, which `pytest-benchmark compare` reads.
 
     Args:
@@ -129,12 +129,10 @@ def measure(
     weights = [(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs]
     with locked(folders.work / ".lock"):
         ids_file = _ids_file(weights, _conditions(device, machine, suites), folders)
-        first_id, run_id = (ids := ids_file.read_text(encoding="utf-8").split())[0], ids[-1]
+        first_id, *_ = _read_ids(ids_file)
         stems = {key: _file_stem(request, digest(request.spec, dtype=request.dtype), first_id) for key, request in requests.items()}
-        rounds, is_mixed = _measure_in_turns(requests, stems, probes.rounds, folders)
-        if is_mixed:  # earlier records hold other rounds
-            run_id = uuid.uuid4().hex[:12]
-            write_bytes(ids_file, f"{first_id} {run_id}".encode())
+        rounds, took_turns = _measure_in_turns(requests, stems, probes.rounds, folders, ids_file)
+        run_id = _read_ids(ids_file)[-1] if took_turns else ""
         if profile:  # after the rounds, so that it finds the compiler's cache filled
             for (label, name), request in requests.items():
                 if _is_in_vain(rounds[label, name]):
@@ -164,21 +162,30 @@ def _conditions(device: str, machine: Machine, suites: Path) -> dict[str, Any]:
 
 
 def _ids_file(models: Sequence[tuple[str, str | None]], conditions: Mapping[str, Any], folders: Folders) -> Path:
-    """The file with the ids of the rounds in which these models, (name, weights) each, take turns: that in their files' names, and that in records."""
+    """The file with the ids of the rounds in which these models, (name, weights) each, take turns: that in their files' names, then that in records."""
     path = folders.work / "turns" / f"{digest_of([sorted(models, key=str), conditions])}.txt"
     if not path.exists():
-        write_bytes(path, uuid.uuid4().hex[:12].encode())
+        write_bytes(path, _new_id().encode())
     return path
 
 
-def _measure_in_turns(
-    requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, folders: Folders
-) -> tuple[dict[Key, list[Round]], bool]:
-    """The rounds of each model and setting, kept or new, and whether some are not of the turns that the run's id stands for.
+def _read_ids(ids_file: Path) -> list[str]:
+    return ids_file.read_text(encoding="utf-8").split()
 
-    A kept round that did not take turns with a new one is measured again, unless the new one will not be kept.
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def _measure_in_turns(
+    requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, folders: Folders, ids_file: Path
+) -> tuple[dict[Key, list[Round]], bool]:
+    """The rounds of each model and setting, kept or new, and whether all took turns.
+
+    A kept round beside a new one did not. It is measured again, and records get a new id, since earlier ones hold other rounds. Where the
+    new one is incomplete, and so not kept, that would be repeated by each run: the kept one stays.
     """
-    is_mixed = False
+    took_turns = True
     rounds: dict[Key, list[Round]] = {key: [] for key in requests}
     turns = [[*keys] for _, keys in groupby(requests, key=itemgetter(0))]  # all models in one setting
     with tqdm(total=n * len(requests), desc="probes", unit="round") as bar:
@@ -190,18 +197,20 @@ def _measure_in_turns(
                 bar.set_postfix_str(" ".join(reversed(key)))
                 files[key].unlink(missing_ok=True)  # damaged since
                 measured, partial = _try_round(requests[key], stems[key], rounds[key], files[key], folders)
-                is_mixed |= bool(kept) and "pipeline" in measured.seconds
                 if measured.is_complete:
+                    if kept:
+                        write_bytes(ids_file, f"{_read_ids(ids_file)[0]} {_new_id()}".encode())
                     for other in kept:
                         files[other].unlink()
                     missing += kept
                     kept.clear()
                     partial.replace(files[key])
+                took_turns &= not (kept and measured.seconds)
                 rounds[key].append(measured)
             for key, measured in kept.items():
                 rounds[key].append(measured)
             bar.update(len(turn))
-    return rounds, is_mixed
+    return rounds, took_turns
 
 
 def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:

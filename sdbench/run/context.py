@@ -10,7 +10,7 @@ from sdbench import __version__, records
 from sdbench.assets.pipelines import is_cached, is_local
 from sdbench.errors import UserError
 from sdbench.generate import Job, list_jobs
-from sdbench.machine import version
+from sdbench.machine import slow_dtype_note, version
 from sdbench.models.loading import build_part, check_headers
 from sdbench.models.locate import check_local_files
 from sdbench.models.spec import ModelSpec
@@ -169,6 +169,12 @@ def check_weights(specs: Sequence[ModelSpec], dtype: Dtype) -> None:
 def dtypes(sampling: Sampling, timed_settings: Mapping[str, Setting]) -> list[Dtype]:
     """The dtypes that a run computes in, each of which may have its own files of weights: the sampling's and those of the timed settings."""
     return sorted({sampling.dtype, *(setting.dtype or sampling.dtype for setting in timed_settings.values())})
+
+
+def slow_dtype_notes(sampling: Sampling, timed_settings: Mapping[str, Setting], device: str, *, draws: bool) -> list[str]:
+    """What to know before computing in the dtypes of the timed settings and, if images are drawn, of the sampling."""
+    computed = {setting.dtype or sampling.dtype for setting in timed_settings.values()} | ({sampling.dtype} if draws else set())
+    return [note for dtype in sorted(computed) if (note := slow_dtype_note(dtype, device))]
 
 
 def store_and_jobs(model: Model, context: RunContext) -> tuple[Store, list[Job]]:

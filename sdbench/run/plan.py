@@ -11,14 +11,14 @@ from sdbench import schedulers
 from sdbench.assets.pipelines import missing_files
 from sdbench.disk import size_text
 from sdbench.errors import UserError
-from sdbench.machine import choose_device, slow_dtype_note
+from sdbench.machine import choose_device
 from sdbench.models.architectures import TOPOLOGIES
 from sdbench.models.files import read_model_json
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import ceilings, work
 from sdbench.run import requirements
-from sdbench.run.context import check_weights, dtypes
+from sdbench.run.context import check_weights, dtypes, slow_dtype_notes
 from sdbench.settings import Sampling, Setting
 from sdbench.suites import Suite
 
@@ -55,8 +55,7 @@ def plan(
     rate = ceilings.measure("matmul", place, suite.sampling.dtype) / 2  # two FLOPs are one multiply-accumulate
     scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
     timed = suite.probes.select(settings) if suite.probes and only != "quality" else {}
-    computed = dtypes(suite.sampling, timed)
-    copies = itertools.product(specs, computed)
+    copies = itertools.product(specs, dtypes(suite.sampling, timed))
     of_models = itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)
     files = [*dict.fromkeys(of_models), *requirements.files_to_fetch(scored)]  # models of one base share its files
     n = suite.prompts.n * suite.samples if scored.own_metrics else 0
@@ -74,7 +73,7 @@ def plan(
     lines = [_text(content, n, suite.samples)]
     if suite.probes and timed:
         lines.append(f"probes: {suite.probes.rounds} rounds a model, each a process for every setting: {', '.join(timed)}")
-    lines += filter(None, (slow_dtype_note(dtype, place) for dtype in computed))
+    lines += slow_dtype_notes(suite.sampling, timed, place, draws=bool(n))
     return {**content, "text": "\n".join(lines)}
 
 

@@ -16,7 +16,6 @@ from sdbench.assets.pipelines import fetch
 from sdbench.encoders.memory import evaluators_on
 from sdbench.errors import PartialError, UserError
 from sdbench.generate import Job, generate, make_sampler, render_scenes, select_part
-from sdbench.machine import slow_dtype_note
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.out_of_memory import is_out_of_memory
@@ -24,7 +23,7 @@ from sdbench.models.spec import ModelSpec, with_cached_architecture
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
 from sdbench.records import Model
-from sdbench.run.context import RunContext, check_models, check_weights, dtypes, store_and_jobs
+from sdbench.run.context import RunContext, check_models, check_weights, dtypes, slow_dtype_notes, store_and_jobs
 from sdbench.run.recording import build_subject, teacher_name, write_record
 from sdbench.scenes import embedded
 from sdbench.store import Store
@@ -52,7 +51,11 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
 
     drawn, refused = _try_each(ordered, draw_all, context.device)
     sound = [spec for spec in ordered if spec.name in drawn]
-    probed = run_probes(sound, context)
+    try:
+        probed = run_probes(sound, context)
+    except UserError as error:
+        _raise_errors(refused | {"latency and memory": str(error)})
+        raise
 
     def record(spec: ModelSpec) -> Path:
         (scheduler, images), model = drawn[spec.name], models[spec.name]
@@ -60,9 +63,10 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
 
     with evaluators_on(context.device):
         folders, unwritten = _try_each(sound, record, context.device)
-    if (teacher := teacher_name(context.suite)) in refused and folders:
-        refused[teacher] += " (so the records of the others may lack what compares them with it)"
-    _raise_errors(refused | unwritten, [*folders.values()])
+    errors, teacher = refused | unwritten, teacher_name(context.suite)
+    if teacher in errors and folders and context.suite.teacher_suite() is context.suite:
+        errors[teacher] += " (so the records of the others may lack what compares them with it)"
+    _raise_errors(errors, [*folders.values()])
     return [folders[spec.name] for spec in specs]
 
 
@@ -118,10 +122,9 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
         UserError: a model is of another family or damaged, two models have the same name, or the Hub cannot be reached.
     """
     check_models(specs, context.suite)
-    computed = dtypes(context.sampling, context.timed_settings)
-    for note in filter(None, (slow_dtype_note(dtype, context.device) for dtype in computed)):
+    for note in slow_dtype_notes(context.sampling, context.timed_settings, context.device, draws=context.with_quality):
         tqdm.write(note, file=sys.stderr)
-    for spec, dtype in itertools.product(specs, computed):
+    for spec, dtype in itertools.product(specs, dtypes(context.sampling, context.timed_settings)):
         fetch(spec, dtype=dtype)
     for spec in specs:
         if spec.source == "embedded":
@@ -166,9 +169,10 @@ class ImageGenerator:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            advice = "draw fewer at once with --batch, which makes the suite one of its own" if batch > 1 else "use a device with more"
+            what = f"to draw {batch} images at once" if self._make else "to load the model"
+            fewer = "draw fewer with --batch, which makes the suite one of its own, or " if self._make and batch > 1 else ""
             raise UserError(
-                f"too little memory on {self.context.device} for {batch} images at once ({str(error).splitlines()[0]}); {advice}"
+                f"too little memory on {self.context.device} {what} ({str(error).splitlines()[0]}); {fewer}use a device with more"
             ) from error
 
     def _load(self) -> Callable[[list[Job]], U8]:

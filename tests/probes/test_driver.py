@@ -183,9 +183,9 @@ def test_rounds_kept_from_before_are_measured_again_beside_those_of_a_model_that
 
 
 def test_round_that_is_never_kept_leaves_those_of_others_but_took_no_turns_with_them(harness: DriverHarness) -> None:
-    ids = {harness.probe("a", "half", rounds=2).run_id for _ in range(3)}
-    assert harness.started == ["a", "half"] * 2 + ["half"] * 4
-    assert len(ids) == 3
+    ids = [harness.probe("a", "half", rounds=2).run_id for _ in range(2)]
+    assert harness.started == ["a", "half"] * 2 + ["half"] * 2
+    assert (bool(ids[0]), ids[1]) == (True, "")
 
 
 def test_round_that_timed_out_is_not_tried_again(harness: DriverHarness, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from factories import make_record, save_record
 from tiny import tiny_unet, with_unet
 
-from sdbench import cli, records, score, suites
+from sdbench import cli, machine, records, score, suites
 from sdbench.leaderboard import standings, writing
 from sdbench.models.spec import resolve
 from sdbench.probes import ceilings, work
@@ -99,7 +98,7 @@ def test_dry_run_lists_missing_inputs_and_fetches_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sdbench.run.plan._macs", lambda *_: None)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(machine, "is_slow", lambda dtype, _: dtype == "float16")
     content = plan([resolve("sdxl", random=True)], suites.load("mlperf-sdxl"), tmp_path)
     assert content["suite"] == {"name": "mlperf-sdxl", "version": 1, "digest": None}
     assert {"latents.pt", "open_clip_model.safetensors"} < {file["name"] for file in content["files"]}
