@@ -54,8 +54,7 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
     try:
         probed = run_probes(sound, context)
     except UserError as error:
-        _raise_errors(refused | {"latency and memory": str(error)})
-        raise
+        raise PartialError(_join_errors(refused | {"latency and memory": str(error)}), []) from error
 
     def record(spec: ModelSpec) -> Path:
         (scheduler, images), model = drawn[spec.name], models[spec.name]
@@ -66,7 +65,8 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
     errors, teacher = refused | unwritten, teacher_name(context.suite)
     if teacher in errors and folders and context.suite.teacher_suite() is context.suite:
         errors[teacher] += " (so the records of the others may lack what compares them with it)"
-    _raise_errors(errors, [*folders.values()])
+    if errors:
+        raise PartialError(_join_errors(errors), [*folders.values()])
     return [folders[spec.name] for spec in specs]
 
 
@@ -89,7 +89,8 @@ def draw(specs: Sequence[ModelSpec], context: RunContext, part: tuple[int, int])
         return len(store.missing([job.image_id for job in jobs]))
 
     missing, refused = _try_each(fetch_models(specs, context), draw_part, context.device)
-    _raise_errors(refused)
+    if refused:
+        raise PartialError(_join_errors(refused), [])
     return missing
 
 
@@ -107,12 +108,12 @@ def _try_each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T], device
     return done, errors
 
 
-def _raise_errors(errors: Mapping[str, str], folders: Sequence[Path] = ()) -> None:
-    names: dict[str, list[str]] = {}  # a full disk is one error of all models
+def _join_errors(errors: Mapping[str, str]) -> str:
+    """The errors of models by name, as text; a full disk is one error of all."""
+    names: dict[str, list[str]] = {}
     for name, error in errors.items():
         names.setdefault(error, []).append(name)
-    if errors:
-        raise PartialError("\n".join(f"{join_words(those)}: {error}" for error, those in names.items()), folders)
+    return "\n".join(f"{join_words(those)}: {error}" for error, those in names.items())
 
 
 def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelSpec]:
