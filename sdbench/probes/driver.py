@@ -207,9 +207,10 @@ def _measure_in_turns(
                     partial.replace(files[key])
                 took_turns &= not (kept and measured.seconds)
                 rounds[key].append(measured)
+                bar.update()
             for key, measured in kept.items():
                 rounds[key].append(measured)
-            bar.update(len(turn))
+                bar.update()
     return rounds, took_turns
 
 
