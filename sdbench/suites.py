@@ -87,7 +87,8 @@ class Noise(Table):
     """Initial latents: one for each image, or one for all (as in MLPerf), drawn from `seed` or read from `file`.
 
     Attributes:
-        file: `asset:<name>` or path (in a suite file, relative to that file) of a tensor saved by `torch.save`; from a seed alone, the last digits differ between machines.
+        file: `asset:<name>` or path (in a suite file, relative to that file) of a tensor saved by `torch.save`; from a seed alone, the
+            last digits differ between machines.
         digest: SHA-256 of that file; a file with another digest is refused.
     """
 
@@ -152,8 +153,8 @@ class Teacher(Table):
 
     Attributes:
         model: the name of the teacher in its records.
-        suite: name or path (in a suite file, relative to that file) of the suite of those records, with the same prompts, noise and size but other sampling, such as 25 steps
-            where the students take 4; None for the suite itself.
+        suite: name or path (in a suite file, relative to that file) of the suite of those records, with the same prompts, noise and size
+            but other sampling, such as 25 steps where the students take 4; None for the suite itself.
     """
 
     model: str

@@ -46,6 +46,7 @@ def test_default_device_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch
         ("cuda", "bfloat16", "AVX2", False),
         ("cpu", "bfloat16", "AVX512", False),
         ("cpu", "float16", "DEFAULT", True),
+        ("cpu", "float16", "a later one", False),
     ],
 )
 def test_sixteen_bits_are_slow_on_a_processor_without_avx512(
