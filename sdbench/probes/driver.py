@@ -33,7 +33,7 @@ from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES, Request
 from sdbench.probes.rounds import Round, collect_info
 from sdbench.probes.values import values
 from sdbench.records import Machine, Value
-from sdbench.settings import BASE, Probes, Sampling
+from sdbench.settings import BASE, Probes, Sampling, Setting
 
 BENCHMARK_FILE = "bench_pipeline.py"
 ROUND_TIMEOUT_S = 3600
@@ -215,7 +215,7 @@ def _measure_in_turns(
 
 
 def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:
-    """The values of a model in all settings, then its counts, as the first setting with the model's own VAE found them.
+    """The values of a model in all settings, then its counts in the suite's dtype, as the first setting with the model's own VAE found them.
 
     Counts that a run without `base` does not find are left out, since an earlier run may have found them.
     """
@@ -223,7 +223,8 @@ def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:
     for request, rounds in measured.values():
         found += values(rounds, request.setting, counts.loads(request, rounds), on_cuda=request.device.startswith("cuda"))
     for request, rounds in [own for own in measured.values() if own[0].setting.vae == "full"][:1]:
-        found += [value for value in counts.values(request, rounds) if value.state == "ok" or BASE in measured]
+        as_base = request.model_copy(update={"setting": Setting()})
+        found += [value for value in counts.values(as_base, rounds) if value.state == "ok" or BASE in measured]
     return found
 
 

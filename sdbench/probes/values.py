@@ -101,7 +101,7 @@ def _cold_start(rounds: Sequence[Round], *, compiling: bool) -> list[Value]:
     """Times of loading and of the first call; the first call of a round that compiled anew has a value of its own."""
     reason = failure_reason(rounds, "pipeline")
     compiling_rounds, others = (
-        [measured for measured in rounds if measured.info.get("compiled_anew", False) is wanted] for wanted in (True, False)
+        [measured for measured in rounds if measured.info.get("compiled_anew") is wanted] for wanted in (True, False)
     )
     found = [
         median_value("cold_start.load", "s", collect_info(rounds, "load_s"), reason),

@@ -160,7 +160,8 @@ def _count_part(part: str, config_json: str, latent_size: tuple[int, int], token
 def _count(network: torch.nn.Module, call: Callable[[Any], object]) -> Work:
     """The work of a call of the network."""
     moved, flops = _MovedNumbers(), FlopCounterMode(display=False)
-    with torch.device("meta"), torch.no_grad(), _WithoutAttentionScores(moved), moved, flops:
+    # The last one sees operators first, and FLOPs are counted by taking some apart, such as upsampling, into copies that no device makes.
+    with torch.device("meta"), torch.no_grad(), _FusedAttention(moved), flops, moved:
         call(network)
     tables = sum(count_parameters(part) for part in network.modules() if isinstance(part, torch.nn.Embedding))
     weights = count_parameters(network) - tables
@@ -183,8 +184,11 @@ class _MovedNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
         return result
 
 
-class _WithoutAttentionScores(TorchFunctionMode):
-    """Takes the score matrices of attention out of the count: on the meta device PyTorch runs attention operator by operator."""
+class _FusedAttention(TorchFunctionMode):
+    """Counts attention as its fused kernels run it; on the meta device PyTorch runs it operator by operator.
+
+    They keep no score matrices, and lay the result out as (batch, tokens, heads, features), so that heads are joined without a copy.
+    """
 
     def __init__(self, moved: _MovedNumbers) -> None:
         super().__init__()
@@ -194,6 +198,7 @@ class _WithoutAttentionScores(TorchFunctionMode):
         before = self.moved.numbers
         result = func(*args, **(kwargs or {}))
         if func is torch.nn.functional.scaled_dot_product_attention:
+            result = result.transpose(1, 2).contiguous().transpose(1, 2)
             self.moved.numbers = before + _numbers((args, kwargs, result))
         return result
 

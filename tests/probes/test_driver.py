@@ -528,6 +528,8 @@ def test_settings_alternate_with_models_and_label_their_values(harness: DriverHa
     assert counted == {name for name, value in found.items() if value.kind == "count"}, "they are of the model, whatever the setting"
     assert all(without_base[name] == found[name] for name in counted)
     assert len(harness.started) == 4
+    half = harness.measure("c", others=(Setting(dtype="bfloat16"),), settings=["bfloat16"])["c"]
+    assert half["bytes.unet_step"] == found["bytes.unet_step"], "in the suite's dtype, whatever the setting"
     with pytest.raises(UserError, match="unknown setting 'b5'; known: b4, base"):
         harness.measure("a", others=(four,), settings=["b5"])
 

@@ -31,6 +31,7 @@ def values_on_a_card(**info: Any) -> dict[str, Value]:
         "weights_bytes": 2**20,
         "load_s": 2.0,
         "first_call_s": 1.0,
+        "compiled_anew": False,
         "amount": dict.fromkeys(CEILINGS, 1e12),
         "memory_mib": {"peak_rss": 300.0, "peak_data": 200.0, "peak_allocated": 400.0, "peak_reserved": 500.0},
         "watch": {"foreign_cores": 0.0, "states": [STATE, STATE], "foreign_processes": {}},
@@ -136,6 +137,8 @@ def test_what_the_rounds_lack_is_left_out_or_has_a_reason() -> None:
 
     failed = of("", Round({}, {}, {"pipeline": "it broke"}))
     assert [value and value.reason for value in failed] == ["it broke", "it broke", None]
+    failed = of("@compiled", Round({}, {}, {"pipeline": "it broke"}), compile="whole")
+    assert [value and value.reason for value in failed] == ["it broke"] * 3
     rate, *_ = of("", Round({"pipeline": (0.5,)}))
     assert rate
     assert (rate.value, rate.low, rate.high) == (2, None, None)

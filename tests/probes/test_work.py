@@ -44,6 +44,27 @@ def test_attention_traffic_excludes_the_score_matrix() -> None:
     assert found.others == 4 * (2 * 50 * 8)
 
 
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
+def test_counted_on_the_meta_device_is_what_a_processor_runs(part: str) -> None:
+    config = {"unet": unet_config("vega", "scenes"), **PARTS["scenes"]}[part]
+    on_meta, on_cpu = build_on_meta(part, config), build_on_meta(part, config).to_empty(device="cpu")
+    for buffer in on_cpu.buffers():
+        buffer.zero_()  # positions are indices
+
+    def call(network: nn.Module) -> None:
+        with torch.device(next(network.parameters()).device):
+            if part == "unet":
+                network(**work.empty_input(config, (8, 8), 8))
+            elif part == "vae":
+                network.get_submodule("decoder")(torch.empty(1, config["latent_channels"], 8, 8))
+            else:
+                network(torch.zeros(1, 8, dtype=torch.long), output_hidden_states=True)
+
+    counted = work._count(on_meta, call)
+    assert (counted.macs, counted.others) > (0, 0)
+    assert counted == work._count(on_cpu, call)
+
+
 @pytest.mark.parametrize("architecture", TMACS)
 def test_full_size_unet_macs_match_known_counts(architecture: str) -> None:
     assert work.unet_macs(unet_config(architecture), *work.input_sizes(PARTS["sdxl"], 1024)) / 1e12 == pytest.approx(
