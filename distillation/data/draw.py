@@ -14,6 +14,7 @@ from tqdm import tqdm
 from distillation.export import check_new_or_empty
 from distillation.provenance import package_versions
 from distillation.teacher import pipeline_spec
+from sdbench.arrays import U8
 from sdbench.assets.prompts import read_lines
 from sdbench.assets.sources import METADATA
 from sdbench.disk import digest, read_json, write_json, write_json_lines
@@ -22,6 +23,7 @@ from sdbench.generate import Job, generate, make_sampler, select_part
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import read_model_json
 from sdbench.models.loading import load
+from sdbench.models.out_of_memory import explain_out_of_memory
 from sdbench.settings import Sampling
 from sdbench.store import Store
 from sdbench.suites import Noise
@@ -59,7 +61,7 @@ def draw_images(
 
     Raises:
         UserError: the captions cannot be read or are too few, the teacher or device is missing, or a setting is out of range.
-        UserError: `out` holds something else or cannot be written, or an image holds NaN.
+        UserError: `out` holds something else or cannot be written, the device has too little memory, or an image holds NaN.
     """
     captions, spec = read_captions(prompts, n), pipeline_spec(teacher)
     size_px = size_px or _native_size_px(teacher)
@@ -76,15 +78,29 @@ def draw_images(
     jobs = [Job(str(row), 0, caption, digest([store.folder.name, row, caption])) for row, caption in enumerate(captions)]
     own = select_part(jobs, batch, part)
     if store.missing([job.image_id for job in own]):
-        draw = make_sampler(load(spec, dtype=dtype, device=device), sampling, Noise(seed=seed))
-        if package_versions() not in (versions := _versions(out)):  # only now: a teacher that cannot be loaded claims no folder
-            write_json(out / SETTINGS_FILE, {**identity, "versions": [*versions, package_versions()]})
-        generate(own, store, batch, draw, "teacher")
+        with explain_out_of_memory(device, "to load the teacher"):
+            draw = make_sampler(load(spec, dtype=dtype, device=device), sampling, Noise(seed=seed))
+
+        def draw_and_claim(group: list[Job]) -> U8:
+            images = draw(group)
+            _claim_folder(out, identity)  # only now: settings with which nothing can be drawn, for lack of memory say, claim no folder
+            return images
+
+        fewer = ["draw fewer with --batch"] if batch > 1 else []
+        with explain_out_of_memory(device, f"to draw {batch} images at once", fewer):
+            generate(own, store, batch, draw_and_claim, "teacher")
     if missing := store.missing([job.image_id for job in jobs]):
         tqdm.write(f"{out}: {len(jobs) - len(missing)} of {len(jobs)} images; the other parts draw the rest", file=sys.stderr)
     else:
         _finish_folder(out, store, jobs, identity)
     return out
+
+
+def _claim_folder(out: Path, identity: dict[str, Any]) -> None:
+    """Record the settings of images that are about to be written, and the versions that drew them."""
+    _check_same_settings(out, identity)  # another part may have drawn with other settings meanwhile
+    if package_versions() not in (versions := _versions(out)):
+        write_json(out / SETTINGS_FILE, {**identity, "versions": [*versions, package_versions()]})
 
 
 def _finish_folder(out: Path, store: Store, jobs: list[Job], identity: dict[str, Any]) -> None:

@@ -1,6 +1,11 @@
-"""Recognise errors that mean a device has too little memory."""
+"""Recognise errors that mean a device has too little memory, and say what helps."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+
+from sdbench.errors import UserError
 
 # What cuDNN, cuBLAS and the driver say, PyTorch's allocator where a compiler has wrapped its exception, and that of the CPU.
 _MESSAGES = (
@@ -20,3 +25,23 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     algorithm after another, and reports that it found none if each of them ran out of memory.
     """
     return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in _MESSAGES)
+
+
+@contextmanager
+def explain_out_of_memory(device: str, what: str, ways: Sequence[str] = ()) -> Iterator[None]:
+    """While open, turn an out-of-memory error into one that says what did not fit, and what helps.
+
+    Args:
+        what: was being done, beginning with "to".
+        ways: to need less memory.
+
+    Raises:
+        UserError: the device had too little memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = ", or ".join([*ways, "use a device with more"])
+        raise UserError(f"too little memory on {device} {what} ({str(error).splitlines()[0]}); {advice}") from error

@@ -18,7 +18,7 @@ from sdbench.errors import PartialError, UserError
 from sdbench.generate import Job, generate, make_sampler, render_scenes, select_part
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
-from sdbench.models.out_of_memory import is_out_of_memory
+from sdbench.models.out_of_memory import explain_out_of_memory
 from sdbench.models.spec import ModelSpec, with_cached_architecture
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
@@ -163,18 +163,12 @@ class ImageGenerator:
         """
         if not self.store.missing([job.image_id for job in jobs]):
             return
-        batch = self.context.sampling.batch
-        try:
+        batch, device = self.context.sampling.batch, self.context.device
+        with explain_out_of_memory(device, "to load the model"):
             self._make = self._make or self._load()
+        fewer = ["draw fewer with --batch, which makes the suite one of its own"] if batch > 1 else []
+        with explain_out_of_memory(device, f"to draw {batch} images at once", fewer):
             generate(jobs, self.store, batch, self._make, self.spec.name)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            what = f"to draw {batch} images at once" if self._make else "to load the model"
-            fewer = "draw fewer with --batch, which makes the suite one of its own, or " if self._make and batch > 1 else ""
-            raise UserError(
-                f"too little memory on {self.context.device} {what} ({str(error).splitlines()[0]}); {fewer}use a device with more"
-            ) from error
 
     def _load(self) -> Callable[[list[Job]], U8]:
         if self.spec.source == "rendered":

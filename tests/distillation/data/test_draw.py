@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from tiny import SIZE_PX
 
 from distillation.cli import main
@@ -128,6 +128,26 @@ def test_a_killed_run_continues_to_the_same_bytes(
     assert sorted(puts) == sorted(order)
     assert files(out) == files(whole)
     assert len(files(out)) == len(CAPTIONS) + 3
+
+
+def test_a_batch_that_does_not_fit_is_explained_and_a_smaller_one_may_follow(
+    prompts: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhaust_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nMore of it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UNet2DConditionModel, "forward", exhaust_memory)
+        said = (
+            r"too little memory on cpu to draw {} images at once \(CUDA out of memory. Tried to allocate 9 GiB\); {}use a device with more"
+        )
+        for batch, advice in ((2, "draw fewer with --batch, or "), (1, "")):
+            with pytest.raises(UserError, match=said.format(batch, advice)):
+                draw_images(prompts, teacher_folder, tmp_path / "out", **{**SETTINGS, "batch": batch})
+        patch.setattr(draw, "load", exhaust_memory)
+        with pytest.raises(UserError, match="too little memory on cpu to load the teacher"):
+            draw_images(prompts, teacher_folder, tmp_path / "out", **SETTINGS)
+    assert draw_images(prompts, teacher_folder, tmp_path / "out", **SETTINGS) == tmp_path / "out"
 
 
 def test_damaged_settings_of_an_earlier_run_are_named(prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
