@@ -79,13 +79,16 @@ class Recipe(Table):
     def training_digest(self, family: Family) -> str:
         """The SHA-256 (hex) of all that decides the weights of a student of this family, and of the names of recipe, student and stages.
 
-        Left out are the other family's settings, all sources, the teachers' names, the released student's data, and keys that are not set.
+        Left out are the other family's settings, all sources, the teachers' names, the released student's data, keys that are not set, and
+        gradient checkpointing, which changes at most rounding: a run may be continued with it on a smaller GPU.
         """
+        settings = self.settings(family).model_copy(update={"checkpointing": family == "sdxl"})  # as in earlier runs of the shipped recipes
         rows = {"__all__": {"source"}}
         notes: dict[str, Any] = {"stages": {"__all__": {"keep": rows, "shorten": rows}}, "middle": {"source"}}
         notes["sdxl"] = {"source": True, "data": True, "teachers": {"__all__": {"name", "source"}}}
         other_families = {name: True for name in get_args(Family) if name != family}
-        return hashlib.sha256(self.model_dump_json(exclude=notes | other_families, exclude_none=True).encode()).hexdigest()
+        recipe = self.model_copy(update={family: settings})
+        return hashlib.sha256(recipe.model_dump_json(exclude=notes | other_families, exclude_none=True).encode()).hexdigest()
 
     @property
     def plans(self) -> list[Plan]:

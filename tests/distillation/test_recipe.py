@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.recipe import RECIPES, Recipe, Segment, load_recipe
+from distillation.recipe import RECIPES, Family, Recipe, Segment, load_recipe
+from sdbench.disk import read_json
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
 
@@ -183,6 +184,21 @@ def test_segments_cover_all_steps_without_gaps(steps: int, teachers: int) -> Non
     assert [segment.start for segment in segments] == [0, *(segment.end for segment in segments[:-1])]
     assert segments[-1].end == steps
     assert all(segment.start < segment.end for segment in segments)
+
+
+@pytest.mark.parametrize("family", ["scenes", "sdxl"])
+def test_gradient_checkpointing_does_not_change_the_training_digest(family: Family) -> None:
+    def digest(*, checkpointing: bool) -> str:
+        settings = SSD_1B.settings(family).model_copy(update={"checkpointing": checkpointing})
+        return SSD_1B.model_copy(update={family: settings}).training_digest(family)
+
+    assert digest(checkpointing=True) == digest(checkpointing=False)
+
+
+def test_the_training_digest_stays_that_of_the_ablation() -> None:
+    folder = Path(__file__).parents[2] / "results" / "ablation"
+    result = read_json(folder / "vega" / "layer-level-0.json")
+    assert load_recipe(folder / "vega.toml").training_digest("scenes") == result["identity"]["recipe"]
 
 
 def test_the_training_digest_ignores_the_other_family() -> None:
