@@ -1,7 +1,6 @@
 """The device and the processes that train a student, and what to do where the device has too little memory."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Literal
 
@@ -11,7 +10,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 
 from distillation.recipe_tables import Training
 from sdbench.errors import UserError
-from sdbench.models.out_of_memory import is_out_of_memory
+from sdbench.models.out_of_memory import explain_out_of_memory
 
 PROCESS_TIMEOUT = timedelta(minutes=30)  # for processes that wait while another one saves a checkpoint or draws samples
 DATA_PARALLEL = DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU
@@ -48,21 +47,19 @@ def make_accelerator(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", 
     return accelerator
 
 
-@contextmanager
-def explain_out_of_memory(settings: Training, device: str) -> Iterator[None]:
+def explain_training_memory(settings: Training, device: str) -> AbstractContextManager[None]:
     """While open, turn an out-of-memory error of the device into one that says how to make a step need less memory.
 
     Raises:
         UserError: the device had too little memory.
     """
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        advice = "" if settings.checkpointing else ", or set checkpointing = true, which recomputes activations instead of keeping them"
-        raise UserError(
-            f"{device} has too little memory to train with batch = {settings.batch}, accumulation = {settings.accumulation} and "
-            f"checkpointing = {str(settings.checkpointing).lower()} ({str(error).splitlines()[0]}). In a copy of the recipe, halve batch "
-            f"and double accumulation, which keeps the images per step{advice}; `distillation plan` estimates the memory needed"
-        ) from error
+    ways = []
+    if settings.batch > 1:
+        ways.append("halve batch and double accumulation in a copy of the recipe, which keeps the images per step")
+    if not settings.checkpointing:
+        ways.append("set checkpointing = true in a copy of the recipe, which recomputes activations instead of keeping them")
+    what = (
+        f"to train with batch = {settings.batch}, accumulation = {settings.accumulation} and checkpointing = "
+        f"{str(settings.checkpointing).lower()}, whose memory `distillation plan` estimates"
+    )
+    return explain_out_of_memory(device, what, ways)

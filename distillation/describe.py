@@ -10,6 +10,7 @@ from distillation.estimate import (
     H100_TFLOPS,
     Memory,
     estimate_memory,
+    fixed_bytes,
     gpu_hours,
     step_flops,
 )
@@ -96,6 +97,7 @@ class _Stage:
     Attributes:
         macs: of a forward pass of one image.
         flops_per_step: of an optimiser step.
+        fixed_bytes: memory that a process takes before any image.
     """
 
     name: str
@@ -104,6 +106,7 @@ class _Stage:
     transformer_blocks: int
     macs: int
     flops_per_step: int
+    fixed_bytes: int
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,8 @@ def _estimate(recipe: Recipe, family: Family, settings: Training) -> _Estimate:
     teacher = build_on_meta("unet", unet_config(recipe.teacher, family))
     students = [prune(teacher, plan, copy=False) for plan in recipe.plans]
     taps = resolve_taps(students[-1].config, teacher.config, recipe.plans[-1], recipe.taps)
-    memory = estimate_memory(
-        students[0], count_parameters(teacher), taps, latent_size=latent_size, tokens=tokens, dtype=settings.dtype, ema=settings.ema > 0
-    )
+    n, dtype, ema = count_parameters(teacher), settings.dtype, settings.ema > 0
+    memory = estimate_memory(students[0], n, taps, latent_size=latent_size, tokens=tokens, dtype=dtype, ema=ema)
     teacher_macs, *student_macs = (unet_macs(network.config, latent_size, tokens) for network in (teacher, *students))
     images = settings.batch * settings.accumulation
     stages = [
@@ -149,6 +151,7 @@ def _estimate(recipe: Recipe, family: Family, settings: Training) -> _Estimate:
             transformer_blocks=sum(plan.depths.values()),
             macs=macs,
             flops_per_step=step_flops(teacher_macs, macs, images, checkpointing=settings.checkpointing),
+            fixed_bytes=sum(fixed_bytes(count_parameters(student), n, dtype=dtype, ema=ema).values()),
         )
         for stage, plan, steps, student, macs in zip(recipe.stages, recipe.plans, stage_steps, students, student_macs, strict=True)
     ]
@@ -157,7 +160,7 @@ def _estimate(recipe: Recipe, family: Family, settings: Training) -> _Estimate:
     return _Estimate(
         size_px=size_px,
         memory=memory,
-        teacher_parameters=count_parameters(teacher),
+        teacher_parameters=n,
         teacher_macs=teacher_macs,
         stages=stages,
         taps=taps,
@@ -240,10 +243,12 @@ def _memory_lines(settings: Training, estimate: _Estimate) -> list[str]:
     memory, batch = estimate.memory, settings.batch
     sizes = {name: size_text(size) for name, size in vars(memory).items()}
     total, checkpointed = (size_text(memory.total(batch, checkpointing=checkpointing)) for checkpointing in (False, True))
+    fixed = ", ".join(f"{size_text(stage.fixed_bytes)} in stage {stage.name}" for stage in estimate.stages)
     return [
         f"  memory of each process, one per GPU, in stage {estimate.stages[0].name}, the largest:",
         f"    student in float32: weights {sizes['weights']}, gradients {sizes['gradients']}, AdamW's moments {sizes['moments']}, EMA {sizes['ema']}",
         f"    in {settings.dtype}: copies of these weights {sizes['autocast_copies']}, the teacher's weights {sizes['teacher']}",
+        f"    before any image: {fixed}",
         f"    activations saved per image: {sizes['activations']}; with gradient checkpointing {sizes['checkpointed']}; the teacher's taps {sizes['taps']}",
         f"    recomputed with checkpointing, the largest block per image: {sizes['recomputed']}",
         f"    total, with {batch} images per forward pass: {total}; with gradient checkpointing {checkpointed}",

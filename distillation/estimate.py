@@ -68,6 +68,19 @@ class Memory:
         return states + self.teacher + batch * (self.taps + activations)
 
 
+def fixed_bytes(student_parameters: int, teacher_parameters: int, *, dtype: str, ema: bool) -> dict[str, int]:
+    """What `Memory` holds before any image, by name: a GPU with less cannot train the student with any batch."""
+    n, itemsize = student_parameters, getattr(torch, dtype).itemsize
+    return {
+        "weights": FLOAT32 * n,
+        "gradients": FLOAT32 * n,
+        "moments": 2 * FLOAT32 * n,
+        "ema": FLOAT32 * n if ema else 0,
+        "autocast_copies": itemsize * n if itemsize < FLOAT32 else 0,
+        "teacher": itemsize * teacher_parameters,
+    }
+
+
 def estimate_memory(
     student: UNet2DConditionModel, teacher_parameters: int, taps: Sequence[Tap], *, latent_size: int, tokens: int, dtype: str, ema: bool
 ) -> Memory:
@@ -79,23 +92,17 @@ def estimate_memory(
         taps: with shapes at the student's own `sample_size`.
         dtype: that both networks compute in.
     """
-    n, itemsize = count_parameters(student), getattr(torch, dtype).itemsize
     area = (latent_size / student.config.sample_size) ** 2
     (activations, largest_block), (checkpointed, _) = (
         activation_bytes(student.config, latent_size=latent_size, tokens=tokens, dtype=dtype, checkpointing=checkpointing)
         for checkpointing in (False, True)
     )
     return Memory(
-        weights=FLOAT32 * n,
-        gradients=FLOAT32 * n,
-        moments=2 * FLOAT32 * n,
-        ema=FLOAT32 * n if ema else 0,
-        autocast_copies=itemsize * n if itemsize < FLOAT32 else 0,
-        teacher=itemsize * teacher_parameters,
+        **fixed_bytes(count_parameters(student), teacher_parameters, dtype=dtype, ema=ema),
         activations=activations,
         checkpointed=checkpointed,
         recomputed=largest_block,
-        taps=round(area * itemsize * sum(math.prod(tap.shape) for tap in taps)),
+        taps=round(area * getattr(torch, dtype).itemsize * sum(math.prod(tap.shape) for tap in taps)),
     )
 
 

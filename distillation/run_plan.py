@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 
+from distillation.estimate import fixed_bytes
 from distillation.prune import student_config
 from distillation.recipe import Family, Recipe, Segment
+from distillation.recipe_tables import Training
 from distillation.taps import Tap, resolve_taps
 from distillation.teacher import Teacher, check_family, open_teacher_for
+from sdbench.disk import size_text
 from sdbench.errors import UserError
+from sdbench.models.loading import build_on_meta, count_parameters
 from sdbench.training.diffusion import check_diffusion
 from sdbench.training.latents import CaptionedImages
 
@@ -90,4 +94,30 @@ def check_images(family: Family, images: CaptionedImages | None) -> None:
     if family == "sdxl" and images is None:
         raise UserError(
             "family 'sdxl' needs images to train on; name them with --data, or draw some with the teacher: `distillation data make`"
+        )
+
+
+def check_memory(recipe: Recipe, settings: Training, teacher: Teacher, stage: int, device: torch.device) -> None:
+    """Check that a GPU holds what training takes before any image, by the estimate that `distillation plan` prints.
+
+    Args:
+        stage: number of the first stage that is left to train, which is the largest one.
+
+    Raises:
+        UserError: it does not, so that no batch is small enough.
+    """
+    if device.type != "cuda":
+        return
+    configs = [teacher.config, *(student_config(teacher.config, plan) for plan in recipe.plans)]
+    of_teacher, *of_students = (count_parameters(build_on_meta("unet", config)) for config in configs)
+    fixed = [fixed_bytes(n, of_teacher, dtype=settings.dtype, ema=settings.ema > 0) for n in of_students]
+    # where a step has one batch, autocast's copies go while the gradients come
+    needed = [sum(each.values()) - (each["autocast_copies"] if settings.accumulation == 1 else 0) for each in fixed]
+    available = torch.cuda.mem_get_info(device)[1]
+    if needed[stage] > available:
+        at_once = f", or a copy of the recipe whose only stage makes all cuts, which takes {size_text(needed[-1])}"
+        raise UserError(
+            f"stage {recipe.stages[stage].name!r} takes {size_text(needed[stage])} before any image, for student, optimiser and teacher; "
+            f"{device} has {size_text(available)}, so no batch is small enough. Use a GPU with more memory"
+            f"{at_once if needed[-1] <= available else ''}"
         )

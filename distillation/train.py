@@ -21,7 +21,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from distillation.accelerator import explain_out_of_memory, make_accelerator
+from distillation.accelerator import explain_training_memory, make_accelerator
 from distillation.data.batches import numbered_batches, scene_pool
 from distillation.export import check_new_or_empty, export_student
 from distillation.losses import min_snr_weights, weighted_terms
@@ -30,7 +30,7 @@ from distillation.provenance import Environment, Provenance, SegmentResult
 from distillation.prune import prune
 from distillation.recipe import Family, Recipe
 from distillation.recipe_tables import Training
-from distillation.run_plan import RunPlan, check_images, plan_run, run_identity
+from distillation.run_plan import RunPlan, check_images, check_memory, plan_run, run_identity
 from distillation.samples import StudentSampler
 from distillation.succession import warn_of_different_parts
 from distillation.taps import Tap, collect_outputs
@@ -39,6 +39,7 @@ from sdbench.disk import digest, locked, read_json, write_json
 from sdbench.errors import UserError
 from sdbench.models.checks import check_finite
 from sdbench.models.loading import read_part
+from sdbench.models.out_of_memory import explain_out_of_memory
 from sdbench.scenes.embedded import verified_path
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.evaluation import SceneEvaluation
@@ -108,7 +109,13 @@ def distil(
     check_images(family, images)
     accelerator = make_accelerator(device, settings.dtype)
     check_even_split(settings.accumulation, accelerator.num_processes)  # before hours of encoding
-    pool = _encode_images(recipe, settings, plan, images, work, accelerator)
+    source = _open_images(recipe, settings, plan, images, work, accelerator)
+    folders = broadcast_from_main(lambda: _segment_folders(work, recipe, plan, run_identity(recipe, family, plan, source.digest, device)))
+    left = [segment.stage for segment, folder in zip(plan.segments, folders, strict=True) if not (folder / STUDENT).exists()]
+    if left:
+        check_memory(recipe, settings, plan.teachers[0], left[0], accelerator.device)
+    with explain_out_of_memory(str(accelerator.device), "to encode the images"):
+        pool = LatentPool(plan.teachers[0].folder, source, work / "latents", str(accelerator.device))
     evaluate = _make_evaluation(family, pool, teacher_folders[0], accelerator)
 
     def make_context(teacher: Teacher) -> StepContext:
@@ -116,26 +123,23 @@ def distil(
         unet = teacher.unet(settings.dtype, place)
         return StepContext(recipe, settings, unet, pool.scheduler, numbered_batches(pool, settings, place), accelerator, evaluate)
 
-    folders = broadcast_from_main(
-        lambda: _segment_folders(work, recipe, plan, run_identity(recipe, family, plan, pool.images.digest, device))
-    )
-    with ExitStack() as alone, explain_out_of_memory(settings, str(accelerator.device)):
+    with ExitStack() as alone, explain_training_memory(settings, str(accelerator.device)):
         broadcast_from_main(lambda: alone.enter_context(locked(folders[0].parent / ".lock")))
         _train_segments(make_context, recipe, plan, folders, accelerator)
     if accelerator.is_main_process:
         student = _load_student(folders[-1])
         provenance = Provenance.from_run(
-            recipe, plan.teachers, student, settings, _segment_results(recipe, plan, folders), pool.images.digest, len(pool)
+            recipe, plan.teachers, student, settings, _segment_results(recipe, plan, folders), source.digest, len(pool)
         )
         logs = {folder.name: folder / "log.jsonl" for folder in folders}
         export_student(student, out, plan.teachers[0], provenance, logs=logs, unet_only=unet_only)
     return out
 
 
-def _encode_images(
+def _open_images(
     recipe: Recipe, settings: Training, plan: RunPlan, images: CaptionedImages | None, work: Path, accelerator: Accelerator
-) -> LatentPool:
-    """Latents and embeddings by the first teacher's encoders; the main process first logs what the run trains on."""
+) -> CaptionedImages:
+    """The images to train on, by default rendered scenes; the main process logs what the run trains on."""
     with accelerator.main_process_first():  # renders the scenes; the other processes then find them
         source = scene_pool(recipe.scenes.images, work) if images is None else images
     if accelerator.is_main_process:
@@ -143,7 +147,7 @@ def _encode_images(
         tqdm.write(f"training on {settings.describe_epochs(len(source.captions), plan.segments[-1].end)}", file=sys.stderr)
         for teacher in plan.teachers:
             tqdm.write(f"teacher: the {teacher.dtype} weights in {teacher.folder}", file=sys.stderr)
-    return LatentPool(plan.teachers[0].folder, source, work / "latents", str(accelerator.device))
+    return source
 
 
 def _make_evaluation(family: Family, pool: LatentPool, teacher_folder: Path, accelerator: Accelerator) -> Evaluate:

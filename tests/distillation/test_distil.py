@@ -11,12 +11,13 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from torch import nn
 
 from distillation import export, train
 from distillation.ablation.experiment import one_shot_recipe
-from distillation.accelerator import explain_out_of_memory, make_accelerator
+from distillation.accelerator import explain_training_memory, make_accelerator
 from distillation.data import batches
 from distillation.export import export_student
 from distillation.plan import MIDDLE_ATTENTION
@@ -40,15 +41,16 @@ from distillation.provenance import Provenance
 from distillation.prune import prune
 from distillation.recipe import Recipe, load_recipe
 from distillation.recipe_tables import KeepBlocks, Stage
-from distillation.run_plan import plan_run, run_identity
+from distillation.run_plan import check_memory, plan_run, run_identity
 from distillation.sensitivity.budget import TIED_TO_MIDDLE
 from distillation.succession import different_parts, warn_of_different_parts
 from distillation.taps import Tap
-from distillation.teacher import EMBEDDED, fetch_folder, open_teacher_for
+from distillation.teacher import EMBEDDED, Teacher, fetch_folder, open_teacher_for
 from distillation.train import distil
 from sdbench.disk import digest, read_json, read_json_lines, write_json
 from sdbench.errors import UserError
 from sdbench.machine import this_machine
+from sdbench.models.architectures import unet_config
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import part_files
 from sdbench.models.spec import resolve
@@ -216,14 +218,65 @@ def test_a_launcher_that_shards_networks_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_out_of_memory_error_tells_the_way_out(checkpointing: bool, vega: Recipe) -> None:
-    settings = vega.sdxl.model_copy(update={"checkpointing": checkpointing})
-    said = r"cuda has too little memory .* batch = 16, accumulation = 8 .*halve batch and double"
-    with pytest.raises(UserError, match=said) as error, explain_out_of_memory(settings, "cuda"):
+@pytest.mark.parametrize("batch", [1, 16])
+def test_an_out_of_memory_error_tells_the_way_out(batch: int, checkpointing: bool, vega: Recipe) -> None:
+    settings = vega.sdxl.model_copy(update={"batch": batch, "checkpointing": checkpointing})
+    said = rf"too little memory on cuda .* batch = {batch}, accumulation = 8 .*Tried to allocate 2.00 GiB\.\); .*use a device with more$"
+    with pytest.raises(UserError, match=said) as error, explain_training_memory(settings, "cuda"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it")
+    assert ("halve batch and double accumulation" in str(error.value)) == (batch > 1)
     assert ("set checkpointing = true" in str(error.value)) != checkpointing
-    with pytest.raises(RuntimeError, match="something else"), explain_out_of_memory(settings, "cuda"):
+    with pytest.raises(RuntimeError, match="something else"), explain_training_memory(settings, "cuda"):
         raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "accumulation", "gigabytes", "said"),
+    [
+        (
+            "vega",
+            0,
+            8,
+            24,
+            r"stage 'half' takes 25\.7 GB before any image, .*; cuda has 24 GB, so no batch is small enough\. .*takes 18\.5 GB$",
+        ),
+        ("vega", 1, 8, 24, None),
+        ("vega", 0, 8, 26, None),
+        ("vega", 0, 1, 24, None),
+        ("ssd-1b", 1, 8, 24, r"stage 'depth' takes 29\.1 GB before any image, .*small enough\. Use a GPU with more memory$"),
+    ],
+)
+def test_a_gpu_that_holds_no_batch_of_a_stage_is_refused(
+    name: str, stage: int, accumulation: int, gigabytes: int, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, teacher = load_recipe(name), cast("Teacher", SimpleNamespace(config=unet_config("sdxl")))
+    settings = recipe.sdxl.model_copy(update={"accumulation": accumulation})
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, gigabytes * 10**9))
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        check_memory(recipe, settings, teacher, stage, torch.device("cuda"))
+
+
+def test_too_small_a_gpu_is_refused_before_images_are_encoded(
+    finish: Callable[[], Path], student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise UserError(f"stage {arguments[3]}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "check_memory", refuse)
+        patch.setattr(train, "LatentPool", lambda *_: pytest.fail("encoded"))
+        with pytest.raises(UserError, match="stage 1"):  # the first is there
+            finish()
+    assert (finish() / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
+
+
+def test_too_little_memory_to_encode_is_explained(finish: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train, "LatentPool", full)
+    with pytest.raises(UserError, match=r"too little memory on cpu to encode the images \(CUDA out of memory\); use a device with more"):
+        finish()
 
 
 def test_a_run_without_enough_memory_tells_the_way_out(
@@ -233,7 +286,7 @@ def test_a_run_without_enough_memory_tells_the_way_out(
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(train, "fit", full)
-    with pytest.raises(UserError, match="cpu has too little memory to train with batch = 2"):
+    with pytest.raises(UserError, match="too little memory on cpu to train with batch = 2"):
         distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
 
 

@@ -39,6 +39,7 @@ def test_plan_prints_memory_time_and_cost_first_and_taps_last(capsys: pytest.Cap
     places = [next(place for place, line in enumerate(lines) if line.startswith(start)) for start in begins]
     assert places == sorted(places)
     assert places[-1] == len(lines) - 27
+    assert "    before any image: 44.5 GB in stage middle, 29.1 GB in stage depth" in lines
     assert " GPU hours at 396 to 148 TFLOP/s, assumed: 40 to 15 % of an H100's 989 for dense bfloat16" in lines[places[1]]
 
 
@@ -54,6 +55,7 @@ def test_a_plan_as_json_has_the_numbers_of_the_text(capsys: pytest.CaptureFixtur
     ]
     student = build_on_meta("unet", unet_config("ssd-1b", "sdxl"))
     assert plan["stages"][-1]["parameters"] == sum(parameter.numel() for parameter in student.parameters())
+    assert [round(stage["fixed_bytes"] / 1e9, 1) for stage in plan["stages"]] == [44.5, 29.1]
     assert plan["flops"] == sum(stage["steps"] * stage["flops_per_step"] for stage in plan["stages"])
     assert plan["gpu_hours"] == [plan["flops"] / 200e12 / 3600]
     assert plan["usd"] == [3 * plan["gpu_hours"][0]]
