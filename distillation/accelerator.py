@@ -47,6 +47,14 @@ def make_accelerator(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", 
     return accelerator
 
 
+def emulates_bfloat16(device: str) -> bool:
+    """Whether a device ("cpu", "cuda" or "cuda:<index>") is a GPU older than bfloat16, which computes it in float32, many times slower."""
+    if not device.startswith("cuda"):
+        return False
+    with torch.cuda.device(device):
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def explain_training_memory(settings: Training, device: str) -> AbstractContextManager[None]:
     """While open, turn an out-of-memory error of the device into one that says how to make a step need less memory.
 

@@ -21,7 +21,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from distillation.accelerator import explain_training_memory, make_accelerator
+from distillation.accelerator import emulates_bfloat16, explain_training_memory, make_accelerator
 from distillation.data.batches import numbered_batches, scene_pool
 from distillation.export import check_new_or_empty, export_student
 from distillation.losses import min_snr_weights, weighted_terms
@@ -144,6 +144,8 @@ def _open_images(
         source = scene_pool(recipe.scenes.images, work) if images is None else images
     if accelerator.is_main_process:
         warn_of_different_parts(plan.teachers)
+        if settings.dtype == "bfloat16" and emulates_bfloat16(str(accelerator.device)):
+            tqdm.write('this GPU only emulates bfloat16, which is slow: set dtype = "float32" in a copy of the recipe', file=sys.stderr)
         tqdm.write(f"training on {settings.describe_epochs(len(source.captions), plan.segments[-1].end)}", file=sys.stderr)
         for teacher in plan.teachers:
             tqdm.write(f"teacher: the {teacher.dtype} weights in {teacher.folder}", file=sys.stderr)

@@ -70,7 +70,8 @@ def _add_make_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="floating-point type that the teacher computes in (default: float32 on a CPU, bfloat16 on a GPU)",
+        help="floating-point type that the teacher computes in (default: float32 on a CPU, bfloat16 on a GPU, float16 on one that only "
+        "emulates bfloat16)",
     )
     command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda if available, else cpu)")
     add_part(
@@ -104,10 +105,18 @@ def _make(options: argparse.Namespace) -> object:
     from distillation.data.draw import draw_images
     from distillation.teacher import fetch_folder
 
-    options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
+    options.dtype = options.dtype or _default_dtype(options.device)
     arguments = {name: getattr(options, name) for name in ("steps", "guidance_scale", "dtype", "batch", "size_px", "n", "seed", "device")}
     arguments["part"] = options.part or (1, 1)
     return draw_images(options.prompts, fetch_folder(options.teacher), options.out, **arguments)
+
+
+def _default_dtype(device: str) -> str:
+    from distillation.accelerator import emulates_bfloat16
+
+    if device == "cpu":
+        return "float32"
+    return "float16" if emulates_bfloat16(device) else "bfloat16"
 
 
 def _show(options: argparse.Namespace) -> object:

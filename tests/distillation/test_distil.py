@@ -34,6 +34,7 @@ from torch import nn
 from distillation import export, train
 from distillation.ablation.experiment import one_shot_recipe
 from distillation.accelerator import explain_training_memory, make_accelerator
+from distillation.commands import data
 from distillation.data import batches
 from distillation.export import export_student
 from distillation.plan import MIDDLE_ATTENTION
@@ -208,6 +209,23 @@ def test_a_process_trains_on_one_device_in_one_precision(monkeypatch: pytest.Mon
     monkeypatch.setattr(Accelerator, "device", torch.device("cuda"))
     with pytest.raises(UserError, match="already trained on cuda; start a new one to train on cpu"):
         make_accelerator("cpu", "float32")
+
+
+@pytest.fixture
+def old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every GPU only emulates bfloat16."""
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+
+
+@pytest.mark.usefixtures("old_gpu")
+def test_emulated_bfloat16_is_not_silent(vega: Recipe, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, place = plan_run(vega, "scenes", [teacher_folder], STEPS), SimpleNamespace(is_main_process=True, main_process_first=nullcontext)
+    for device, dtype, warned in (("cuda", "bfloat16", True), ("cuda", "float32", False), ("cpu", "bfloat16", False)):
+        accelerator, settings = SimpleNamespace(device=torch.device(device), **vars(place)), vega.scenes.model_copy(update={"dtype": dtype})
+        train._open_images(vega, settings, plan, Pool(tmp_path, 1), tmp_path, cast("Accelerator", accelerator))
+        assert ("only emulates bfloat16" in capsys.readouterr().err) == warned
+    assert [data._default_dtype(device) for device in ("cpu", "cuda:0")] == ["float32", "float16"]
 
 
 def test_a_launcher_that_shards_networks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
