@@ -58,6 +58,11 @@ def add_json(command: argparse.ArgumentParser, default: Any = False) -> None:
     command.add_argument("--json", action="store_true", default=default, help="print the answer as JSON on stdout")
 
 
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Add `--device`; `machine.choose_device` makes a device of it."""
+    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda if available, else cpu)")
+
+
 def add_part(command: argparse.ArgumentParser, help_text: str) -> None:
     """Add `--part K/N`, for N commands that share a folder; the option is None where it is not given."""
     command.add_argument("--part", type=_parse_part, metavar="K/N", help=help_text)

@@ -17,6 +17,7 @@ from factories import make_measurement, save_record
 from tqdm import tqdm
 
 from distillation import cli as distillation
+from distillation.commands import ablation
 from distillation.recipe import load_recipe
 from sdbench import __version__, api, cli
 from sdbench.arguments import run_command
@@ -278,7 +279,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 
 def test_options_cannot_be_abbreviated() -> None:
-    all_parsers = [*parsers(cli.build_parser()), *parsers(distillation._parser())]
+    all_parsers = [*parsers(cli.build_parser()), *parsers(distillation.build_parser())]
     assert {"sdbench gate", "sdbench baseline set", "distillation run", "distillation data fetch"} <= {
         parser.prog for parser in all_parsers
     }
@@ -286,7 +287,7 @@ def test_options_cannot_be_abbreviated() -> None:
 
 
 def test_every_command_and_option_has_a_help_text() -> None:
-    all_parsers = [*parsers(cli.build_parser()), *parsers(distillation._parser())]
+    all_parsers = [*parsers(cli.build_parser()), *parsers(distillation.build_parser())]
     assert [parser.prog for parser in all_parsers if not parser.description] == []
     options = [(parser.prog, action) for parser in all_parsers for action in parser._actions]
     assert [(prog, action.dest) for prog, action in options if not action.help and not isinstance(action, argparse._SubParsersAction)] == []
@@ -299,7 +300,7 @@ def test_names_in_the_help_are_complete() -> None:
 
     assert set(ENCODERS) == set(ENCODER_OF.values())
     assert tuple(PARTS) == scenes.PARTS
-    assert tuple(arm_recipes(load_recipe("vega"), dict)) == distillation.ARMS
+    assert tuple(arm_recipes(load_recipe("vega"), dict)) == ablation.ARMS
 
 
 def test_score_takes_other_metrics_and_another_reference(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

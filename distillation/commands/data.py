@@ -2,21 +2,17 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from distillation.commands.options import TEACHER, positive_int
+from distillation.commands.options import TEACHER, AddCommand, positive_int
 from distillation.data.download import FetchRules
-from sdbench.arguments import add_command, add_part, show
-
-if TYPE_CHECKING:
-    from sdbench.arguments import Parser
+from sdbench.arguments import add_command, add_device, add_part, show
 
 CAPTIONS_SHOWN = 5
 
 
-def add(commands: "argparse._SubParsersAction[Parser]") -> None:
+def add_commands(add: AddCommand) -> None:
     """Add the command, its subcommands and their options."""
-    actions = add_command(commands, "data", "fetch training images from a list of links, let the teacher draw them, or inspect a source")
+    actions = add("data", _data, "fetch training images from a list of links, let the teacher draw them, or inspect a source")
     subcommands = actions.add_subparsers(dest="action", required=True, metavar="ACTION")
     fetch = add_command(subcommands, "fetch", "fetch images from a list of links; a stopped run resumes")
     make = add_command(subcommands, "make", "let the teacher draw an image for each caption; a stopped run resumes")
@@ -73,7 +69,7 @@ def _add_make_options(command: argparse.ArgumentParser) -> None:
         help="floating-point type that the teacher computes in (default: float32 on a CPU, bfloat16 on a GPU, float16 on one that only "
         "emulates bfloat16)",
     )
-    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda if available, else cpu)")
+    add_device(command)
     add_part(
         command,
         "draw only the K-th of N parts, for N parallel commands, such as one per GPU (chosen with --device); the last one completes the folder",
@@ -88,9 +84,9 @@ def _parse_where(text: str) -> tuple[str, str]:
     return column, value
 
 
-def run(options: argparse.Namespace) -> None:
-    """Run the subcommand and print its result."""
+def _data(options: argparse.Namespace) -> int:
     show({"fetch": _fetch, "make": _make, "show": _show}[options.action](options))
+    return 0
 
 
 def _fetch(options: argparse.Namespace) -> object:
@@ -104,10 +100,11 @@ def _fetch(options: argparse.Namespace) -> object:
 def _make(options: argparse.Namespace) -> object:
     from distillation.data.draw import draw_images
     from distillation.teacher import fetch_folder
+    from sdbench.machine import choose_device
 
-    options.dtype = options.dtype or _default_dtype(options.device)
-    arguments = {name: getattr(options, name) for name in ("steps", "guidance_scale", "dtype", "batch", "size_px", "n", "seed", "device")}
-    arguments["part"] = options.part or (1, 1)
+    device = choose_device(options.device)
+    arguments = {name: getattr(options, name) for name in ("steps", "guidance_scale", "batch", "size_px", "n", "seed")}
+    arguments |= {"device": device, "dtype": options.dtype or _default_dtype(device), "part": options.part or (1, 1)}
     return draw_images(options.prompts, fetch_folder(options.teacher), options.out, **arguments)
 
 

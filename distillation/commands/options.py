@@ -2,8 +2,17 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
 
+from distillation.recipe import Family, shipped_recipes
+from sdbench.errors import UserError
+
+Command = Callable[[argparse.Namespace], int]  # returns the process's exit code
+AddCommand = Callable[[str, Command, str], argparse.ArgumentParser]  # from name, command and help text
+WORK = Path("results/runs/distillation")  # ignored by git
 TEACHER = "folder of a complete pipeline, a name such as sdxl, or owner/name on the Hub (default: the embedded teacher)"
 
 
@@ -26,24 +35,62 @@ def number_between(kind: type[int] | type[float], least: float, most: float = ma
 positive_int = number_between(int, 1)
 
 
+def add_recipe(command: argparse.ArgumentParser) -> None:
+    """Add the recipe."""
+    command.add_argument("recipe", help=f"name of a shipped recipe ({', '.join(shipped_recipes())}), or path of a .toml file")
+
+
+def add_estimate(command: argparse.ArgumentParser) -> None:
+    """Add the options of an estimate of what training takes."""
+    command.add_argument(
+        "--family", choices=get_args(Family), default="scenes", help="family whose widths and settings to use (default: %(default)s)"
+    )
+    command.add_argument(
+        "--tflops",
+        type=number_between(float, 1e-6),
+        metavar="X",
+        help="estimate the time on a GPU that reaches X * 10^12 FLOPs per second (default: an assumption that the output states)",
+    )
+    command.add_argument(
+        "--usd-per-hour", type=number_between(float, 1e-6), metavar="X", help="estimate the cost at this price per GPU hour"
+    )
+
+
+def add_training(command: argparse.ArgumentParser) -> None:
+    """Add `--work` and `--steps`."""
+    command.add_argument("--work", type=Path, default=WORK, help="folder for intermediate results and checkpoints (default: %(default)s)")
+    command.add_argument("--steps", type=positive_int, help="number of training steps, over all stages (default: the recipe's)")
+
+
 def add_data(command: argparse.ArgumentParser, help_text: str) -> None:
     """Add `--data` and `--caption-column`."""
     command.add_argument("--data", action="append", help=f"{help_text}; may be repeated to join several sources")
     command.add_argument("--caption-column", help="column of --data with the captions (default: caption, text, prompt or clean_prompts)")
 
 
-def add_device(command: argparse.ArgumentParser) -> None:
-    """Add `--device`."""
-    command.add_argument("--device", choices=("cpu", "cuda"), help="device to compute on (default: cuda if available, else cpu)")
-
-
-def resolve_device(options: argparse.Namespace) -> None:
-    """Set the device of a command that has `--device`; default: the GPU, if there is one.
+def check_data(options: argparse.Namespace) -> None:
+    """Check the options of `add_data`.
 
     Raises:
-        UserError: this machine lacks the device that was given.
+        UserError: there is a column but no data.
     """
-    if "device" in options:
-        from sdbench.machine import choose_device
+    if options.caption_column and not options.data:
+        raise UserError("--caption-column names a column of --data, which is not given; add --data, or leave --caption-column out")
 
-        options.device = choose_device(options.device)
+
+def training_device(asked: str | None) -> Literal["cpu", "cuda"]:
+    """The device to train on; a GPU that is asked for by its index becomes the current one of this process.
+
+    Raises:
+        UserError: this machine has no such device, or the GPU is named for several processes.
+    """
+    from sdbench.machine import choose_device
+
+    device = choose_device(asked)
+    if device.startswith("cuda:"):
+        import torch
+
+        if "WORLD_SIZE" in os.environ:
+            raise UserError(f"each process that torchrun starts trains on a GPU of its own; name no index: --device cuda, not {device}")
+        torch.cuda.set_device(device)
+    return "cpu" if device == "cpu" else "cuda"

@@ -4,23 +4,22 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distillation.commands.options import TEACHER, add_data, add_device, number_between, positive_int
-from distillation.recipe import Recipe
-from sdbench.arguments import add_command, add_json, print_answer, print_json
+from distillation.commands.options import TEACHER, WORK, AddCommand, add_data, check_data, number_between, positive_int, training_device
+from distillation.recipe import Recipe, load_recipe
+from sdbench.arguments import add_device, add_json, print_answer, print_json
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
     from distillation.sensitivity.budget import Cost
     from distillation.sensitivity.removal import Sensitivity
     from distillation.teacher import Teacher
-    from sdbench.arguments import Parser
     from sdbench.training.latents import CaptionedImages
 
 
-def add(commands: "argparse._SubParsersAction[Parser]", work: Path) -> None:
+def add_commands(add: AddCommand) -> None:
     """Add the command and its options."""
-    command = add_command(
-        commands, "sensitivity", "measure which transformer blocks a teacher depends on most, and derive which ones to remove"
+    command = add(
+        "sensitivity", _sensitivity, "measure which transformer blocks a teacher depends on most, and derive which ones to remove"
     )
     command.add_argument("--teacher", help=TEACHER)
     add_data(
@@ -49,21 +48,24 @@ def add(commands: "argparse._SubParsersAction[Parser]", work: Path) -> None:
     command.add_argument("--stages", type=positive_int, default=2, help="number of stages to remove the blocks in (default: %(default)s)")
     command.add_argument("--like", default="vega", help="recipe whose settings, taps and loss to copy (default: %(default)s)")
     command.add_argument("--write-recipe", type=Path, metavar="FILE.toml", help="write the derived plan as a recipe to this new file")
-    command.add_argument("--work", type=Path, default=work, help="folder for images and latents (default: %(default)s)")
+    command.add_argument("--work", type=Path, default=WORK, help="folder for images and latents (default: %(default)s)")
     command.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     add_device(command)
     add_json(command)
 
 
-def run(options: argparse.Namespace) -> None:
+def _sensitivity(options: argparse.Namespace) -> int:
     """Measure and print the sensitivity, and derive a plan if there is a budget."""
+    like = load_recipe(options.like)  # before torch is imported, which takes seconds
+    check_data(options)
+    device = training_device(options.device)
+
     from distillation.sensitivity.budget import parameter_cost
     from distillation.sensitivity.derive import check_recipe_path
     from distillation.sensitivity.plot import plot_sensitivity
     from distillation.sensitivity.removal import Settings, measure_sensitivity, rank_parts, ranking_table
     from distillation.teacher import fetch_folder, named_family, open_teacher
 
-    like: Recipe = options.like
     if options.write_recipe:
         check_recipe_path(options.write_recipe, budget=bool(options.parameters or options.latency))
     if family := named_family(options.teacher):
@@ -73,29 +75,30 @@ def run(options: argparse.Namespace) -> None:
     name = Path(options.teacher).resolve().name if options.teacher else "scenes-teacher"
     settings = Settings(bins=options.bins, batches=options.batches, images=options.images)
     images = _open_images(options, teacher, like, settings.n)
-    sensitivity = measure_sensitivity(teacher, name, settings, images, options.work, options.results, options.device)
+    sensitivity = measure_sensitivity(teacher, name, settings, images, options.work, options.results, device)
     plot_sensitivity(sensitivity, options.results / "sensitivity" / f"{name}.png")
     parameters = parameter_cost(teacher.config)
     print_answer(ranking_table(sensitivity, parameters.shares), options)
     stages = None
     if budget := options.latency or options.parameters:
-        cost = _measure_times(options, teacher, images) if options.latency else parameters
+        cost = _measure_times(options, teacher, images, device) if options.latency else parameters
         stages = _derive(options, teacher, like, sensitivity, parameters, cost, budget)
     if options.json:
         parts = rank_parts(sensitivity, parameters.shares)
         print_json({"teacher": name, "digest": sensitivity.digest, "parts": parts, "stages": stages, "recipe": options.write_recipe})
+    return 0
 
 
-def _measure_times(options: argparse.Namespace, teacher: "Teacher", images: "CaptionedImages") -> "Cost":
+def _measure_times(options: argparse.Namespace, teacher: "Teacher", images: "CaptionedImages", device: str) -> "Cost":
     import numpy as np
 
     from distillation.sensitivity.budget import measure_time_cost
     from distillation.sensitivity.removal import measurement_dtype
     from sdbench.training.latents import LatentPool
 
-    pool = LatentPool(teacher.folder, images, options.work / "latents", options.device)
-    batch = pool.batch_of_rows(np.arange(2), seed=0, device=options.device)  # with guidance, a call of the UNet has two halves
-    return measure_time_cost(teacher.unet(measurement_dtype(teacher), options.device), batch, pool.scheduler)
+    pool = LatentPool(teacher.folder, images, options.work / "latents", device)
+    batch = pool.batch_of_rows(np.arange(2), seed=0, device=device)  # with guidance, a call of the UNet has two halves
+    return measure_time_cost(teacher.unet(measurement_dtype(teacher), device), batch, pool.scheduler)
 
 
 def _derive(

@@ -37,11 +37,6 @@ def add_completion(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", help="name to give the model in tables")
 
 
-def add_device(command: argparse.ArgumentParser) -> None:
-    """Add the option for the device of models and evaluators."""
-    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda if available, else cpu)")
-
-
 def add_common(command: argparse.ArgumentParser, *, again: bool = False) -> None:
     """Add the options of all commands; `again` for an action, so that they may stand before or after its name."""
 

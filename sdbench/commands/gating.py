@@ -10,13 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdbench.arguments import add_command, print_answer, print_json, print_note
+from sdbench.arguments import add_command, add_device, print_answer, print_json, print_note
 from sdbench.commands import overrides, showing
 from sdbench.commands.console import (
     AddCommand,
     add_common,
     add_completion,
-    add_device,
     add_runs,
     check_results,
     places_from,

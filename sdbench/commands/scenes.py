@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from sdbench.arguments import print_note
-from sdbench.commands.console import AddCommand, add_device
+from sdbench.arguments import add_device, print_note
+from sdbench.commands.console import AddCommand
 from sdbench.errors import UserError
 
 PARTS = ("vae", "text", "reader", "features", "clip", "preference", "teacher")  # copied from `scenes.training.make`, which imports torch

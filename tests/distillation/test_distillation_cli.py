@@ -8,9 +8,11 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
-from distillation import cli
 from distillation.cli import main
+from distillation.commands import students
+from distillation.commands.options import training_device
 from distillation.recipe import load_recipe
+from sdbench.errors import UserError
 from sdbench.models.architectures import unet_config
 from sdbench.models.loading import build_on_meta
 
@@ -154,6 +156,20 @@ def test_a_missing_device_is_refused(more: list[str], tmp_path: Path, capsys: py
     assert "distillation: no device 'cuda' here" in capsys.readouterr().err
 
 
+def test_a_gpu_named_by_its_index_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = list[str]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert [training_device(asked) for asked in ("cpu", "cuda", None, "cuda:1")] == ["cpu", "cuda", "cuda", "cuda"]
+    assert chosen == ["cuda:1"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert training_device("cuda") == "cuda"
+    with pytest.raises(UserError, match="a GPU of its own; name no index: --device cuda, not cuda:1"):
+        training_device("cuda:1")
+
+
 @pytest.mark.parametrize(
     ("accumulation", "said"),
     [(4, "training on 1 of 7 GPUs; to train on 4: torchrun --nproc-per-node 4 -m distillation run ...\n"), (1, "")],
@@ -163,7 +179,7 @@ def test_a_run_on_one_of_several_gpus_says_how_to_use_more_where_it_could(
 ) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 7)
-    cli._suggest_more_gpus(accumulation)
+    students._suggest_more_gpus(accumulation)
     assert capsys.readouterr().err == said
 
 

@@ -11,7 +11,7 @@ from processes import is_locked
 
 from distillation.ablation import experiment
 from distillation.ablation.experiment import BASE, arm_recipes, one_shot_recipe, run_sweep, with_other_blocks, with_seed
-from distillation.cli import ARMS
+from distillation.commands.ablation import ARMS
 from distillation.recipe import Recipe, load_recipe
 from distillation.run_plan import plan_run, run_identity
 from distillation.teacher import EMBEDDED

@@ -1,0 +1,54 @@
+"""`distillation ablate`: variants of a student, compared."""
+
+import argparse
+from pathlib import Path
+
+from distillation.commands.options import TEACHER, AddCommand, add_recipe, add_training, positive_int, training_device
+from distillation.recipe import load_recipe
+from sdbench.arguments import add_device, show
+
+ARMS = ("layer-level", "task only", "task and output", "features scaled by the teacher", "one shot", "first blocks", "blocks most missed")
+
+
+def add_commands(add: AddCommand) -> None:
+    """Add the command and its options."""
+    command = add(
+        "ablate", _ablate, "train variants of a student of family scenes, with several seeds each, and compare them; a stopped run resumes"
+    )
+    add_recipe(command)
+    add_training(command)
+    add_device(command)
+    command.add_argument("--teacher", help=TEACHER)
+    command.add_argument("--seeds", type=positive_int, default=3, help="number of seeds per arm (default: %(default)s)")
+    command.add_argument(
+        "--arm",
+        action="append",
+        choices=ARMS,
+        metavar="ARM",
+        default=[],
+        help=f"run only this arm, one of: {', '.join(ARMS)}; may be repeated (default: all)",
+    )
+    command.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    recipe, device = load_recipe(options.recipe), training_device(options.device)
+
+    from distillation.ablation.comparison import compare_arms, markdown_table, plot_arms
+    from distillation.ablation.experiment import run_sweep
+    from distillation.teacher import check_named_teacher, fetch_folder
+
+    check_named_teacher(options.teacher, recipe, "scenes")
+    outcomes = run_sweep(
+        recipe,
+        fetch_folder(options.teacher),
+        options.work,
+        options.results,
+        seeds=options.seeds,
+        steps=options.steps,
+        device=device,
+        only=options.arm,
+    )
+    plot_arms(outcomes, options.results / "ablation" / f"{recipe.name}.png")
+    show(markdown_table(compare_arms(outcomes)))
+    return 0

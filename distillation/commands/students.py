@@ -1,0 +1,184 @@
+"""`distillation prune` and `distillation run`: make a student, without and with training."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distillation.commands.options import (
+    TEACHER,
+    AddCommand,
+    add_data,
+    add_estimate,
+    add_recipe,
+    add_training,
+    check_data,
+    training_device,
+)
+from distillation.recipe import Recipe, load_recipe
+from sdbench.arguments import add_device, show
+from sdbench.models.catalogue import CATALOGUE, TEACHERS
+
+if TYPE_CHECKING:
+    from distillation.data.batches import SquareImages
+
+STUDENTS = Path("results/runs/students")  # ignored by git
+
+
+def add_commands(add: AddCommand) -> None:
+    """Add the commands and their options."""
+    pruning = add("prune", _prune, "prune a teacher, without training")
+    add_recipe(pruning)
+    _add_output(pruning)
+    pruning.add_argument("--teacher", help=TEACHER)
+
+    running = add("run", _run, "prune and train, stage by stage; a stopped run resumes")
+    add_recipe(running)
+    add_estimate(running)
+    _add_output(running)
+    add_training(running)
+    add_device(running)
+    running.add_argument(
+        "--teacher", action="append", help=f"{TEACHER}; repeat it, in the recipe's order, for teachers that follow one another"
+    )
+    add_data(
+        running,
+        "captioned images to train on: image folder, parquet or webdataset files, or a Hub dataset (default: rendered scenes, for family "
+        "scenes only)",
+    )
+    running.add_argument(
+        "--deterministic", action="store_true", help="produce the same bytes in every run on one machine, even on a GPU; costs some speed"
+    )
+    running.add_argument("--dry-run", action="store_true", help="check recipe, teachers, images and target, print the plan, and stop")
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, help=f"new folder for the student (default: {STUDENTS}/my-RECIPE)")
+    command.add_argument("--unet-only", action="store_true", help="write the UNet alone instead of a complete pipeline")
+
+
+def _out(options: argparse.Namespace) -> Path:
+    out: Path | None = options.out
+    return out or STUDENTS / f"my-{Path(options.recipe).stem}"  # the recipe's own name belongs to a model of the catalogue
+
+
+def _prune(options: argparse.Namespace) -> int:
+    recipe, out = load_recipe(options.recipe), _out(options)
+
+    from distillation.export import check_new_or_empty, export_student
+    from distillation.provenance import Provenance
+    from distillation.prune import prune
+    from distillation.teacher import check_named_teacher, fetch_folder, open_teacher_for
+
+    check_new_or_empty(out)
+    check_named_teacher(options.teacher, recipe)
+    teacher = open_teacher_for(fetch_folder(options.teacher), recipe)
+    student = prune(teacher.unet(teacher.dtype, "cpu"), recipe.plans[-1], copy=False)  # from file to file
+    show(export_student(student, out, teacher, Provenance.from_run(recipe, [teacher], student), unet_only=options.unet_only))
+    _suggest_measuring(out, options.teacher, unet_only=options.unet_only)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    recipe, out, names = load_recipe(options.recipe), _out(options), options.teacher or [None]
+    check_data(options)
+    device = training_device(options.device)
+
+    from distillation.data.batches import open_square_images
+    from distillation.export import check_new_or_empty
+    from distillation.run_plan import check_images, open_teachers
+    from distillation.teacher import check_named_teacher, fetch_folder, local_folder
+    from distillation.train import distil
+    from sdbench.training.processes import rank_and_local_size
+
+    check_new_or_empty(out)
+    recipe.segments(options.steps or recipe.settings(options.family).steps, len(names))
+    for name in names:
+        check_named_teacher(name, recipe, options.family)
+    local = {name: folder for name in names if (folder := local_folder(name))}
+    open_teachers(recipe, options.family, [*local.values()])
+    images = open_square_images(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
+    check_images(options.family, images)
+    if options.dry_run:
+        show(_dry_run(options, recipe, names, local, images))
+        return 0
+    if options.deterministic:
+        _use_deterministic_algorithms()
+    if device == "cuda":
+        _suggest_more_gpus(recipe.settings(options.family).accumulation)
+    folders = [fetch_folder(name) for name in names]
+    student = distil(
+        recipe,
+        options.family,
+        folders,
+        options.work,
+        out,
+        images=images,
+        steps=options.steps,
+        device=device,
+        unet_only=options.unet_only,
+    )
+    if rank_and_local_size()[0] == 0:  # the process that wrote it
+        show(student)
+        _suggest_measuring(out, names[0], unet_only=options.unet_only)
+    return 0
+
+
+def _use_deterministic_algorithms() -> None:
+    import torch
+
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # required by cuBLAS
+    torch.use_deterministic_algorithms(mode=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def _dry_run(
+    options: argparse.Namespace,
+    recipe: Recipe,
+    names: Sequence[str | None],
+    local: Mapping[str | None, Path],
+    images: "SquareImages | None",
+) -> str:
+    """Check what else can be checked without fetching a teacher, and describe the run; `local` has the teachers on this disk."""
+    from distillation.describe import describe_recipe
+    from distillation.run_plan import plan_run
+    from distillation.succession import warn_of_different_parts
+
+    if all(name in local for name in names):
+        warn_of_different_parts(plan_run(recipe, options.family, [local[name] for name in names], options.steps).teachers)
+    described = describe_recipe(
+        recipe,
+        options.family,
+        steps=options.steps,
+        teachers=[name or "the embedded teacher" for name in names],
+        n_images=len(images.captions) if images else recipe.scenes.images,
+        tflops=options.tflops,
+        usd_per_hour=options.usd_per_hour,
+    )
+    unchecked = (f"teacher {name}: not on this disk, not checked" for name in names if name not in local)
+    return "\n".join([described["text"], *unchecked])
+
+
+def _suggest_measuring(out: Path, teacher: str | None, *, unet_only: bool) -> None:
+    """Say how to measure the student; a bare UNet is completed by its teacher."""
+    words = ["sdbench", "run", "--model", str(out)]
+    if out.name in CATALOGUE:  # which comes before a folder
+        words[3:] = [str(out.absolute()), "--name", f"my-{out.name}"]
+    if unet_only:
+        words += ["--base", teacher or TEACHERS["scenes"]]
+    sys.stderr.write(f"measure it: {shlex.join(words)}\n")
+
+
+def _suggest_more_gpus(accumulation: int) -> None:
+    """On a machine with several GPUs, say how to train on more than one, if the batches of a step can be shared."""
+    import torch
+
+    from sdbench.training.loop import max_even_processes
+
+    gpus = torch.cuda.device_count()
+    n = max_even_processes(accumulation, gpus)
+    if n > 1 and "WORLD_SIZE" not in os.environ:
+        sys.stderr.write(f"training on 1 of {gpus} GPUs; to train on {n}: torchrun --nproc-per-node {n} -m distillation run ...\n")
