@@ -28,6 +28,7 @@ class Environment:
         commit: of the checkout, if there is one.
         device: name of the GPU or CPU.
         threads: of each process, on CPUs.
+        dirty: whether anything but the checkout's results differed from that commit; None without a checkout, and in older runs.
     """
 
     versions: dict[str, str]
@@ -35,13 +36,15 @@ class Environment:
     device: str
     processes: int
     threads: int
+    dirty: bool | None = None
 
     @classmethod
     def of_this_process(cls, device: str, processes: int) -> Self:
         """That of one of `processes` processes, which trains on `device` ("cpu", "cuda" or "cuda:<index>")."""
         machine = this_machine(device)
         name = machine.cpu if device == "cpu" else machine.device
-        return cls(package_versions(), _commit(), name, processes, torch.get_num_threads())
+        commit, dirty = _checkout_state()
+        return cls(package_versions(), commit, name, processes, torch.get_num_threads(), dirty)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Provenance:
         steps: in total over all stages; 0 for a student that was only cut.
         versions: of Python and packages when this was written; each stage has those it was trained with.
         commit: of the checkout then, if there is one.
+        dirty: whether anything but the checkout's results differed from that commit; None without a checkout.
     """
 
     recipe: str
@@ -94,6 +98,7 @@ class Provenance:
     stages: list[SegmentResult]
     versions: dict[str, str]
     commit: str | None
+    dirty: bool | None
 
     @classmethod
     def from_run(
@@ -108,6 +113,7 @@ class Provenance:
     ) -> Self:
         """Describe a student of a recipe, cut from the first of its teachers, and the software that writes it."""
         steps = sum(stage.steps for stage in stages or [])
+        commit, dirty = _checkout_state()
         return cls(
             recipe=recipe.name,
             recipe_digest=recipe.digest,
@@ -124,7 +130,8 @@ class Provenance:
             steps=steps,
             stages=stages or [],
             versions=package_versions(),
-            commit=_commit(),
+            commit=commit,
+            dirty=dirty,
         )
 
 
@@ -173,5 +180,5 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version(), "sdbench": __version__} | {name: version(name) for name in packages}
 
 
-def _commit() -> str | None:
-    return checkout_state(Path(__file__).resolve().parents[1])[0]
+def _checkout_state() -> tuple[str | None, bool | None]:
+    return checkout_state(Path(__file__).resolve().parents[1])

@@ -873,6 +873,18 @@ def test_a_student_can_be_written_to_the_current_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
+def test_provenance_tells_whether_the_code_was_that_of_its_commit(
+    finish: Callable[[], Path], work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (earlier,) = work.glob("vega-*/1-half/environments.json")
+    write_json(earlier, [{name: value for name, value in row.items() if name != "dirty"} for row in read_json(earlier)])  # of an older run
+    monkeypatch.setattr("distillation.provenance.checkout_state", lambda _: ("abc", True))
+    noted = read_json(finish() / "provenance.json")
+    assert (noted["commit"], noted["dirty"]) == ("abc", True)
+    environments = [environment for stage in noted["stages"] for environment in stage["environments"]]
+    assert [environment["dirty"] for environment in environments] == [None, True]
+
+
 def test_the_commit_is_not_that_of_a_repository_around_the_environment(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
