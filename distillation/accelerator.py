@@ -41,8 +41,8 @@ def make_accelerator(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", 
         raise UserError(f"this process has already trained on {accelerator.device.type}; start a new one to train on {device}")
     if accelerator.distributed_type not in DATA_PARALLEL:
         raise UserError(
-            f"accelerate is set up for {accelerator.distributed_type.value}, which shards networks; here each process holds whole ones. Start the "
-            "processes with torchrun, or with `accelerate launch --multi_gpu`"
+            f"accelerate is set up for {accelerator.distributed_type.value}, which shards networks; here each process holds whole ones. "
+            "Start the processes with torchrun, or with `accelerate launch --multi_gpu`"
         )
     return accelerator
 

@@ -183,7 +183,8 @@ def _stage_lines(recipe: Recipe, settings: Training, estimate: _Estimate) -> lis
     for cut, stage in zip(recipe.stages, estimate.stages, strict=True):
         only_warmup = f" (all of them warm-up, to {stage.steps / settings.warmup:.0%} of lr)" if stage.steps < settings.warmup else ""
         lines.append(
-            f"stage {stage.name}: {stage.steps:,} steps{only_warmup}, {stage.parameters:,} parameters, {stage.transformer_blocks} transformer blocks"
+            f"stage {stage.name}: {stage.steps:,} steps{only_warmup}, {stage.parameters:,} parameters, "
+            f"{stage.transformer_blocks} transformer blocks"
         )
         lines += [f"  {row.block} keeps resnets {_format_numbers(row.resnets)}  ({row.source})" for row in cut.shorten or ()]
         lines += [f"  {row.attentions} keeps {_format_numbers(row.blocks)}  ({row.source})" for row in cut.keep]
@@ -215,10 +216,16 @@ def _work_lines(settings: Training, estimate: _Estimate) -> list[str]:
     memory, passes = estimate.memory, FORWARD_EQUIVALENTS[settings.checkpointing]
     checkpoints = (MAX_CHECKPOINTS + 1) * (memory.weights + memory.moments + memory.ema)
     return [
-        f"  disk: {size_text(1000 * estimate.cached_bytes)} for latents and embeddings of 1,000 images; {size_text(checkpoints)} for checkpoints",
+        (
+            f"  disk: {size_text(1000 * estimate.cached_bytes)} for latents and embeddings of 1,000 images; "
+            f"{size_text(checkpoints)} for checkpoints"
+        ),
         f"  forward pass of an image: teacher {_format_macs(estimate.teacher_macs)}",
         *(f"  stage {stage.name}: student {_format_macs(stage.macs)}, {stage.flops_per_step:.4g} FLOP a step" for stage in estimate.stages),
-        f"  work: {estimate.flops:.4g} FLOP; per image, a forward pass of the teacher and the work of {passes:g} forward passes of the student",
+        (
+            f"  work: {estimate.flops:.4g} FLOP; per image, a forward pass of the teacher and "
+            f"the work of {passes:g} forward passes of the student"
+        ),
     ]
 
 
@@ -246,10 +253,16 @@ def _memory_lines(settings: Training, estimate: _Estimate) -> list[str]:
     fixed = ", ".join(f"{size_text(stage.fixed_bytes)} in stage {stage.name}" for stage in estimate.stages)
     return [
         f"  memory of each process, one per GPU, in stage {estimate.stages[0].name}, the largest:",
-        f"    student in float32: weights {sizes['weights']}, gradients {sizes['gradients']}, AdamW's moments {sizes['moments']}, EMA {sizes['ema']}",
+        (
+            f"    student in float32: weights {sizes['weights']}, gradients {sizes['gradients']}, "
+            f"AdamW's moments {sizes['moments']}, EMA {sizes['ema']}"
+        ),
         f"    in {settings.dtype}: copies of these weights {sizes['autocast_copies']}, the teacher's weights {sizes['teacher']}",
         f"    before any image: {fixed}",
-        f"    activations saved per image: {sizes['activations']}; with gradient checkpointing {sizes['checkpointed']}; the teacher's taps {sizes['taps']}",
+        (
+            f"    activations saved per image: {sizes['activations']}; with gradient checkpointing {sizes['checkpointed']}; "
+            f"the teacher's taps {sizes['taps']}"
+        ),
         f"    recomputed with checkpointing, the largest block per image: {sizes['recomputed']}",
         f"    total, with {batch} images per forward pass: {total}; with gradient checkpointing {checkpointed}",
         "    not included: workspaces, temporary gradients inside a block, allocator overhead",

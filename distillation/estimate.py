@@ -25,8 +25,9 @@ from sdbench.probes.work import empty_input
 
 FLOAT32 = 4  # bytes
 H100_TFLOPS = 989.0  # dense bfloat16, NVIDIA's data sheet of the H100 SXM
-# Assumed model FLOPs utilisation. Best case: what half-precision SDXL inference of 8 images reaches on an A100 (38 %, huggingface/open-muse's
-# benchmark). Worst case: less than half of that, since training in eager mode has norms and losses in float32 and no compiled kernels.
+# Assumed model FLOPs utilisation. Best case: what half-precision SDXL inference of 8 images reaches on an A100 (38 %, the benchmark of
+# huggingface/open-muse). Worst case: less than half of that, since training in eager mode has norms and losses in float32 and no
+# compiled kernels.
 ASSUMED_MFU = (0.4, 0.15)
 # Work of a forward and a backward pass in forward passes, by gradient checkpointing; counted with torch's FlopCounterMode.
 FORWARD_EQUIVALENTS = {False: 3.0, True: 3.75}  # 3.72 for Vega, 3.75 for SSD-1B: a block is not recomputed entirely

@@ -20,8 +20,8 @@ def prune(teacher: UNet2DConditionModel, plan: Plan, *, copy: bool = True) -> UN
         copy: give the student its own tensors. Otherwise it shares the teacher's, which is enough to write it to disk.
 
     Raises:
-        UserError: the teacher lacks a block that the plan keeps, a kept resnet is of other widths than the student's at its new place, or no
-            diffusers config describes the result.
+        UserError: the teacher lacks a block that the plan keeps, a kept resnet is of other widths than the student's at its new place, or
+            no diffusers config describes the result.
     """
     student: UNet2DConditionModel = build_on_meta("unet", student_config(teacher.config, plan))
     tensors, places = teacher.state_dict(), student.state_dict()
@@ -30,8 +30,8 @@ def prune(teacher: UNet2DConditionModel, plan: Plan, *, copy: bool = True) -> UN
         raise UserError(f"the teacher has no {missing[0]!r}, which the plan keeps; its attentions have {depths(teacher.config)} blocks")
     if misfit := next((key for key, source in sources.items() if tensors[source].shape != places[key].shape), None):
         raise UserError(
-            f"the plan puts the teacher's {sources[misfit]!r} of shape {list(tensors[sources[misfit]].shape)} at the student's {misfit!r}, whose "
-            f"shape is {list(places[misfit].shape)}; keep another resnet of this block"
+            f"the plan puts the teacher's {sources[misfit]!r} of shape {list(tensors[sources[misfit]].shape)} at the student's {misfit!r}, "
+            f"whose shape is {list(places[misfit].shape)}; keep another resnet of this block"
         )
     student.load_state_dict({key: tensors[source].clone() if copy else tensors[source] for key, source in sources.items()}, assign=True)
     return student.train(teacher.training)

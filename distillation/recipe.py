@@ -117,8 +117,8 @@ class Recipe(Table):
         if min(counts) < 1:
             enough = next(more for more in itertools.count(steps + 1) if min(_split_steps(more, shares)) >= 1)
             raise UserError(
-                f"{steps} steps are too few for the {len(self.stages)} stages of recipe {self.name!r}; each needs at least 1, found {counts}. "
-                f"--steps {enough} is enough"
+                f"{steps} steps are too few for the {len(self.stages)} stages of recipe {self.name!r}; each needs at least 1, found "
+                f"{counts}. --steps {enough} is enough"
             )
         return counts
 

@@ -1,4 +1,7 @@
-"""Teachers in succession: do later ones share the first one's text encoders and VAE? All are given the first one's embeddings and latents."""
+"""Teachers in succession: do later ones share the first one's text encoders and VAE?
+
+All are given the first one's embeddings and latents.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -26,9 +29,9 @@ def warn_of_different_parts(teachers: Sequence[Teacher]) -> None:
     for teacher in teachers[1:]:
         if parts := different_parts(teachers[0].folder, teacher.folder):
             tqdm.write(
-                f"the teacher in {teacher.folder} differs from the first one, in {teachers[0].folder}, in its {' and '.join(parts)}, but is given "
-                "the embeddings and latents of the first one, whose parts the student keeps. Choose or tune a teacher with the same parts, "
-                "or expect it to teach less well",
+                f"the teacher in {teacher.folder} differs from the first one, in {teachers[0].folder}, in its {' and '.join(parts)}, but "
+                "is given the embeddings and latents of the first one, whose parts the student keeps. Choose or tune a teacher with the "
+                "same parts, or expect it to teach less well",
                 file=sys.stderr,
             )
 

@@ -157,9 +157,9 @@ def _resolve_name(name: str | None) -> Path | ModelSpec:
         return path
     if path.is_file():
         raise UserError(
-            f"{name!r} is a file; a teacher is a folder with a complete pipeline in diffusers layout. Write a checkpoint with all parts as one: "
-            f"StableDiffusionXLPipeline.from_single_file({name!r}).save_pretrained({path.stem!r}). To teach with a LoRA, call load_lora_weights, "
-            "fuse_lora and unload_lora_weights on its pipeline, and save that"
+            f"{name!r} is a file; a teacher is a folder with a complete pipeline in diffusers layout. Write a checkpoint with all parts as "
+            f"one: StableDiffusionXLPipeline.from_single_file({name!r}).save_pretrained({path.stem!r}). To teach with a LoRA, call "
+            "load_lora_weights, fuse_lora and unload_lora_weights on its pipeline, and save that"
         )
     spec = resolve(name)
     if spec.base is not None or spec.source not in ("hub", "embedded"):

@@ -23,7 +23,8 @@ def add_commands(add: AddCommand) -> None:
     make.add_argument("prompts", type=Path, help="text file with one prompt per line; prompts become the captions")
     show_source.add_argument(
         "source",
-        help="folder with metadata.jsonl, metadata.csv or a .txt beside each image; parquet files; webdataset tars (folder or glob); Hub dataset",
+        help="folder with metadata.jsonl, metadata.csv or a .txt beside each image; parquet files; webdataset tars (folder or glob); "
+        "Hub dataset",
     )
     for command in (fetch, make):
         command.add_argument("--out", type=Path, required=True, help="folder for the images and their metadata.jsonl")
@@ -74,7 +75,8 @@ def _add_make_options(command: argparse.ArgumentParser) -> None:
     add_device(command)
     add_part(
         command,
-        "draw only the K-th of N parts, for N parallel commands, such as one per GPU (chosen with --device); the last one completes the folder",
+        "draw only the K-th of N parts, for N parallel commands, such as one per GPU (chosen with --device); "
+        "the last one completes the folder",
     )
 
 

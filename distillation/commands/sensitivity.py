@@ -110,7 +110,11 @@ def _derive(
     cost: "Cost",
     budget: float,
 ) -> list[dict[str, Any]]:
-    """Print the best plan within a budget of `cost` (up to 1: a share of its total), write its recipe if asked to, and return its stages."""
+    """Print the best plan within a budget of `cost`, write its recipe if asked to, and return its stages.
+
+    Args:
+        budget: up to 1, a share of the cost's total.
+    """
     from distillation.sensitivity.budget import find_best_plan, sum_removed
     from distillation.sensitivity.derive import derive_recipe, split_into_stages, stage_table, write_recipe
 

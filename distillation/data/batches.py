@@ -54,7 +54,10 @@ class SquareImages:
 
 
 class FirstImages:
-    """The first images of a source that may have millions more, which then need not be encoded: n, and spares for those that cannot be decoded."""
+    """The first images of a source that may have millions more, which then need not be encoded.
+
+    There are n, and spares for those that cannot be decoded.
+    """
 
     def __init__(self, images: CaptionedImages, n: int) -> None:
         self._images, self.size_px = images, images.size_px

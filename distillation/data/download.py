@@ -63,7 +63,8 @@ class FetchRules:
 
     Attributes:
         min_px: minimum length of an image's shorter side.
-        timeout_s: to wait for a connection, and for each part of a response; a whole response may take `TOTAL_TIMEOUT_FACTOR` times as long.
+        timeout_s: to wait for a connection, and for each part of a response; a whole response may take `TOTAL_TIMEOUT_FACTOR` times as
+            long.
         max_bytes: of a response; a link to more is dead.
         allow_private: also fetch from addresses that are not public, such as 127.0.0.1.
     """
@@ -197,7 +198,10 @@ class _TimelyHTTPSConnection(HTTPSConnection):
 
 
 class _PublicOnly:
-    """Mixin: refuses private addresses before anything is sent. It checks the open connection, since names and redirects can lead anywhere."""
+    """Mixin: refuses private addresses before anything is sent.
+
+    It checks the open connection, since names and redirects can lead anywhere.
+    """
 
     def _new_conn(self) -> socket:
         connection: socket = super()._new_conn()  # type: ignore[misc]  # of the class that this is mixed into

@@ -122,7 +122,8 @@ def _write_metadata(out: Path, rows: list[tuple[str, str]], captions: Mapping[st
     small = sum(link.state != "dead" and link.px < min_px for link in links)
     if not kept:
         raise UserError(
-            f"none of {len(rows):,} rows leads to an image; too small: {small:,}, dead: {_with_reasons(dead)}. {out / LINK_LOG} lists all links"
+            f"none of {len(rows):,} rows leads to an image; too small: {small:,}, dead: {_with_reasons(dead)}. "
+            f"{out / LINK_LOG} lists all links"
         )
     write_json_lines(
         out / METADATA[0], ({"file_name": link.file, "caption": captions[link.url], "url": link.url} for link in kept.values())

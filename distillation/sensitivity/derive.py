@@ -137,7 +137,8 @@ def check_recipe_path(path: Path, *, budget: bool) -> None:
         raise UserError(f"cannot derive the recipe for {path} without a budget; give --parameters or --latency with --write-recipe")
     if path.suffix != ".toml" or not re.fullmatch(NAME_PATTERN, path.stem):
         raise UserError(
-            f"{path} is not a valid recipe file name; expected lower-case letters, digits, dots and dashes, the first a letter or digit, and the suffix .toml"
+            f"{path} is not a valid recipe file name; expected lower-case letters, digits, dots and dashes, "
+            "the first a letter or digit, and the suffix .toml"
         )
     if path.exists():
         raise UserError(f"{path} exists; expected a new file. Remove it, or name another with --write-recipe")

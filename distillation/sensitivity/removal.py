@@ -197,8 +197,8 @@ def sensitivity_batches(
 def _check_enough(n_images: int, settings: Settings) -> None:
     if n_images < settings.n:
         raise UserError(
-            f"{n_images} images to measure on; expected {settings.n} for {settings.bins} bins of {settings.batches} batches of {settings.images}. "
-            "Give more with --data, or fewer --bins or --batches"
+            f"{n_images} images to measure on; expected {settings.n} for {settings.bins} bins of {settings.batches} batches of "
+            f"{settings.images}. Give more with --data, or fewer --bins or --batches"
         )
 
 

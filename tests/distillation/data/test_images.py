@@ -299,11 +299,17 @@ def test_a_missing_hub_dataset_is_an_error_with_a_way_out() -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"file_name": "in/0.png", "text": "a"}, {"file_name": "in/9.png", "text": "b"}], r"in/9\.png of row 1 \('b'\) cannot be read: No such"),
+        (
+            [{"file_name": "in/0.png", "text": "a"}, {"file_name": "in/9.png", "text": "b"}],
+            r"in/9\.png of row 1 \('b'\) cannot be read: No such",
+        ),
         ([{"file_name": "in/0.png", "text": "a"}, {"file_name": "in/1.png"}], "row 1 has no caption; found None"),
         ([{"file_name": "in/0.png", "text": " "}], "row 0 has no caption; found ' '"),
         ([{"file_name": "in/0.png", "text": 3}], r"column 'text' holds .*int64.*; expected text"),
-        ([{"file_name": "in/0.png", "title": "a"}], r"none of its columns \(image, title\) is called prompt or caption or text or clean_prompts or txt; .*Name it with"),
+        (
+            [{"file_name": "in/0.png", "title": "a"}],
+            r"none of its columns \(image, title\) is called prompt or caption or text or clean_prompts or txt; .*Name it with",
+        ),
         ([{"file_name": "in/0.png", "text": "a", "prompt": "b"}], "text and prompt of its columns"),
         ([{"file_name": "../0.png", "text": "a"}], r"\.\./0\.png"),
         ([{"text": "a"}], "`file_name`"),
@@ -383,7 +389,8 @@ def test_an_invalid_source_is_refused(tmp_path: Path) -> None:
     for other in ("notes.doc", "list.csv"):
         (tmp_path / other).touch()
     for what, said in {
-        "empty": r"nothing to read in .*empty: expected metadata\.jsonl.*; found nothing\. A line of metadata\.jsonl is {\"file_name\": \"0\.png\", \"text\": \"a caption\"}",
+        "empty": r"nothing to read in .*empty: expected metadata\.jsonl.*; found nothing\. A line of metadata\.jsonl is "
+        r"{\"file_name\": \"0\.png\", \"text\": \"a caption\"}",
         "nowhere": "nothing to read at '.*nowhere': it is not a folder, a file, a glob",
         "texts.parquet": r"texts\.parquet has 0 image columns; expected one. Its columns: text \(Value\)",
         "structs.parquet": r"structs\.parquet has 0 image columns; expected one. Its columns: clip \(dict\), caption \(Value\)",

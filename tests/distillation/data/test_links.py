@@ -163,7 +163,10 @@ def test_dead_links_have_a_reason_and_are_retried_only_when_asked(site: Site, tm
     assert site.hits == {page: times for page, (_, _, times) in CASES.items()} | {"1": 1}
     found = read_log(tmp_path / "out")
     assert {page: found[page]["reason"] for page in CASES} == {page: reason for page, (_, reason, _) in CASES.items()}
-    assert str(report).splitlines()[3] == "dead: 14 (no image 3, no http address 3, too large 2, status 404 1, broken off 1, too many redirects 1, status 503 1, not for training 1, no connection 1)"  # fmt: skip
+    assert str(report).splitlines()[3] == (
+        "dead: 14 (no image 3, no http address 3, too large 2, status 404 1, broken off 1, too many redirects 1, status 503 1, "
+        "not for training 1, no connection 1)"
+    )
 
     site.hits.clear()
     assert fetch_images(what, tmp_path / "out", RULES) == report
@@ -324,8 +327,9 @@ def test_a_redirect_to_a_private_address_is_refused(site: Site, tmp_path: Path, 
 
 
 def test_what_counts_as_private() -> None:
-    private = "127.0.0.1 10.1.2.3 172.16.0.1 192.168.0.1 169.254.169.254 100.64.0.1 0.0.0.0 ::1 fe80::1%2 fd00::1 ::ffff:127.0.0.1 64:ff9b::a01:203"
-    assert [address for address in private.split() if module._is_public(address)] == []
+    private = ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0"]
+    private += ["::1", "fe80::1%2", "fd00::1", "::ffff:127.0.0.1", "64:ff9b::a01:203"]
+    assert [address for address in private if module._is_public(address)] == []
     assert module._is_public("1.1.1.1")
     assert module._is_public("2606:4700:4700::1111")
     assert module._is_public("64:ff9b::808:808")
@@ -351,7 +355,8 @@ def test_lists_have_several_formats_and_column_names(site: Site, tmp_path: Path)
     "others",
     [
         # zzliang/GRIT, an instance on its card
-        {"key": "000373938", "clip_similarity_vitb32": 0.35, "clip_similarity_vitl14": 0.29, "id": 1, "width": 228, "height": 221, "url": "", "caption": ""},
+        {"key": "000373938", "clip_similarity_vitb32": 0.35, "clip_similarity_vitl14": 0.29, "id": 1}
+        | {"width": 228, "height": 221, "url": "", "caption": ""},
         # wanng/midjourney-v5-202304-clean, by scripts that read it: the two files under data/ have the same columns
         {"Content": "**a** --v 5", "upscaled": True, "Attachments": "", "clean_prompts": ""},
     ],
