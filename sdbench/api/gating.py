@@ -1,4 +1,4 @@
-"""Judge: a candidate against a baseline, two models without a verdict, a run that stops when the verdict is sure, and the noise floor below both."""
+"""Judge a candidate against a baseline, compare two models, stop a run when its verdict is sure, and measure the noise floor."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -73,8 +73,8 @@ def compare(a: str | Path, b: str | Path, places: Places = Places(), suite: Name
     Each is a record folder, or the name of a model, of its row or of a baseline. Nothing is run.
 
     Args:
-        suite: the suite of the records: its name, `<name>@<version>`, digest, the path of its file, or a suite; by default the one that both
-            have records of, of several the family's.
+        suite: the suite of the records: its name, `<name>@<version>`, digest, the path of its file, or a suite; by default the one that
+            both have records of, of several the family's.
 
     Raises:
         UserError: a name has no record, or the records cannot be compared.
@@ -156,8 +156,8 @@ def noise(
     chosen = find_suite(suite, spec)
     if chosen.noise.file:
         raise UserError(
-            f"suite {chosen.name!r} takes its latent from {chosen.noise.file}, whatever the seed: its runs would not differ, and the floor would be 0. "
-            "Use a suite whose noise is drawn from a seed"
+            f"suite {chosen.name!r} takes its latent from {chosen.noise.file}, whatever the seed: its runs would not differ, and the floor "
+            "would be 0. Use a suite whose noise is drawn from a seed"
         )
     numbers = range(chosen.noise.seed, chosen.noise.seed + seeds)
     work, sides = places.work / "noise" / spec.name, []

@@ -1,4 +1,4 @@
-"""The commands that give a verdict, `gate` and `run --until-verdict`, that prepare one, `noise` and `baseline`, and that does without, `compare`.
+"""The commands that give a verdict, `gate` and `run --until-verdict`, that prepare one, `noise` and `baseline`, and `compare`.
 
 Exit code 1 means "regressed" and nothing else. Whatever goes wrong is exit code 2: a crash, a missing library, Ctrl-C, a request to
 end, a report that cannot be written.

@@ -23,8 +23,8 @@ def add_commands(add: AddCommand) -> None:
     benchmarking.add_argument(
         "--profile",
         default="auto",
-        help="scenes: the embedded family; sdxl: the full-size family; sdxl-random: its latency and memory, with random weights; auto: what "
-        "this machine can run (default: auto)",
+        help="scenes: the embedded family; sdxl: the full-size family; sdxl-random: its latency and memory, with random weights; auto: "
+        "what this machine can run (default: auto)",
     )
     _add_dry_run(benchmarking)
     add_runs(benchmarking)
@@ -91,7 +91,8 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         required=True,
-        help="model name, see `sdbench models`; folder of a pipeline or UNet; .safetensors file; owner/name or owner/name@revision on the Hub; may be repeated",
+        help="model name, see `sdbench models`; folder of a pipeline or UNet; .safetensors file; owner/name or owner/name@revision on the "
+        "Hub; may be repeated",
     )
     add_completion(command)
     command.add_argument(
@@ -141,8 +142,8 @@ def _draw_part(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse
     missing = api.draw(specs, suite, arguments.part, places_from(arguments), device=arguments.device)
     for name, n in missing.items():
         print_note(
-            f"{name}: {n} images are still missing, from parts that are running, were stopped or were not started; the same command without "
-            "--part draws what is left"
+            f"{name}: {n} images are still missing, from parts that are running, were stopped or were not started; the same command "
+            "without --part draws what is left"
             if n
             else f"{name}: all images are drawn; the same command without --part scores them and writes the record"
         )

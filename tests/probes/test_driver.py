@@ -63,7 +63,12 @@ def test_stage(stage, benchmark):
         pytest.fail(f"{OUT_OF_MEMORY} at batch {request.setting.batch}; the largest batch that fits is 4. Tried to allocate 9 GiB")
     if stage == "vae_decode" and request.spec.name == "half":
         raise MemoryError("out of memory: tried to allocate 9 GiB")
-    benchmark.extra_info.update(parameters={"unet": 7, "pipeline": 11}, weights_bytes=2**21, load_s=2.5, memory_mib={"peak_rss": 300.0, "peak_data": 200.0})
+    benchmark.extra_info.update(
+        parameters={"unet": 7, "pipeline": 11},
+        weights_bytes=2**21,
+        load_s=2.5,
+        memory_mib={"peak_rss": 300.0, "peak_data": 200.0},
+    )
     benchmark.extra_info.update(amount={stage: 1e12}, watch={"foreign_cores": 0.0})
     if stage == "pipeline":
         benchmark.extra_info.update(first_call_s=1.5, compiled_anew=False)

@@ -114,7 +114,10 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
     report = api.gate(str(folder), str(folder), policy, places)
     assert (report.verdict, [result.name for result in report.results]) == ("pass", ["preference.scenes"])
     assert report.notes == (
-        "the images of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere; how they were sampled is not known",
+        (
+            "the images of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere; "
+            "how they were sampled is not known"
+        ),
         "not measured, so not weighed: latency.pipeline.p50",
     )
     files, listed = save_images(tmp_path / "other", images, prompts[1:] + prompts[:1])
