@@ -14,8 +14,8 @@ from sdbench.records import Scores, Value
 def run(
     models: NamedModel | Sequence[NamedModel],
     suite: NamedSuite | None = None,
-    places: Places = Places(),
     *,
+    places: Places = Places(),
     device: str | None = None,
     only: str | None = None,
     settings: Sequence[str] = (),
@@ -51,10 +51,10 @@ def run(
 
 def draw(
     models: NamedModel | Sequence[NamedModel],
-    suite: NamedSuite | None,
+    suite: NamedSuite | None = None,
+    *,
     part: tuple[int, int],
     places: Places = Places(),
-    *,
     device: str | None = None,
 ) -> dict[str, int]:
     """Draw a part of the images that `run` would draw, for several processes that share `places.work`, such as one per GPU.
@@ -85,9 +85,9 @@ def draw(
 def score(
     images: str | Path,
     prompts: str | Path | None = None,
-    places: Places = Places(),
     suite: NamedSuite = "standard",
     *,
+    places: Places = Places(),
     device: str | None = None,
 ) -> tuple[list[Value], Scores]:
     """Score images made elsewhere by a suite's metrics, except those that compare with the teacher.
@@ -122,11 +122,11 @@ def score(
 
 def record_images(
     images: str | Path,
-    prompts: str | Path | None,
-    name: str,
-    places: Places = Places(),
+    prompts: str | Path | None = None,
     suite: NamedSuite = "standard",
     *,
+    name: str,
+    places: Places = Places(),
     device: str | None = None,
 ) -> Path:
     """Score images made elsewhere, write a record, which leaderboard and gate read, and return its folder.
@@ -136,8 +136,8 @@ def record_images(
     each caption, in any order. It has win rates over the teacher, but no agreement, which needs the teacher's noise.
 
     Args:
+        images, prompts, suite, device: see `score`.
         name: what tables call the images.
-        images, prompts, places, suite, device: see `score`.
 
     Raises:
         UserError: see `score`; or the name is invalid or that of a model of the catalogue.

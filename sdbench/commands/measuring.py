@@ -124,9 +124,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if only != "probes":
         print_requirements(suite, arguments, missing)
-    options = {"device": arguments.device, "only": only, "settings": arguments.setting, "profile": arguments.profile}
+    options = {"device": arguments.device, "settings": arguments.setting, "profile": arguments.profile}
     try:
-        made = api.run(specs, suite, places_from(arguments), **options)
+        made = api.run(specs, suite, **options, only=only, places=places_from(arguments))
     except PartialError as error:
         if error.folders:
             _print_records(error.folders, arguments)
@@ -139,7 +139,7 @@ def _draw_part(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse
 
     if not suite.own_metrics:
         raise UserError(f"suite {suite.name!r} measures no images, so --part has none to draw; leave it out")
-    missing = api.draw(specs, suite, arguments.part, places_from(arguments), device=arguments.device)
+    missing = api.draw(specs, suite, part=arguments.part, places=places_from(arguments), device=arguments.device)
     for name, n in missing.items():
         print_note(
             f"{name}: {n} images are still missing, from parts that are running, were stopped or were not started; the same command "
@@ -230,12 +230,12 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json(planned)
         return 0
-    errors, measured = [], 0
+    errors, measured, places = [], 0, places_from(arguments)
     for each in chosen.suite_runs:
         if each.only != "probes":
             print_requirements(each.suite, arguments)
         try:
-            measured += len(api.run(each.specs, each.suite, places_from(arguments), only=each.only, settings=each.settings))
+            measured += len(api.run(each.specs, each.suite, places=places, only=each.only, settings=each.settings))
         except UserError as error:  # the other suites can be measured
             errors.append(str(error))
             measured += len(error.folders) if isinstance(error, PartialError) else 0
@@ -251,10 +251,10 @@ def _score(arguments: argparse.Namespace) -> int:
     from sdbench.tables import format_value
 
     suite = overrides.read(arguments, overrides.SCORING).apply(suites.load(arguments.suite))
-    options = {"places": places_from(arguments), "suite": suite, "device": arguments.device}
+    options = {"places": places_from(arguments), "device": arguments.device}
     if arguments.name:
-        return _print_records([api.record_images(arguments.images, arguments.prompts, arguments.name, **options)], arguments)
-    values, scores = api.score(arguments.images, arguments.prompts, **options)
+        return _print_records([api.record_images(arguments.images, arguments.prompts, suite, name=arguments.name, **options)], arguments)
+    values, scores = api.score(arguments.images, arguments.prompts, suite, **options)
     by_reason: dict[str, list[str]] = {}  # several metrics may lack the same file
     for value in values:
         if value.value is None:

@@ -130,7 +130,7 @@ def test_reference_that_the_policy_requires_is_missed_before_anything_is_drawn(
     suite, (model, baseline) = suites.load("quality").model_copy(update={"reference": "photographs"}), ("scenes-vega", "scenes-teacher")
     for judge in (
         lambda: api.gate(model, baseline, suite=suite),
-        lambda: api.until_verdict(model, suite, baseline),
+        lambda: api.until_verdict(model, suite, baseline=baseline),
         lambda: api.evaluate(model, suite, baseline=baseline),
     ):
         with pytest.raises(UserError, match=r"requires what this machine lacks: reference 'photographs', so fd\.scenes will be missing"):

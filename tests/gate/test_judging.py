@@ -460,7 +460,9 @@ def test_gate_on_quality_alone_weighs_every_image_metric_and_names_what_it_leave
     old = save_record(teacher, tmp_path)
 
     def compare(candidate: Measurement, baseline: Path = old, policy_file: Path | None = None) -> Report:
-        return api.gate(str(save_record(candidate, tmp_path)), str(baseline), policy_file, api.Places(tmp_path), only="quality")
+        return api.gate(
+            str(save_record(candidate, tmp_path)), str(baseline), policy=policy_file, places=api.Places(tmp_path), only="quality"
+        )
 
     report = compare(slow)
     assert (report.verdict, [result.name for result in report.results]) == (

@@ -263,7 +263,7 @@ def test_noise_floor_of_one_model_leaves_the_rounds_of_another(
 
     def measure_noise(name: str) -> None:
         spec = ModelSpec(name, "scenes", "vega", "random", "")
-        api.noise(spec, TIMED, 2, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")
+        api.noise(spec, TIMED, seeds=2, places=api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")
 
     def write_after_another_model(*_: Any) -> Path:
         monkeypatch.setattr(floors, "write", write)
@@ -285,7 +285,7 @@ def test_each_noise_floor_is_measured_afresh_and_a_killed_one_resumes(
     spec, write = ModelSpec("a", "scenes", "vega", "random", ""), floors.write
 
     def measure_noise() -> Path:
-        return api.noise(spec, TIMED, 2, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")[0]
+        return api.noise(spec, TIMED, seeds=2, places=api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")[0]
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

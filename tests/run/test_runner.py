@@ -223,7 +223,7 @@ def test_noise_floor_has_the_distances_to_a_reference_of_ones_own(teacher: Model
         Image.fromarray(image).save(tmp_path / "real" / f"{index}.png")
     places = api.Places(tmp_path / "results", tmp_path / "runs")
     build("mine", images_in_folder(tmp_path / "real"), ENCODERS["scenes.features"], places.work)
-    _, floor = api.noise(teacher, SUITE.model_copy(update={"reference": "mine"}), 2, places, device="cpu", only="quality")
+    _, floor = api.noise(teacher, SUITE.model_copy(update={"reference": "mine"}), seeds=2, places=places, device="cpu", only="quality")
     assert {"fd.scenes", "clip_score.scenes"} <= floor.metrics.keys()
 
 
@@ -317,7 +317,7 @@ def test_damaged_record_stops_the_run_before_any_work(
     for work in ("load", "weights_digest", "fetch", "generate"):
         monkeypatch.setattr(runner, work, fail_if_called)
     with pytest.raises(UserError, match=rf"record .*{folder.name} was changed.*Restore it, or delete the folder"):
-        api.run([student], SUITE, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu", only="quality")
+        api.run([student], SUITE, places=api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu", only="quality")
     assert modification_times(tmp_path) == before
 
 
