@@ -1,4 +1,4 @@
-"""What both command lines share: the argument parser, answers on stdout, notes on stderr, and exit codes."""
+"""What both command lines share: the argument parser, answers on stdout, and exit codes."""
 
 import argparse
 import contextlib
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from sdbench.errors import UserError, describe_error
+from sdbench.notes import print_note, printable
 
 BAD_INPUT, INTERRUPTED = 2, 130
-_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 P = TypeVar("P", bound=argparse.ArgumentParser)
 
 
@@ -76,14 +76,6 @@ def _parse_part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def printable(text: object) -> str:
-    """Text for a terminal, its control characters but tabs and line ends written as in Python.
-
-    Names and prompts in files may hold some, which could move the cursor and show another verdict.
-    """
-    return str(text).translate(_ESCAPES)
-
-
 def show(text: object) -> None:
     """Print a line of the answer to stdout, made `printable`.
 
@@ -99,12 +91,6 @@ def show(text: object) -> None:
         raise
 
 
-def print_note(text: str) -> None:
-    """Print a note for people, on stderr, made `printable`."""
-    sys.stderr.write(f"{printable(text)}\n")
-    sys.stderr.flush()
-
-
 def print_answer(text: str, arguments: argparse.Namespace) -> None:
     """Print a command's answer on stdout, where it can be piped; on stderr where `--json` puts the answer for machines on stdout."""
     (print_note if arguments.json else show)(text)
@@ -116,7 +102,7 @@ def print_json(content: Any) -> None:
 
 
 def run_command(program: str, command: Callable[[], int]) -> int:
-    """Run a command and return the exit code of the process: 2, with a message on stderr, for a `UserError` or a file that fails; 130 for an interrupt."""
+    """Run a command and return the exit code: 2, with a message on stderr, for a `UserError` or a file that fails; 130 for an interrupt."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a caller may have put something else there
         sys.stdout.reconfigure(errors="replace")  # a table with `?` for an arrow is better than none; JSON is ASCII
     with contextlib.suppress(ValueError):  # only the main thread may set it

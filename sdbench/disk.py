@@ -1,4 +1,4 @@
-"""Digests of content and of files, sizes in words, atomic writes, locks between commands, and reading and keeping what earlier runs wrote."""
+"""Digests of content and of files, sizes in words, atomic writes, locks between commands, and what earlier runs wrote."""
 
 import contextlib
 import hashlib
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from sdbench.errors import UserError, describe_error
+from sdbench.notes import print_note
 from sdbench.validation import error_message
 
 
@@ -95,7 +96,8 @@ def write_bytes(path: Path, content: bytes) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UserError(
-            f"cannot write {path}: {error.strerror}. What was made so far is kept; free some space, make the folder writable, or name another folder."
+            f"cannot write {path}: {error.strerror}. What was made so far is kept; free some space, make the folder writable, or name "
+            "another folder."
         ) from error
     return path
 
@@ -104,7 +106,7 @@ def keep_earlier(path: Path, differences: Iterable[str]) -> None:
     """Rename a result that took hours to make, and say so, before one that differs in these settings takes its place."""
     kept = path.with_stem(f"{path.stem}-{file_digest(path)[:8]}")
     path.rename(kept)
-    sys.stderr.write(f"the earlier result of {path.stem} differs in: {', '.join(differences)}; it is now in {kept}\n")
+    print_note(f"the earlier result of {path.stem} differs in: {', '.join(differences)}; it is now in {kept}")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -180,7 +182,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            sys.stderr.write(f"waiting for another command that works in {path.parent}\n")
+            print_note(f"waiting for another command that works in {path.parent}")
             lock.acquire()
     except (OSError, NotImplementedError) as error:
         raise UserError(f"cannot lock {path}: {error}. Make its folder writable, or name another") from error

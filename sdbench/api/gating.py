@@ -1,4 +1,4 @@
-"""Judge: a candidate against a baseline, two models without a verdict, a run that stops when the verdict is sure, and the noise floor below both."""
+"""Judge a candidate against a baseline, compare two models, stop a run when its verdict is sure, and measure the noise floor."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -26,10 +26,10 @@ Announce = Callable[[str], None]
 def gate(
     candidate: str | Path,
     baseline: str | Path,
-    policy: str | Path | None = None,
-    places: Places = Places(),
     suite: NamedSuite | None = None,
     *,
+    policy: str | Path | None = None,
+    places: Places = Places(),
     base: str | None = None,
     lora: str | None = None,
     name: str | None = None,
@@ -42,8 +42,8 @@ def gate(
     A name is looked up in the catalogue, then among records. The baseline may also be a name in `baselines.toml`, which is searched first.
 
     Args:
-        policy: policy file; by default `gate.toml` beside the suites, which knows the shipped suites.
         suite: the suite to run where a record is missing, a name, the path of a file, or a suite; by default the baseline's.
+        policy: policy file; by default `gate.toml` beside the suites, which knows the shipped suites.
         base, lora, name: see `sdbench run`; for a candidate that is run.
         device: for models that are run.
         only: "quality" to weigh the image metrics alone, and to measure only these for models that are run.
@@ -60,21 +60,28 @@ def gate(
     measure = _announced_run(places, device, only, announce)
 
     def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
-        check_reference(suite, rules, places)
-        return measure(specs, suite)
+        check_required(suite, rules, places)
+        kept = {}
+        if len(specs) == 2 and (suite.probes is None or only == "quality"):  # nothing is timed, so there are no turns to take
+            kept = {
+                spec: record for spec in specs if (record := lookup.newest_record(spec, suite.id, _machine_class(device), places.results))
+            }
+        missing = [spec for spec in specs if spec not in kept]
+        found = kept | dict(zip(missing, measure(missing, suite), strict=True))
+        return [found[spec] for spec in specs]
 
     new, old = lookup.find_or_run_pair(new_source, old_source, chosen, rules, places.results, run)
     return judge_records(new, old, rules, places, str(baseline), only=only)
 
 
-def compare(a: str | Path, b: str | Path, places: Places = Places(), suite: NamedSuite | None = None) -> Comparison:
+def compare(a: str | Path, b: str | Path, suite: NamedSuite | None = None, *, places: Places = Places()) -> Comparison:
     """The differences B - A of all metrics that the records of two models have, with two-sided 95 % intervals; without policy or verdict.
 
     Each is a record folder, or the name of a model, of its row or of a baseline. Nothing is run.
 
     Args:
-        suite: the suite of the records: its name, `<name>@<version>`, digest, the path of its file, or a suite; by default the one that both
-            have records of, of several the family's.
+        suite: the suite of the records: its name, `<name>@<version>`, digest, the path of its file, or a suite; by default the one that
+            both have records of, of several the family's.
 
     Raises:
         UserError: a name has no record, or the records cannot be compared.
@@ -85,11 +92,11 @@ def compare(a: str | Path, b: str | Path, places: Places = Places(), suite: Name
 
 def until_verdict(
     model: NamedModel,
-    suite: NamedSuite | None,
+    suite: NamedSuite | None = None,
+    *,
     baseline: str | Path,
     policy: str | Path | None = None,
     places: Places = Places(),
-    *,
     device: str | None = None,
     only: str | None = None,
     announce: Announce | None = None,
@@ -113,7 +120,7 @@ def until_verdict(
     chosen, rules = find_suite(suite, spec), load_policy(policy)
     weighing.leave_out_probes(rules, chosen.name, only, ())  # a policy that weighs nothing here ends the run before it begins
     check_models([spec], chosen)
-    check_reference(chosen, rules, places)
+    check_required(chosen, rules, places)
     old = find_baseline(as_text(baseline), chosen, places, device)
     if isinstance(old, ModelSpec):
         (old,) = _announced_run(places, device, only, announce)([old], chosen)
@@ -128,10 +135,10 @@ def until_verdict(
 
 def noise(
     model: NamedModel,
-    suite: NamedSuite | None,
+    suite: NamedSuite | None = None,
+    *,
     seeds: int,
     places: Places = Places(),
-    *,
     device: str | None = None,
     only: str | None = None,
 ) -> tuple[Path, floors.Floor]:
@@ -156,8 +163,8 @@ def noise(
     chosen = find_suite(suite, spec)
     if chosen.noise.file:
         raise UserError(
-            f"suite {chosen.name!r} takes its latent from {chosen.noise.file}, whatever the seed: its runs would not differ, and the floor would be 0. "
-            "Use a suite whose noise is drawn from a seed"
+            f"suite {chosen.name!r} takes its latent from {chosen.noise.file}, whatever the seed: its runs would not differ, and the floor "
+            "would be 0. Use a suite whose noise is drawn from a seed"
         )
     numbers = range(chosen.noise.seed, chosen.noise.seed + seeds)
     work, sides = places.work / "noise" / spec.name, []
@@ -197,17 +204,18 @@ def load_policy(path: str | Path | None) -> Policy:
     return policies.load(Path(path or suites.find(suites.POLICY)))
 
 
-def check_reference(suite: suites.Suite, rules: Policy, places: Places) -> None:
-    """Check, before hours of drawing, that the distances which a policy requires can be computed here.
+def check_required(suite: suites.Suite, rules: Policy, places: Places) -> None:
+    """Check, before hours of drawing, that the metrics which a policy requires can be computed here; fetches their evaluators.
 
     Raises:
-        UserError: the reference of one is missing, or the policy has no rules for the suite.
+        UserError: the reference or an evaluator of one is missing, or the policy has no rules for the suite.
     """
-    from sdbench.run.requirements import missing_reference
+    from sdbench.run.requirements import fetch_evaluators, missing_reference
 
     required = [name for name, rule in rules.rules(suite.name).items() if rule.required]
-    if missing := missing_reference(suite, required, places.work):
-        raise UserError(f"policy {rules.name} requires what this machine lacks: {missing}")
+    missing = missing_reference(suite, required, places.work)
+    if lacking := [*([missing] if missing else []), *fetch_evaluators(required)]:
+        raise UserError(f"policy {rules.name} requires what this machine lacks: {'; '.join(lacking)}")
 
 
 def find_baseline(baseline: str, suite: suites.Suite, places: Places, device: str | None) -> Path | ModelSpec:
@@ -217,7 +225,7 @@ def find_baseline(baseline: str, suite: suites.Suite, places: Places, device: st
         UserError: there is no such baseline, or its record is of another suite.
     """
     source = lookup.find_baseline(baseline, places.results)
-    machine_class = machine.this_machine(machine.choose_device(device)).machine_class
+    machine_class = _machine_class(device)
     if isinstance(source, lookup.RecordedName):
         return source.record_under(suite.id, machine_class)
     if isinstance(source, Path):
@@ -226,13 +234,18 @@ def find_baseline(baseline: str, suite: suites.Suite, places: Places, device: st
     return lookup.newest_record(source, suite.id, machine_class, places.results) or source
 
 
+def _machine_class(device: str | None) -> str:
+    """The class of this machine with the device for models that are run."""
+    return machine.this_machine(machine.choose_device(device)).machine_class
+
+
 def _announced_run(places: Places, device: str | None, only: str | None, announce: Announce | None) -> lookup.Run:
     """Measures models under a suite, after a note that says so."""
 
     def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
         if announce:
             announce(lookup.describe_run(specs, suite, places.results))
-        return measuring.run(specs, suite, places, device=device, only=only)
+        return measuring.run(specs, suite, places=places, device=device, only=only)
 
     return run
 

@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from sdbench.arguments import add_device, print_note
+from sdbench.arguments import add_device
 from sdbench.commands.console import AddCommand
 from sdbench.errors import UserError
+from sdbench.notes import print_note
 
 PARTS = ("vae", "text", "reader", "features", "clip", "preference", "teacher")  # copied from `scenes.training.make`, which imports torch
 

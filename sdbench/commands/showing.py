@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench.arguments import print_answer, print_json, print_note
+from sdbench.arguments import print_answer, print_json
 from sdbench.commands.console import AddCommand, check_results, table_width
+from sdbench.notes import print_note
 
 if TYPE_CHECKING:
     from sdbench.leaderboard.standings import Row
@@ -65,7 +66,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
     check_results(arguments)
-    files = api.report(api.Places(arguments.results), arguments.out, arguments.policy)
+    files = api.report(places=api.Places(arguments.results), out=arguments.out, policy=arguments.policy)
     return _print_written(files, arguments, files)
 
 
@@ -73,7 +74,7 @@ def _card(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
     check_results(arguments)
-    card = api.card(arguments.folder, api.Places(arguments.results), base=arguments.base)
+    card = api.card(arguments.folder, places=api.Places(arguments.results), base=arguments.base)
     return _print_written([card], arguments, card)
 
 

@@ -50,8 +50,8 @@ class RecordedName:
         of_suite = [(folder, record) for folder, record in self.rows if record.suite == suite]
         if not of_suite:
             raise UserError(
-                f"no record of {self.name!r} is of suite {suite.title_with_digest}, so there is nothing to compare; measure it under that suite, or "
-                f"name one of its existing records: {_join(self.folders)}"
+                f"no record of {self.name!r} is of suite {suite.title_with_digest}, so there is nothing to compare; measure it under that "
+                f"suite, or name one of its existing records: {_join(self.folders)}"
             )
         on_machine = [(folder, record) for folder, record in of_suite if record.machine.machine_class == machine_class]
         return _the_only([folder for folder, _ in on_machine or of_suite], f"{self.name!r} under {suite.title_with_digest}")
@@ -81,14 +81,12 @@ def find_baseline(what: str, results: Path) -> RecordOrModel:
     try:
         return find_candidate(what, results)
     except IncompleteError as error:
-        raise UserError(
-            f"{error} But --base completes only the candidate; measure the baseline first, "
-            f"`sdbench run --model {what} --base ...`, and name its record."
-        ) from error
+        advice = f"measure the baseline first, `sdbench run --model {what} --base ...`, and name its record."
+        raise error.followed_by(f"But --base completes only the candidate; {advice}") from error
     except UserError as error:
         if Path(what).exists():
             raise
-        raise UserError(f"{error} Nor is it the name of a baseline: {baselines.describe(results)}.") from error
+        raise error.followed_by(f"Nor is it the name of a baseline: {baselines.describe(results)}.") from error
 
 
 def find_candidate(what: str, results: Path, *, base: str | None = None, lora: str | None = None, name: str | None = None) -> RecordOrModel:
@@ -110,16 +108,17 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
                 raise
             if not (recorded := find_name(what, results)).rows:
                 if near := difflib.get_close_matches(what, _recorded_names(results), 1):
-                    raise type(error)(f"{error} There are records of {near[0]!r}.") from error
+                    raise error.followed_by(f"There are records of {near[0]!r}.") from error
                 raise
             if not Path(what).exists():
                 return recorded
-            raise type(error)(
-                f"{error} If you mean a record of the name {what!r} instead, name its folder: {_join(recorded.folders)}."
+            raise error.followed_by(
+                f"If you mean a record of the name {what!r} instead, name its folder: {_join(recorded.folders)}."
             ) from error
     if (base, lora, name) != (None, None, None):
         raise UserError(
-            f"{what} is the record of a model that was already measured; --base, --lora and --name apply only to a model that is yet to run: leave them out"
+            f"{what} is the record of a model that was already measured; --base, --lora and --name apply only to a model that is yet to "
+            "run: leave them out"
         )
     return Path(what)
 
@@ -202,8 +201,9 @@ def read_record_under(folder: Path, suite: SuiteId) -> Record:
     record = records.read_record(folder)
     if record.suite != suite:
         raise UserError(
-            f"record {folder} is of suite {record.suite.title_with_digest}, but this run would be of {suite.title_with_digest}, and the gate cannot compare "
-            "the two. Name that suite with --suite, and give again the options, such as --n, that made it if there were any"
+            f"record {folder} is of suite {record.suite.title_with_digest}, but this run would be of {suite.title_with_digest}, and the "
+            "gate cannot compare the two. Name that suite with --suite, and give again the options, such as --n, that made it if there "
+            "were any"
         )
     return record
 
@@ -238,7 +238,7 @@ def _join(folders: Sequence[Path]) -> str:
 
 
 def _find_or_run_opposite(spec: ModelSpec, folder: Path, suite: Suite | None, policy: Policy, results: Path, run: Run) -> Path:
-    """A record of a model, to compare with the record in a folder: one of that record's own suite, else of the suite that is given or loaded."""
+    """A record of a model, to compare with the record in a folder: of that record's own suite, else of the suite given or loaded."""
     record = records.read_record(folder)
     policy.rules(record.suite.name)
     known = _records_by_machine_class(spec, record.suite, results)

@@ -32,8 +32,8 @@ def find_pair(first: str, second: str, suite: str | None, results: Path) -> tupl
     if not pairs:
         own, others = (_join(record.suite for _, record in rows) for rows in sides)
         raise UserError(
-            f"{first} and {second} have no records under one suite{f' {suite!r}' if suite else ''}: {first} has {own}; {second} has {others}. Measure both "
-            "under one: sdbench run --model ... --model ... --suite ..."
+            f"{first} and {second} have no records under one suite{f' {suite!r}' if suite else ''}: {first} has {own}; {second} has "
+            f"{others}. Measure both under one: sdbench run --model ... --model ... --suite ..."
         )
     shared = {one[1].suite for one, _ in pairs}
     chosen = next(iter(shared)) if len(shared) == 1 else lookup.default_suite(pairs[0][0][1]).id
@@ -59,11 +59,11 @@ def find(what: str, results: Path) -> Rows:
     try:
         model = lookup.find_candidate(what, results)
     except IncompleteError as error:
-        raise UserError(f"{error}. Only records are compared: measure it first, and name its record") from error
+        raise error.followed_by("Only records are compared: measure it first, and name its record") from error
     except UserError as error:
         if Path(what).exists():
             raise
-        raise UserError(f"{error} Nor is it the name of a record or of a baseline: {baselines.describe(results)}.") from error
+        raise error.followed_by(f"Nor is it the name of a record or of a baseline: {baselines.describe(results)}.") from error
     assert isinstance(model, ModelSpec)
     raise UserError(
         f"{what} is a model, and only records are compared: name one by its folder or, if there is one under {results}, as {model.name!r}; "

@@ -2,17 +2,15 @@
 
 import gc
 import itertools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from sdbench import schedulers
 from sdbench.arrays import U8
-from sdbench.assets.pipelines import fetch
+from sdbench.assets.pipelines import fetch, missing_files
 from sdbench.encoders.memory import evaluators_on
 from sdbench.errors import PartialError, UserError
 from sdbench.generate import Job, generate, make_sampler, render_scenes, select_part
@@ -20,11 +18,13 @@ from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.out_of_memory import explain_out_of_memory
 from sdbench.models.spec import ModelSpec, with_cached_architecture
+from sdbench.notes import print_note
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
 from sdbench.records import Model
 from sdbench.run.context import RunContext, check_models, check_weights, dtypes, slow_dtype_notes, store_and_jobs
 from sdbench.run.recording import build_subject, teacher_name, write_record
+from sdbench.run.requirements import fetch_evaluators, sizes_text
 from sdbench.scenes import embedded
 from sdbench.store import Store
 from sdbench.suites import find
@@ -42,6 +42,9 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
         UserError: see `fetch_models`.
         PartialError: a model cannot be drawn, or its record cannot be written; the records of the others are.
     """
+    if context.with_quality:
+        for lacking in fetch_evaluators(context.suite.own_metrics):  # told before hours of drawing
+            print_note(f"missing: {lacking}")
     ordered = sorted(fetch_models(specs, context), key=lambda spec: spec.name != teacher_name(context.suite))
     models = {spec.name: describe_model(spec, context) for spec in ordered}
 
@@ -124,8 +127,11 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
     """
     check_models(specs, context.suite)
     for note in slow_dtype_notes(context.sampling, context.timed_settings, context.device, draws=context.with_quality):
-        tqdm.write(note, file=sys.stderr)
-    for spec, dtype in itertools.product(specs, dtypes(context.sampling, context.timed_settings)):
+        print_note(note)
+    copies = [*itertools.product(specs, dtypes(context.sampling, context.timed_settings))]
+    if files := {*itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)}:
+        print_note(f"fetching {sizes_text(files)}")
+    for spec, dtype in copies:
         fetch(spec, dtype=dtype)
     for spec in specs:
         if spec.source == "embedded":
@@ -182,7 +188,8 @@ class ImageGenerator:
     def _check_unchanged(self) -> None:
         if weights_digest(self.spec, dtype=self.context.sampling.dtype) != self.model.weights_digest:
             raise UserError(
-                f"the files of {self.spec.name!r} in {self.spec.location} changed since this run began; run again, on a copy if a trainer still writes there"
+                f"the files of {self.spec.name!r} in {self.spec.location} changed since this run began; run again, on a copy if a trainer "
+                "still writes there"
             )
 
 
@@ -193,7 +200,7 @@ def _draw_images(spec: ModelSpec, model: Model, context: RunContext, part: tuple
 
 
 def run_probes(specs: Sequence[ModelSpec], context: RunContext) -> ProbeResult:
-    """Measure latency and memory of the models in turns; empty for rendered images, and where the suite has no probes or the run leaves them out.
+    """Measure latency and memory of the models in turns; empty for rendered images, and where the suite or the run has no probes.
 
     Raises:
         UserError: see `driver.measure`.

@@ -18,6 +18,7 @@ from sdbench.errors import UserError
 from sdbench.gate import baselines, floors
 from sdbench.gate.pairing import Side
 from sdbench.gate.verdicts import Report
+from sdbench.machine import this_machine
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import SuiteId
 from sdbench.run import runner
@@ -81,15 +82,37 @@ def test_gate_and_noise_complete_a_unet_with_the_given_base(
     unet, teacher = str(tiny_pipeline / "unet"), "scenes-teacher"
     more = ["--base", teacher, "--name", "mine", "--device", "cpu"]
     assert "complete" in error_message(["gate", unet, "--baseline", "scenes-vega-pruned"], capsys)
-    assert "But --base completes only the candidate" in error_message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)
+    assert "for example --base scenes-teacher. But --base completes only the candidate" in error_message(
+        ["gate", "scenes-vega-pruned", "--baseline", unet], capsys
+    )
     assert cli.main(["gate", unet, "--baseline", "scenes-vega-pruned", *more]) == 2
     assert re.match(
-        r"no matching record of mine and scenes-vega-pruned under quality@\d+ \(digest \w+\): measuring them now, on this machine \(the files of a checkpoint .*\)\nsdbench: ",
+        r"no matching record of mine and scenes-vega-pruned under quality@\d+ \(digest \w+\): measuring them now, on this machine "
+        r"\(the files of a checkpoint .*\)\nsdbench: ",
         capsys.readouterr().err,
     )
     error_message(["noise", unet, *more], capsys)
     own = resolve(unet, base=teacher, name="mine")
     assert stopped_runs == [([own, resolve("scenes-vega-pruned")], "cpu"), ([own], "cpu")]
+
+
+@pytest.mark.parametrize("only", [None, "quality"])
+def test_record_of_a_catalogue_baseline_is_used_where_nothing_is_timed(
+    only: str | None, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where latency is compared, both take turns, whatever was measured before."""
+    suite, ran = suites.load("quality"), []
+
+    def run(specs: list[ModelSpec], *_: object, **__: object) -> list[Path]:
+        ran.append([spec.name for spec in specs])
+        return [save_record(make_measurement(spec.name, suite=suite.id, machine=here), Path("results")) for spec in specs]
+
+    here = this_machine("cpu")
+    kept = save_record(make_measurement("scenes-teacher", suite=suite.id, machine=here), Path("results"))
+    monkeypatch.setattr(measuring, "run", run)
+    report = api.gate(tiny_pipeline, "scenes-teacher", name="mine", device="cpu", only=only)
+    assert report.inputs
+    assert (ran, report.inputs.baseline == str(kept)) == ([["mine"]], True) if only else ([["mine", "scenes-teacher"]], False)
 
 
 def test_gate_and_noise_change_settings_of_a_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +152,7 @@ def test_reference_that_the_policy_requires_is_missed_before_anything_is_drawn(
     suite, (model, baseline) = suites.load("quality").model_copy(update={"reference": "photographs"}), ("scenes-vega", "scenes-teacher")
     for judge in (
         lambda: api.gate(model, baseline, suite=suite),
-        lambda: api.until_verdict(model, suite, baseline),
+        lambda: api.until_verdict(model, suite, baseline=baseline),
         lambda: api.evaluate(model, suite, baseline=baseline),
     ):
         with pytest.raises(UserError, match=r"requires what this machine lacks: reference 'photographs', so fd\.scenes will be missing"):
