@@ -38,7 +38,7 @@ class Checkpoints:
         self._save_at = time.monotonic() + every_s
 
     def save_if_due(self, step: int, *, last: bool) -> None:
-        """Save the state after `step` steps if the latest checkpoint is old enough, or this step is the last one.
+        """Save the state after `step` steps if the latest checkpoint is old enough, or this is the last step of the run or the process.
 
         Raises:
             UserError: the checkpoint cannot be written.

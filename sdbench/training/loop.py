@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from sdbench.errors import UserError
 from sdbench.training.checkpoints import Checkpoints, describe_last_checkpoint
+from sdbench.training.interruption import Interruption
 from sdbench.training.journal import Evaluate, Journal
 
 Loss = Callable[[int], dict[str, Tensor]]
@@ -98,6 +99,7 @@ def fit(
         save_every_s: seconds between two checkpoints; more if saving is slow, so that it takes at most 2 % of the time.
 
     Raises:
+        KeyboardInterrupt: at SIGINT, or where a handler of SIGTERM raises it, once the step is finished and saved.
         UserError: the batches of a step cannot be shared evenly by the processes; or two consecutive steps, or the last one, are not
             finite; or a checkpoint cannot be read, or a file cannot be written. The last good checkpoint remains.
     """
@@ -110,6 +112,7 @@ def fit(
     checkpoints = Checkpoints(folder, plain, optimiser, average, save_every_s)
     start, is_main, was_skipped = checkpoints.resume(), accelerator.is_main_process, False
     with (
+        Interruption() as interruption,
         Journal(folder, start, schedule.steps, evaluate, evaluate_every, quiet=not is_main) as journal,
         _progress_bar(folder.name, start, schedule, quiet=not is_main) as bar,
     ):
@@ -134,8 +137,12 @@ def fit(
                 values = {name: round(term.item(), 5) for name, term in accelerator.reduce(terms, "mean").items()}
                 bar.set_postfix(values)
                 journal.write(step, values | {"lr": lr, "gradient_norm": round(norm.item(), 5)})
+            is_interrupted = interruption.is_marked(accelerator)
             if is_main:
-                checkpoints.save_if_due(step + 1, last=is_last)
+                checkpoints.save_if_due(step + 1, last=is_last or is_interrupted)
+            if is_interrupted:
+                accelerator.wait_for_everyone()  # torchrun ends all processes as soon as one has ended
+                interruption.act()
             journal.evaluate_if_due(step + 1, kept)
     return kept.eval()
 

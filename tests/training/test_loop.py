@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,6 +97,39 @@ def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(ema: float | None,
     assert all(map(torch.equal, tensors(resumed), tensors(uninterrupted)))
     assert (tmp_path / "interrupted" / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
     assert {path.name for path in (tmp_path / "interrupted").glob("step-*")} == {"step-00000011", "step-00000012"}
+
+
+@pytest.fixture
+def _sigterm_interrupts() -> Iterator[None]:
+    """As under the command line."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("_sigterm_interrupts")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_step_is_finished_and_saved_unless_interrupted_again(
+    number: signal.Signals, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def train(folder: Path, times: int) -> list[Tensor]:
+        net = tiny_net()
+        loss = noisy_loss(net)
+
+        def interrupted(step: int) -> dict[str, Tensor]:
+            for _ in range(times if step == 5 else 0):
+                signal.raise_signal(number)
+            return loss(step)
+
+        return tensors(fit(net, interrupted, SCHEDULE, folder, save_every_s=1e6))
+
+    for times, saved in ((1, ["step-00000006"]), (2, [])):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / str(times), times)
+        assert [path.name for path in (tmp_path / str(times)).glob("step-*")] == saved
+        assert signal.getsignal(number) is signal.default_int_handler
+        assert capfd.readouterr().err.count("finishing this step, then saving a checkpoint; interrupt again to end at once\n") == 1
+    assert all(map(torch.equal, train(tmp_path / "1", 1), train(tmp_path / "whole", 0)))
 
 
 @pytest.mark.parametrize("killed_at", [5, 12])
@@ -566,7 +599,9 @@ def test_learning_rate_warms_up_and_then_decays_or_stays(
     assert schedule.lr_at(110) == pytest.approx(2 * last)
 
 
-def train_with_accumulation(folder: Path, nan_at: int | None = None, stop_at: int | None = None) -> Path:
+def train_with_accumulation(
+    folder: Path, nan_at: int | None = None, stop_at: int | None = None, interrupted_batch: int | None = None
+) -> Path:
     """Train with four accumulated batches a step, of which number `nan_at` is NaN, up to step `stop_at`; returns the training's folder."""
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
     torch.manual_seed(0)
@@ -576,6 +611,8 @@ def train_with_accumulation(folder: Path, nan_at: int | None = None, stop_at: in
     def loss(number: int) -> dict[str, Tensor]:
         if number // 4 == stop_at:
             raise KeyboardInterrupt
+        if number == interrupted_batch:
+            signal.raise_signal(signal.SIGINT)
         square = (net(data[number]) - data[number].sum(1, keepdim=True)).square().mean()
         return {"square": square * (torch.nan if number % 4 == nan_at else 1)}
 
@@ -591,6 +628,17 @@ def train_stopped_and_with_nan(folder: Path) -> None:
     train_with_accumulation(folder)
     with pytest.raises(UserError, match="square nan"):  # in a batch of the second process
         train_with_accumulation(folder / "nan", nan_at=1)
+
+
+def train_interrupted(folder: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train_with_accumulation(folder, interrupted_batch=13)  # of step 3, and of the second process
+    assert (folder / "step-00000004").exists()
+    assert not (folder / "step-00000005").exists()
+
+
+def test_where_one_process_is_interrupted_all_finish_the_step_and_end(tmp_path: Path) -> None:
+    assert by_two(train_interrupted, tmp_path) == [0, 0]
 
 
 def test_two_processes_that_share_the_batches_and_resume_match_one_process(tmp_path: Path) -> None:
