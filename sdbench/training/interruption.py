@@ -26,12 +26,17 @@ class Interruption:
         self._handlers = {each: signal.signal(each, self._mark) for each in caught}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._restore_handlers()
+        if error is None and self._signal is not None:  # it came after the last step
+            self.act()
+
+    def _restore_handlers(self) -> None:
         for each, handler in self._handlers.items():
             signal.signal(each, handler)
 
     def _mark(self, number: int, _: object) -> None:
-        self.__exit__()
+        self._restore_handlers()
         self._signal = number
         if rank_and_local_size()[0] == 0:
             os.write(2, _NOTE)  # Python's own stderr may be in the middle of a line

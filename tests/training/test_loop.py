@@ -132,6 +132,17 @@ def test_an_interrupted_step_is_finished_and_saved_unless_interrupted_again(
     assert all(map(torch.equal, train(tmp_path / "1", 1), train(tmp_path / "whole", 0)))
 
 
+def test_an_interruption_after_the_last_step_is_not_lost(tmp_path: Path) -> None:
+    def interrupt(_: nn.Module) -> Evaluation:
+        signal.raise_signal(signal.SIGINT)
+        return BLANK, {}
+
+    net = tiny_net()
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, noisy_loss(net), SCHEDULE, tmp_path, evaluate=interrupt)
+    assert (tmp_path / "samples").is_dir(), "the evaluation was finished"
+
+
 @pytest.mark.parametrize("killed_at", [5, 12])
 def test_resumed_run_evaluates_every_checkpoint_once(killed_at: int, tmp_path: Path) -> None:
     """Killed during an evaluation or right after it: the log has each evaluation once."""
