@@ -18,6 +18,7 @@ from sdbench.assets.prompts import check_digest, is_verified, locate, prompts_di
 from sdbench.disk import file_digest
 from sdbench.errors import UserError, unknown_name
 from sdbench.records import Name, SuiteId, is_one
+from sdbench.records.names import id_of_prompt
 from sdbench.scenes.grammar import scene_at
 from sdbench.settings import Probes, Sampling, is_unset
 from sdbench.validation import Table, read_toml
@@ -274,7 +275,7 @@ class Suite(Table):
         if self.prompts is None:
             return {}
         texts = _read_prompts(self.prompts)
-        by_id = {f"{index:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for index, text in enumerate(texts)}
+        by_id = {id_of_prompt(place, text): text for place, text in enumerate(texts)}
         if self.prompts.looked is None:
             return by_id
         used = set(look_order([*by_id], self.sampling.batch if self.sampling else 1)[: self.prompts.looked])

@@ -12,9 +12,10 @@ from dataclasses import replace
 from sdbench import tables
 from sdbench.gate import pairing
 from sdbench.gate.pairing import Obstacle, Side
-from sdbench.gate.policy import Policy, Rule, is_probe
+from sdbench.gate.policy import Policy, Rule
 from sdbench.gate.verdicts import Report, Result, format_change, format_difference
 from sdbench.records import DRAWING_PACKAGES, Record
+from sdbench.records.names import is_agreement, is_probe
 from sdbench.stats import decisions
 from sdbench.stats.decisions import BetweenRuns, Bounds, Verdict
 
@@ -192,7 +193,7 @@ def _agreement_note(rules: Mapping[str, Rule], new: Side, old: Side, alpha: floa
     changes = []
     for name in sorted((new.metric_names() & old.metric_names()) - rules.keys()):
         value = new.record.value(name)
-        if value and value.kind == "score" and value.direction != "neither" and name.startswith("agreement."):
+        if value and value.kind == "score" and value.direction != "neither" and is_agreement(name):
             rule = Rule(direction=value.direction, margin=0.0, required=False)
             measured = pairing.measure(name, rule, new, old, alpha / 2)
             if isinstance(measured, Bounds):

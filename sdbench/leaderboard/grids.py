@@ -8,6 +8,7 @@ from sdbench.leaderboard import groups, speed
 from sdbench.leaderboard.standings import TITLES, Row, Section, metrics, probes, title_rank
 from sdbench.models.catalogue import TEACHERS
 from sdbench.records import Record, Value
+from sdbench.records.names import BASE, setting_of
 from sdbench.tables import Grid
 
 BIAS = "Frechet distances and CMMD, like their intervals, depend on the number of images: with more images they would be lower."
@@ -22,8 +23,8 @@ def quality_grid(section: Section) -> Grid:
         columns[metric_title(metric)] = partial(_metric_cell, section, name=metric.name)
     latency, teacher = speed.headline(section.records), section.speed_baseline
     if any(record.value(latency) for record in section.records):
-        setting = latency.partition("@")[2]
-        columns[f"{setting} latency p50 (s) ↓".strip()] = lambda row: speed.probe_cell(row.record, latency)
+        setting = "" if setting_of(latency) == BASE else f"{setting_of(latency)} "
+        columns[f"{setting}latency p50 (s) ↓"] = lambda row: speed.probe_cell(row.record, latency)
         over = speed.teacher_title(teacher, section.records) if teacher else TEACHERS.get(section.family, "the teacher")
         columns[f"speed-up over {over} ↑"] = lambda row: _speed_up_cell(row, teacher, latency)
     return Grid(tuple(columns), tuple(tuple(cell(row) for cell in columns.values()) for row in section.rows))

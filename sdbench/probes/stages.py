@@ -27,7 +27,7 @@ class Stages:
         set_scheduler(pipe, sampling)
 
     def prepare(self, stage: str) -> Call:
-        """Prepare a stage, one of `request.STAGES` or "short", and return the call to time."""
+        """Prepare a stage, one of `names.STAGES` or "short", and return the call to time."""
         with torch.no_grad():
             call: Call = getattr(self, stage)()
         return torch.no_grad()(call)
