@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sdbench import records
 from sdbench.errors import UserError
-from sdbench.leaderboard import ranks
-from sdbench.leaderboard.speed import P50
+from sdbench.leaderboard import ranks, speed
+from sdbench.leaderboard.speed import SpeedUp
 from sdbench.models.catalogue import TEACHERS
 from sdbench.records import NamedTeacher, Record, Scores, SuiteId, Value
 from sdbench.records.names import BASE, begins_with, judge_of, setting_of
@@ -108,6 +108,17 @@ class Section:
         """The record that speed-ups are relative to: the teacher's, even if it is under another suite."""
         teacher = self.teacher or self.teacher_of_other_suite
         return teacher.record if teacher else None
+
+    @cached_property
+    def latency(self) -> Value | None:
+        """An example value of the median latency to show first; None where no row has one."""
+        name = speed.headline(self.records)
+        return next((value for record in self.records if (value := record.value(name))), None)
+
+    @property
+    def speed_ups(self) -> list[SpeedUp | str]:
+        """How many times as fast as the teacher each row is by that latency, see `speed.speed_up`."""
+        return [speed.speed_up(record, self.speed_baseline, speed.headline(self.records)) for record in self.records]
 
     @cached_property
     def comparable(self) -> dict[str, tuple[Row, ...]]:
@@ -212,7 +223,7 @@ def _is_shown(name: str) -> bool:
         return False
     if name.startswith("latency.") and not name.startswith("latency.pipeline."):
         return name.endswith(".p50")
-    return name != P50
+    return name != speed.P50
 
 
 def _examples(values: Iterator[Value], order: Sequence[str]) -> list[Value]:

@@ -139,9 +139,7 @@ def _columns(section: Section) -> list[Column]:
     costs = {value.name: value for value in standings.probes(section)}
     metrics = [_column(section, metric) for metric in standings.metrics(section)]
     paired = [column for column in metrics if is_against_images(column.title)]
-    name = speed.headline(section.records)
-    latency = next((value for row in section.rows if (value := row.record.value(name))), None)
-    times = [_column(section, latency), _speed_ups(section, name)] if latency else []
+    times = [_column(section, section.latency), _speed_ups(section)] if section.latency else []
     sizes = [_column(section, costs[name]) for name in (*figures.MEMORY, "parameters.unet") if name in costs]
     return [*(column for column in metrics if column not in paired), *times, *sizes, *paired]
 
@@ -160,11 +158,10 @@ def _column(section: Section, value: Value) -> Column:
     return Column(value.name, value.unit, value.direction, _align(cells))
 
 
-def _speed_ups(section: Section, latency: str) -> Column:
+def _speed_ups(section: Section) -> Column:
     teacher = section.speed_baseline
-    cells = [_speed_up(speed.speed_up(record, teacher, latency)) for record in section.records]
     over = speed.teacher_title(teacher, section.records) if teacher and not section.teacher else "the teacher"
-    return Column("speed-up", f"over {over}", "higher", _align(cells))
+    return Column("speed-up", f"over {over}", "higher", _align([*map(_speed_up, section.speed_ups)]))
 
 
 def _speed_up(found: speed.SpeedUp | str) -> Cell:
