@@ -1,4 +1,7 @@
-"""The project's verbs: `nox -s benchmark`, `tests`, `lowest`, `web`, `peers`, `lint`, `distill`, `gate`, `calibrate`, `speed`, `scenes`. Each builds what it needs."""
+"""The project's verbs: `nox -s benchmark`, `tests`, `lowest`, `web`, `peers`, `lint`, `distill`, `gate`, `calibrate`, `speed`, `scenes`.
+
+Each builds what it needs.
+"""
 
 import os
 from pathlib import Path
@@ -26,7 +29,7 @@ def benchmark(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests in up to four processes: nox -s tests; with pytest's options, such as -m slow, in as many as they say, by default one."""
+    """Run the tests in up to four processes: nox -s tests; with pytest's options, such as -m slow, in one unless -n says more."""
     _install(session, "test")
     session.run("pytest", *(session.posargs or ["-n", str(min(4, os.cpu_count() or 1))]))
 

@@ -111,7 +111,7 @@ def print_json(content: Any) -> None:
 
 
 def run_command(program: str, command: Callable[[], int]) -> int:
-    """Run a command and return the exit code of the process: 2, with a message on stderr, for a `UserError` or a file that fails; 130 for an interrupt."""
+    """Run a command and return the exit code: 2, with a message on stderr, for a `UserError` or a file that fails; 130 for an interrupt."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a caller may have put something else there
         sys.stdout.reconfigure(errors="replace")  # a table with `?` for an arrow is better than none; JSON is ASCII
     with contextlib.suppress(ValueError):  # only the main thread may set it

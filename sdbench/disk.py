@@ -1,4 +1,4 @@
-"""Digests of content and of files, sizes in words, atomic writes, locks between commands, and reading and keeping what earlier runs wrote."""
+"""Digests of content and of files, sizes in words, atomic writes, locks between commands, and what earlier runs wrote."""
 
 import contextlib
 import hashlib
@@ -95,7 +95,8 @@ def write_bytes(path: Path, content: bytes) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UserError(
-            f"cannot write {path}: {error.strerror}. What was made so far is kept; free some space, make the folder writable, or name another folder."
+            f"cannot write {path}: {error.strerror}. What was made so far is kept; free some space, make the folder writable, or name "
+            "another folder."
         ) from error
     return path
 

@@ -146,7 +146,8 @@ def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise:
         for job, image in zip(group, pixels, strict=True):
             if np.isnan(image).any():
                 raise UserError(
-                    f"the model made NaN pixels for prompt {job.prompt_id} ({job.prompt!r}) in {sampling.dtype}; try another dtype, or check its weights."
+                    f"the model made NaN pixels for prompt {job.prompt_id} ({job.prompt!r}) in {sampling.dtype}; try another dtype, or "
+                    "check its weights."
                 )
         return np.asarray(np.rint(255 * np.clip(pixels, 0, 1)), np.uint8)
 

@@ -142,7 +142,7 @@ def _cores() -> int:
 
 
 def _cpu_name() -> str:
-    """The processor's name; where a cloud names no model ("AMD EPYC", "Intel(R) Xeon(R) CPU @ 2.20GHz"), with its family and model number."""
+    """The processor's name; where a cloud names no model ("AMD EPYC", "Intel(R) Xeon(R) CPU @ 2.20GHz"), with its family and number."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     of_first = {key.strip(): entry.strip() for key, _, entry in (line.partition(":") for line in reversed(lines))}

@@ -111,7 +111,8 @@ def read_images(paths: Sequence[Path], way_out: str) -> U8:
     for path, pixels in zip(paths, images, strict=True):
         if pixels.shape != images[0].shape:
             raise UserError(
-                f"image {path} is {pixels.shape[1]} x {pixels.shape[0]} px, the first is {images[0].shape[1]} x {images[0].shape[0]}; all must have the same size."
+                f"image {path} is {pixels.shape[1]} x {pixels.shape[0]} px, the first is {images[0].shape[1]} x {images[0].shape[0]}; all "
+                "must have the same size."
             )
     return np.stack(images)
 

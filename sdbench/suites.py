@@ -259,7 +259,8 @@ class Suite(Table):
             raise UserError(f"{intro}, whose images cannot be paired with its own: {', '.join(differences)}")
         if self.samples > other.samples:
             raise UserError(
-                f"{intro}, which draws fewer images of a prompt, {other.samples} against {self.samples}; give both as many, in suite files of your own"
+                f"{intro}, which draws fewer images of a prompt, {other.samples} against {self.samples}; give both as many, in suite files "
+                "of your own"
             )
         if missing := [text for prompt_id, text in self.prompt_list().items() if prompts.get(prompt_id) != text]:
             raise UserError(f"{intro}, which lacks {len(missing)} of its prompts at their places, such as {missing[0]!r}")
@@ -358,7 +359,7 @@ def load(what: str, including: tuple[Path, ...] = ()) -> Suite:
 
 
 def _with_files_beside(suite: Suite, folder: Path) -> Suite:
-    """The suite with the files that it names relative to its own file; where there is none, a name means something else, such as a dataset on the Hub."""
+    """The suite with the files that it names beside its own; where there is none, a name means something else, such as a Hub dataset."""
     tables = {"prompts": ("file", "path"), "noise": ("file",), "teacher": ("suite",)}
     for table, keys in tables.items():
         content = getattr(suite, table)

@@ -95,7 +95,8 @@ def table(content: dict[str, Any]) -> str:
     ]
     return (
         f"<!-- written by `python suites/calibrate_gate.py judge` -->\n\n{tables.markdown(tables.Grid(header, tuple(rows)))}\n\n"
-        f"Prompts that an unpaired test of the same images needs, over those of the paired one:\n\n{tables.markdown(tables.Grid(ratio_header, tuple(ratios)))}\n"
+        "Prompts that an unpaired test of the same images needs, over those of the paired one:\n\n"
+        f"{tables.markdown(tables.Grid(ratio_header, tuple(ratios)))}\n"
     )
 
 

@@ -33,7 +33,7 @@ FAULTS_EXPECTED = (5, 60)  # range of the expected number of hit prompts, over w
 
 @dataclass(frozen=True)
 class Question:
-    """A question for the gate, asked `draws` times; `ask` takes a random generator and returns the verdict and the share of prompts used."""
+    """A question for the gate, asked `draws` times; `ask` takes a random generator and returns verdict and share of prompts used."""
 
     name: str
     ask: Callable[[np.random.Generator], tuple[str, float]]
@@ -72,7 +72,10 @@ def questions(sampler: Sampler) -> Iterator[Question | Exact]:
         yield Question(f"a loss of one margin: {name}", partial(_judge_shifted, sampler, name, 1))
     yield Question("no difference, other noise, 5 rounds of the same speed and memory", partial(_judge_with_probes, sampler))
     yield Exact(RARE, lambda: rare_loss_chances(sampler, RATE))
-    worst = f"a loss of one margin by {FAULTS_EXPECTED[0]} to {FAULTS_EXPECTED[1]} prompts in {sampler.n}, at the rate that passes most: {clip_score}"
+    worst = (
+        f"a loss of one margin by {FAULTS_EXPECTED[0]} to {FAULTS_EXPECTED[1]} prompts in {sampler.n}, "
+        f"at the rate that passes most: {clip_score}"
+    )
     yield Exact(
         worst, lambda: max((rare_loss_chances(sampler, rate) for rate in passing_rates(sampler)), key=lambda chances: chances["pass"])
     )

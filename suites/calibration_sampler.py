@@ -79,7 +79,7 @@ class Sampler:
         return self.arms[arm][0].rows(prompts), self.arms["vega"][0].rows(prompts)
 
     def with_rare_loss(self, hit: npt.NDArray[np.bool_], rate: float) -> tuple[Images, Images]:
-        """The same images twice, but the prompts that are hit, each at this rate, lose CLIP score: one margin on average over all prompts."""
+        """The same images twice, but the `hit` prompts, each at this rate, lose CLIP score: one margin on average over all prompts."""
         same = self.arms["vega"][0].rows(np.arange(self.n))
         loss = self.rules["clip_score.scenes"].margin / rate * hit
         return Images({**same.scores, "clip_score.scenes": same.scores["clip_score.scenes"] - loss}, same.features), same
@@ -120,7 +120,7 @@ def _probe(name: str, samples: F64) -> Value:
 
 
 def with_loss(sampler: Sampler, images: Images, name: str, amount: float, random: np.random.Generator) -> Images:
-    """The same images with an expected loss of one score: right scenes turn wrong at random with equal chances, other scores are lowered."""
+    """The same images with an expected loss of one score: right scenes turn wrong with equal chances, other scores are lowered."""
     if name not in images.scores:
         return images
     column = images.scores[name]

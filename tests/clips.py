@@ -120,7 +120,7 @@ def _tensor_for(name: str, state: dict[str, Tensor]) -> Tensor:
 
 @cache
 def processor(side: int, kind: type = CLIPImageProcessorPil) -> CLIPProcessor:
-    """The processor of CLIP's repositories, with open_clip's copy of the vocabulary; `kind` uses Pillow, or torchvision (the default since 2025)."""
+    """CLIP's own processor, with open_clip's copy of the vocabulary; `kind` uses Pillow, or torchvision (the default since 2025)."""
     simple = open_clip.tokenizer.SimpleTokenizer()
     ends = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     vocabulary = {ends.get(word, word): number for word, number in simple.encoder.items()}

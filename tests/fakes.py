@@ -1,4 +1,4 @@
-"""A suite and rules to gate it by, and fake evaluators and probes in place of the shipped ones: the tests are about what a run does with them."""
+"""A suite and rules to gate it by, and fake evaluators and probes, for tests of what a run does with them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

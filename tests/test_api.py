@@ -1,5 +1,6 @@
 """The Python API takes models, suites and folders by name or as objects, everywhere alike."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
 
 def until_a_verdict(model: Any, suite: Any) -> None:
     record = save_record(make_measurement("scenes-teacher", suite=QUALITY.id), Path("results"))
-    api.until_verdict(model, suite, record, device="cpu", only="quality")
+    api.until_verdict(model, suite, baseline=record, device="cpu", only="quality")
 
 
 @pytest.mark.parametrize(
@@ -41,8 +42,8 @@ def until_a_verdict(model: Any, suite: Any) -> None:
     [
         lambda model, suite: api.run(model, suite, device="cpu"),
         lambda model, suite: api.run([model], suite, device="cpu"),
-        lambda model, suite: api.draw(model, suite, (1, 2), device="cpu"),
-        lambda model, suite: api.noise(model, suite, 2, device="cpu"),
+        lambda model, suite: api.draw(model, suite, part=(1, 2), device="cpu"),
+        lambda model, suite: api.noise(model, suite, seeds=2, device="cpu"),
         lambda model, suite: sdbench.evaluate(model, suite, device="cpu"),
         until_a_verdict,
     ],
@@ -80,7 +81,7 @@ def test_misspelt_names_are_errors(runs: list[Any]) -> None:
     with pytest.raises(UserError, match="did you mean 'scenes-vega'"):
         api.run("scenes-veg", "quality")
     with pytest.raises(UserError, match="did you mean 'quality'"):
-        api.draw("scenes-vega", "qualty", (1, 1))
+        api.draw("scenes-vega", "qualty", part=(1, 1))
     with pytest.raises(UserError, match="there is no model to measure"):
         api.run([])
     assert runs == []
@@ -89,7 +90,7 @@ def test_misspelt_names_are_errors(runs: list[Any]) -> None:
 @pytest.mark.parametrize("part", [(0, 4), (5, 4), (1, 0)])
 def test_parts_are_counted_from_one(part: tuple[int, int], runs: list[Any]) -> None:
     with pytest.raises(UserError, match=f"there is no part {part[0]} of {part[1]}"):
-        api.draw("scenes-vega", "quality", part)
+        api.draw("scenes-vega", "quality", part=part)
     assert runs == []
 
 
@@ -98,7 +99,20 @@ def test_comparison_takes_the_suite_as_an_object_too(tmp_path: Path) -> None:
         for suite in (QUALITY.id, suites.load("standard").id):
             save_record(make_measurement(name, suite=suite), tmp_path)
     for chosen in (suites.load("standard"), "standard", FILE.with_name("standard.toml")):
-        assert api.compare("before", "after", api.Places(tmp_path), chosen).suite == suites.load("standard").id.title_with_digest
+        assert api.compare("before", "after", chosen, places=api.Places(tmp_path)).suite == suites.load("standard").id.title_with_digest
+
+
+def test_only_what_is_measured_or_compared_and_the_suite_are_taken_by_position() -> None:
+    positional = {
+        name: [each.name for each in inspect.signature(function).parameters.values() if each.kind is not each.KEYWORD_ONLY]
+        for name, function in vars(api).items()
+        if inspect.isfunction(function)
+    }
+    subjects = (["model"], ["models"], ["candidate", "baseline"], ["a", "b"], ["images", "prompts"])
+    assert {name: words for name, words in positional.items() if words not in [[*subject, "suite"] for subject in subjects]} == {
+        "report": [],
+        "card": ["folder"],
+    }
 
 
 def test_places_are_paths_whatever_they_were_given_as() -> None:
@@ -112,4 +126,4 @@ def test_places_are_paths_whatever_they_were_given_as() -> None:
 def test_folder_of_a_card_may_be_a_path(tiny_pipeline: Path, tmp_path: Path) -> None:
     save_record(make_measurement("other"), tmp_path)
     with pytest.raises(UserError, match=rf"measure them first: sdbench run --model {tiny_pipeline}"):
-        api.card(tiny_pipeline, api.Places(tmp_path))
+        api.card(tiny_pipeline, places=api.Places(tmp_path))

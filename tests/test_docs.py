@@ -116,7 +116,10 @@ def phrases() -> list[str]:
         f"{sequential.nominal_levels(tuple(look / 16 for look in range(1, 17)), 0.05)[-1] / 0.05:.2f} alpha at the last",
         {0.5: "from half of the prompts on"}[looks.EARLIEST_PASS],
         f"chance below {100 * sequential._LOW_CHANCE:.0f} %",
-        f"{quality.rounds}, {quality.calls} and {quality.warmup} in `quality`, {standard.rounds}, {standard.calls} and {standard.warmup} in `standard`",
+        (
+            f"{quality.rounds}, {quality.calls} and {quality.warmup} in `quality`, "
+            f"{standard.rounds}, {standard.calls} and {standard.warmup} in `standard`"
+        ),
         "fewer than {}, {}, {} calls".format(*few_calls),
         f"smallest of {', '.join(map(str, capacity.CARDS_GB))} GB",
         "two {0} x {0} matrices (CPU: {1} x {1}".format(*ceilings.MATMUL_SIDE.values()),

@@ -61,7 +61,10 @@ def test_every_text_file_and_pipe_names_its_encoding() -> None:
 def test_configuration_is_read_the_same_under_another_encoding(tmp_path: Path) -> None:
     content = {"ë": "a café"}
     (tmp_path / "vocab.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    code = "import json, sys; from pathlib import Path; from sdbench.models.files import read_model_json; print(json.dumps(read_model_json(Path(sys.argv[1]))))"
+    code = (
+        "import json, sys; from pathlib import Path; from sdbench.models.files import read_model_json; "
+        "print(json.dumps(read_model_json(Path(sys.argv[1]))))"
+    )
     words = [sys.executable, "-c", code, str(tmp_path / "vocab.json")]
     environment = {**os.environ, **ASCII, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, env=environment, capture_output=True, encoding="utf-8", check=True)

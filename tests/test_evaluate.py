@@ -328,7 +328,7 @@ def test_baseline_without_a_record_is_run_first_or_in_turns_on_the_device_of_the
 ) -> None:
     runs = []
 
-    def run(specs: Any, *_: Any, device: str | None, only: str | None) -> None:
+    def run(specs: Any, *_: Any, device: str | None, only: str | None, **__: Any) -> None:
         runs.append(([spec.name for spec in specs], device, only))
         raise KeyboardInterrupt
 
@@ -336,7 +336,7 @@ def test_baseline_without_a_record_is_run_first_or_in_turns_on_the_device_of_the
     for evaluate in (
         lambda: sdbench.evaluate(copy_student(), few, baseline="scenes-ssd-1b"),
         lambda: sdbench.evaluate("scenes-vega", few, baseline="scenes-ssd-1b", device="cpu"),
-        lambda: api.until_verdict(resolve("scenes-vega"), few, "scenes-ssd-1b", None, device="cpu", only="quality"),
+        lambda: api.until_verdict(resolve("scenes-vega"), few, baseline="scenes-ssd-1b", device="cpu", only="quality"),
     ):
         with pytest.raises(KeyboardInterrupt):
             evaluate()
@@ -349,7 +349,7 @@ def test_baseline_without_a_record_is_run_first_or_in_turns_on_the_device_of_the
 
 def test_until_verdict_can_weigh_and_measure_image_metrics_alone(few: suites.Suite, teacher: api.Evaluation) -> None:
     assert teacher.record.value("latency.pipeline.p50") is None
-    found, report = api.until_verdict(resolve("scenes-teacher", name="copy"), few, teacher.folder, device="cpu", only="quality")
+    found, report = api.until_verdict(resolve("scenes-teacher", name="copy"), few, baseline=teacher.folder, device="cpu", only="quality")
     assert {"clip_score.scenes", "preference.scenes"} <= {result.name for result in report.results}
     assert not [result.name for result in report.results if is_probe(result.name)]
     assert report.notes[-1] == "not measured, so not weighed: latency.pipeline.p50, memory.peak_data, memory.peak_allocated"
@@ -357,7 +357,7 @@ def test_until_verdict_can_weigh_and_measure_image_metrics_alone(few: suites.Sui
     assert report.inputs.baseline_asked == str(teacher.folder)
     assert records.read_record(found).value("latency.pipeline.p50") is None
     with pytest.raises(UserError, match="unknown half to gate by 'probes'"):
-        api.until_verdict(resolve("scenes-teacher"), few, str(teacher.folder), only="probes")
+        api.until_verdict(resolve("scenes-teacher"), few, baseline=str(teacher.folder), only="probes")
 
 
 def test_nothing_is_run_for_a_policy_without_the_suite(
@@ -367,8 +367,8 @@ def test_nothing_is_run_for_a_policy_without_the_suite(
     policy = tmp_path / "policy.toml"
     policy.write_text("alpha = 0.05\n[suites.other]\n", encoding="utf-8")
     for judge in (
-        lambda: api.gate("scenes-vega-pruned", teacher.folder, policy),
-        lambda: api.until_verdict(resolve("scenes-vega-pruned"), few, "scenes-vega", policy),
+        lambda: api.gate("scenes-vega-pruned", teacher.folder, policy=policy),
+        lambda: api.until_verdict(resolve("scenes-vega-pruned"), few, baseline="scenes-vega", policy=policy),
     ):
         with pytest.raises(UserError, match=r"has no table \[suites\.quality\], so it weighs no metric of suite 'quality-custom'"):
             judge()
@@ -376,16 +376,16 @@ def test_nothing_is_run_for_a_policy_without_the_suite(
 
 def test_suite_of_the_users_own_is_gated_by_a_policy_of_their_own_in_folders_of_their_own(few: suites.Suite, tmp_path: Path) -> None:
     suite = few.model_copy(update={"name": "own", "metrics": {"scenes": ("clip_score.scenes",)}})
-    policy, results, runs = tmp_path / "policy.toml", tmp_path / "mine", tmp_path / "work"
+    policy, places = tmp_path / "policy.toml", api.Places(tmp_path / "mine", tmp_path / "work")
     policy.write_text(
         'alpha = 0.05\n[suites.own]\n"clip_score.scenes" = { direction = "higher", margin = 1.0, required = true }\n', encoding="utf-8"
     )
-    found = sdbench.evaluate("scenes-vega", suite, only="quality", baseline="scenes-vega-pruned", policy=policy, results=results, runs=runs)
+    found = sdbench.evaluate("scenes-vega", suite, only="quality", baseline="scenes-vega-pruned", policy=policy, places=places)
     assert found.report
     assert [result.name for result in found.report.results] == ["clip_score.scenes"]
-    assert found.folder.is_relative_to(results)
+    assert found.folder.is_relative_to(places.results)
     assert {path.name for path in tmp_path.iterdir()} == {"policy.toml", "mine", "work"}
-    assert not (results / "runs").exists()
+    assert not (places.results / "runs").exists()
 
 
 def test_import_of_sdbench_and_evaluate_is_lazy() -> None:

@@ -114,7 +114,7 @@ def test_resumed_run_makes_only_missing_images_with_the_same_bytes(missing: list
 
 
 def test_progress_counts_whole_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One image at a time, a bar that is drawn once a second would show the first image of a batch, and a remaining time many times too long."""
+    """Counted by images, a bar drawn once a second would show a batch's first image, and a remaining time many times too long."""
     counted: list[int] = []
     monkeypatch.setattr(tqdm, "update", lambda _, n: counted.append(n))
     generate(make_jobs(), store, 3, batch_dependent_images, "counted")

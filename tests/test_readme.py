@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 import pytest
 
 import sdbench
-from sdbench import cli, suites
+from sdbench import api, cli, suites
 from sdbench.gate import policy
 from sdbench.score import PROTOCOLS
 
@@ -47,7 +47,7 @@ def test_every_command_line_parses_and_uses_only_references_that_one_builds() ->
 def test_python_example_evaluates_few_prompts_into_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def evaluate(model: object, suite: suites.Suite, **options: str) -> MagicMock:
+    def evaluate(model: object, suite: suites.Suite, **options: object) -> MagicMock:
         assert suite.prompts
         calls.append((model, suite.prompts.n, options))
         return MagicMock()
@@ -56,9 +56,10 @@ def test_python_example_evaluates_few_prompts_into_a_folder_of_its_own(monkeypat
     monkeypatch.setattr(sdbench, "evaluate", evaluate)
     example = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "evaluate(" in block)
     exec(example, {"pipeline": "mine"})
+    places = api.Places("my-results")
     assert calls == [
-        ("scenes-teacher", 64, {"only": "quality", "results": "my-results"}),
-        ("mine", 64, {"baseline": "scenes-vega", "name": "step-1000", "results": "my-results"}),
+        ("scenes-teacher", 64, {"only": "quality", "places": places}),
+        ("mine", 64, {"baseline": "scenes-vega", "name": "step-1000", "places": places}),
     ]
 
 

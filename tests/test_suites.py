@@ -83,7 +83,10 @@ def test_misspelt_key_is_reported_with_the_right_one(right: str, wrong: str, whe
         suites.load(name)
     expected = f"suite suites/own.toml: unknown key {where}{wrong.strip('[]')!r}; did you mean {right.strip('[]')!r}?"
     if right == "n":  # too short for a suggestion
-        expected = f"suite suites/own.toml: unknown key {where}'m'; known: column, digest, file, groups, looked, n, path, samples, seed, source, split"
+        expected = (
+            f"suite suites/own.toml: unknown key {where}'m'; known: "
+            "column, digest, file, groups, looked, n, path, samples, seed, source, split"
+        )
     assert str(caught.value) == expected
 
 

@@ -1,4 +1,7 @@
-"""The commands as Python functions: the same names and the same records."""
+"""The commands as Python functions: the same names and the same records.
+
+What is measured or compared comes first, then the suite; everything else is named.
+"""
 
 from sdbench.api.evaluation import Evaluation, evaluate
 from sdbench.api.gating import compare, gate, noise, until_verdict

@@ -53,13 +53,12 @@ class Evaluation:
 def evaluate(
     model: Any,
     suite: NamedSuite | None = None,
-    baseline: str | Path | None = None,
     *,
+    baseline: str | Path | None = None,
     name: str | None = None,
     only: str | None = None,
     policy: str | Path | None = None,
-    results: str | Path = "results",
-    runs: str | Path | None = None,
+    places: Places = Places(),
     device: str | None = None,
 ) -> Evaluation:
     """Measure a model, from a notebook or in the middle of a training loop, and return the record that the command line would make.
@@ -87,8 +86,6 @@ def evaluate(
         name: what tables call the model.
         only: "quality" or "probes" for one half of the suite.
         policy: policy file of the gate; by default `gate.toml` beside the suites, which knows the shipped suites.
-        results: folder of records.
-        runs: folder of images, features and rounds; by default `runs` within `results`.
         device: for a model that is not in memory and its baseline.
 
     Raises:
@@ -98,7 +95,6 @@ def evaluate(
     in_memory = not isinstance(model, NamedModel)
     if in_memory and only == "probes":
         raise UserError("latency and memory are measured in separate processes; save the pipeline and name its folder")
-    places = Places(results, runs)
     spec, device = _describe(model, name, device)
     only = "quality" if in_memory else only
     chosen, rules, old = find_suite(suite, spec), gating.load_policy(policy), None
@@ -108,7 +104,9 @@ def evaluate(
         old = gating.find_baseline(as_text(baseline), chosen, places, device)
     named = [each for each in ((old,) if in_memory else (spec, old)) if isinstance(each, ModelSpec)]
     unmeasured = [*dict.fromkeys(named)]  # in one run, so that changes in the machine's speed meet both alike
-    folders = dict(zip(unmeasured, measuring.run(unmeasured, chosen, places, device=device, only=only), strict=True)) if named else {}
+    folders = (
+        dict(zip(unmeasured, measuring.run(unmeasured, chosen, places=places, device=device, only=only), strict=True)) if named else {}
+    )
     folder = _run_in_memory(model, spec, chosen, places) if in_memory else folders[spec]
     old = folders[old] if isinstance(old, ModelSpec) else old
     report = None if old is None else gating.judge_records(folder, old, rules, places, str(baseline), only=only)

@@ -1,4 +1,4 @@
-"""Judge: a candidate against a baseline, two models without a verdict, a run that stops when the verdict is sure, and the noise floor below both."""
+"""Judge a candidate against a baseline, compare two models, stop a run when its verdict is sure, and measure the noise floor."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -26,10 +26,10 @@ Announce = Callable[[str], None]
 def gate(
     candidate: str | Path,
     baseline: str | Path,
-    policy: str | Path | None = None,
-    places: Places = Places(),
     suite: NamedSuite | None = None,
     *,
+    policy: str | Path | None = None,
+    places: Places = Places(),
     base: str | None = None,
     lora: str | None = None,
     name: str | None = None,
@@ -42,8 +42,8 @@ def gate(
     A name is looked up in the catalogue, then among records. The baseline may also be a name in `baselines.toml`, which is searched first.
 
     Args:
-        policy: policy file; by default `gate.toml` beside the suites, which knows the shipped suites.
         suite: the suite to run where a record is missing, a name, the path of a file, or a suite; by default the baseline's.
+        policy: policy file; by default `gate.toml` beside the suites, which knows the shipped suites.
         base, lora, name: see `sdbench run`; for a candidate that is run.
         device: for models that are run.
         only: "quality" to weigh the image metrics alone, and to measure only these for models that are run.
@@ -67,14 +67,14 @@ def gate(
     return judge_records(new, old, rules, places, str(baseline), only=only)
 
 
-def compare(a: str | Path, b: str | Path, places: Places = Places(), suite: NamedSuite | None = None) -> Comparison:
+def compare(a: str | Path, b: str | Path, suite: NamedSuite | None = None, *, places: Places = Places()) -> Comparison:
     """The differences B - A of all metrics that the records of two models have, with two-sided 95 % intervals; without policy or verdict.
 
     Each is a record folder, or the name of a model, of its row or of a baseline. Nothing is run.
 
     Args:
-        suite: the suite of the records: its name, `<name>@<version>`, digest, the path of its file, or a suite; by default the one that both
-            have records of, of several the family's.
+        suite: the suite of the records: its name, `<name>@<version>`, digest, the path of its file, or a suite; by default the one that
+            both have records of, of several the family's.
 
     Raises:
         UserError: a name has no record, or the records cannot be compared.
@@ -85,11 +85,11 @@ def compare(a: str | Path, b: str | Path, places: Places = Places(), suite: Name
 
 def until_verdict(
     model: NamedModel,
-    suite: NamedSuite | None,
+    suite: NamedSuite | None = None,
+    *,
     baseline: str | Path,
     policy: str | Path | None = None,
     places: Places = Places(),
-    *,
     device: str | None = None,
     only: str | None = None,
     announce: Announce | None = None,
@@ -128,10 +128,10 @@ def until_verdict(
 
 def noise(
     model: NamedModel,
-    suite: NamedSuite | None,
+    suite: NamedSuite | None = None,
+    *,
     seeds: int,
     places: Places = Places(),
-    *,
     device: str | None = None,
     only: str | None = None,
 ) -> tuple[Path, floors.Floor]:
@@ -156,8 +156,8 @@ def noise(
     chosen = find_suite(suite, spec)
     if chosen.noise.file:
         raise UserError(
-            f"suite {chosen.name!r} takes its latent from {chosen.noise.file}, whatever the seed: its runs would not differ, and the floor would be 0. "
-            "Use a suite whose noise is drawn from a seed"
+            f"suite {chosen.name!r} takes its latent from {chosen.noise.file}, whatever the seed: its runs would not differ, and the floor "
+            "would be 0. Use a suite whose noise is drawn from a seed"
         )
     numbers = range(chosen.noise.seed, chosen.noise.seed + seeds)
     work, sides = places.work / "noise" / spec.name, []
@@ -232,7 +232,7 @@ def _announced_run(places: Places, device: str | None, only: str | None, announc
     def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
         if announce:
             announce(lookup.describe_run(specs, suite, places.results))
-        return measuring.run(specs, suite, places, device=device, only=only)
+        return measuring.run(specs, suite, places=places, device=device, only=only)
 
     return run
 

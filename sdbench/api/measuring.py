@@ -14,8 +14,8 @@ from sdbench.records import Scores, Value
 def run(
     models: NamedModel | Sequence[NamedModel],
     suite: NamedSuite | None = None,
-    places: Places = Places(),
     *,
+    places: Places = Places(),
     device: str | None = None,
     only: str | None = None,
     settings: Sequence[str] = (),
@@ -51,10 +51,10 @@ def run(
 
 def draw(
     models: NamedModel | Sequence[NamedModel],
-    suite: NamedSuite | None,
+    suite: NamedSuite | None = None,
+    *,
     part: tuple[int, int],
     places: Places = Places(),
-    *,
     device: str | None = None,
 ) -> dict[str, int]:
     """Draw a part of the images that `run` would draw, for several processes that share `places.work`, such as one per GPU.
@@ -85,9 +85,9 @@ def draw(
 def score(
     images: str | Path,
     prompts: str | Path | None = None,
-    places: Places = Places(),
     suite: NamedSuite = "standard",
     *,
+    places: Places = Places(),
     device: str | None = None,
 ) -> tuple[list[Value], Scores]:
     """Score images made elsewhere by a suite's metrics, except those that compare with the teacher.
@@ -96,7 +96,8 @@ def score(
         images: folder of PNG, JPEG or WebP images of one size.
         prompts: text file with one prompt per line, in the order of the sorted file names; by default the captions in the folder, in its
             `metadata.jsonl` or `metadata.csv`, or in a text file beside each image.
-        suite: a name, the path of a suite file, or a suite. Its family decides what is accepted: `scenes` takes 64 x 64 px and the grammar's captions.
+        suite: a name, the path of a suite file, or a suite. Its family decides what is accepted: `scenes` takes 64 x 64 px and the
+            grammar's captions.
 
     Raises:
         UserError: the numbers of images and prompts differ, a file cannot be read, the order of the file names is ambiguous, the family
@@ -121,21 +122,22 @@ def score(
 
 def record_images(
     images: str | Path,
-    prompts: str | Path | None,
-    name: str,
-    places: Places = Places(),
+    prompts: str | Path | None = None,
     suite: NamedSuite = "standard",
     *,
+    name: str,
+    places: Places = Places(),
     device: str | None = None,
 ) -> Path:
     """Score images made elsewhere, write a record, which leaderboard and gate read, and return its folder.
 
     The record belongs to the suite itself where the prompts are the suite's, in any order where captions are the folder's own, so that
-    its row stands beside the models', and to `<name>-custom` otherwise. A suite that draws several images of each prompt takes as many with each caption, in any order. It has win rates over the teacher, but no agreement, which needs the teacher's noise.
+    its row stands beside the models', and to `<name>-custom` otherwise. A suite that draws several images of each prompt takes as many with
+    each caption, in any order. It has win rates over the teacher, but no agreement, which needs the teacher's noise.
 
     Args:
+        images, prompts, suite, device: see `score`.
         name: what tables call the images.
-        images, prompts, places, suite, device: see `score`.
 
     Raises:
         UserError: see `score`; or the name is invalid or that of a model of the catalogue.
@@ -151,8 +153,8 @@ def record_images(
     if [*found.prompts] != wanted * chosen.samples:
         if chosen.samples > 1:
             raise UserError(
-                f"suite {chosen.name!r} takes {chosen.samples} images of each of its {len(wanted)} prompts, but the {len(found.prompts)} images in "
-                f"{images} have other captions; name a suite file with your prompts, or a suite that takes one image of each"
+                f"suite {chosen.name!r} takes {chosen.samples} images of each of its {len(wanted)} prompts, but the {len(found.prompts)} "
+                f"images in {images} have other captions; name a suite file with your prompts, or a suite that takes one image of each"
             )
         chosen = Overrides(prompts=prompts or images).apply(chosen)
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")

@@ -9,7 +9,7 @@ from sdbench.api.places import Places
 from sdbench.errors import UserError
 
 
-def report(places: Places = Places(), out: str | Path | None = None, policy: str | Path | None = None) -> list[Path]:
+def report(*, places: Places = Places(), out: str | Path | None = None, policy: str | Path | None = None) -> list[Path]:
     """Write the HTML page of all records, and return its path and those of the pages beside it.
 
     Args:
@@ -29,7 +29,7 @@ def report(places: Places = Places(), out: str | Path | None = None, policy: str
     return page.write(places.results, Path(out or places.results / page.FILE_NAME), rules)
 
 
-def card(folder: str | Path, places: Places = Places(), base: str | None = None) -> Path:
+def card(folder: str | Path, *, places: Places = Places(), base: str | None = None) -> Path:
     """Write the results of the model in a folder into its model card, and return the card's path.
 
     Args:

@@ -176,7 +176,8 @@ def _select(download: _Download, names: dict[str, int], *, sixteen_bit: bool) ->
         )
         if choice is None:
             raise UserError(
-                f"repository {download.repository!r} has no {folder}{STEMS[part]}.safetensors; only safetensors in diffusers layout are read"
+                f"repository {download.repository!r} has no {folder}{STEMS[part]}.safetensors; "
+                "only safetensors in diffusers layout are read"
             )
         yield from (f"{folder}{name}" for name in choice.names)
 
@@ -191,5 +192,6 @@ def _fetch_error(download: _Download, error: Exception) -> UserError:
     return UserError(
         f"cannot fetch {download.repository!r} from the Hub ({describe_error(error)}). "
         f"Needed{size}: {needed.get(download.kind, '*.safetensors')}. Where there is a network, run `hf download {download.repository}"
-        f"{f' --revision {download.revision}' if download.revision else ''}` and copy its folder into {HF_HUB_CACHE}; or put the files in a folder and name that folder."
+        f"{f' --revision {download.revision}' if download.revision else ''}` and copy its folder into {HF_HUB_CACHE}; or put the files in "
+        "a folder and name that folder."
     )

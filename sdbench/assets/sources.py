@@ -86,8 +86,8 @@ def read_rows(what: str, split: str = "train") -> Rows:
     """Read the rows of a source.
 
     Args:
-        what: folder with images and a `metadata.jsonl` or `metadata.csv`, or a text file beside each image; folder, file or glob of parquet,
-            webdataset tar, CSV, TSV, JSON or text files; or `owner/name` on the Hub, offline from the cache.
+        what: folder with images and a `metadata.jsonl` or `metadata.csv`, or a text file beside each image; folder, file or glob of
+            parquet, webdataset tar, CSV, TSV, JSON or text files; or `owner/name` on the Hub, offline from the cache.
 
     Raises:
         MissingError: a Hub dataset is neither cached nor reachable.
@@ -244,7 +244,8 @@ def _check_tars(files: Sequence[str]) -> None:
             tar.seek(max(0, Path(file).stat().st_size - BLOCKSIZE))
             if tar.read() != NUL * BLOCKSIZE:
                 raise UserError(
-                    f"{file} does not end as a tar does, with zeros: it was cut off, is compressed, or is no tar. Copy or fetch it again, or leave it out"
+                    f"{file} does not end as a tar does, with zeros: it was cut off, is compressed, or is no tar. Copy or fetch it again, "
+                    "or leave it out"
                 )
 
 

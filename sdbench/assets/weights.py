@@ -174,7 +174,8 @@ def _missing_error(asset: Asset, reason: str) -> MissingError:
     )
     return MissingError(
         f"weights: {asset.name!r} is not on this disk and cannot be fetched ({reason}). Needed of {asset.source}: {files}. Where there is "
-        f"a network, {command}get the files there; put them into {weights_folder() / asset.name} (the environment's {HOME} names another folder than {weights_folder()})."
+        f"a network, {command}get the files there; put them into {weights_folder() / asset.name} (the environment's {HOME} names another "
+        f"folder than {weights_folder()})."
     )
 
 

@@ -1,4 +1,4 @@
-"""The commands that give a verdict, `gate` and `run --until-verdict`, that prepare one, `noise` and `baseline`, and that does without, `compare`.
+"""The commands that give a verdict, `gate` and `run --until-verdict`, that prepare one, `noise` and `baseline`, and `compare`.
 
 Exit code 1 means "regressed" and nothing else. Whatever goes wrong is exit code 2: a crash, a missing library, Ctrl-C, a request to
 end, a report that cannot be written.
@@ -101,8 +101,8 @@ def gate(arguments: argparse.Namespace) -> int:
         from sdbench import api
 
         own = {name: getattr(arguments, name) for name in ("base", "lora", "name", "device", "only")}
-        places, suite = places_from(arguments), _read_suite(arguments)
-        return api.gate(arguments.candidate, arguments.baseline, arguments.policy, places, suite, **own, announce=print_note)
+        own |= {"policy": arguments.policy, "places": places_from(arguments), "announce": print_note}
+        return api.gate(arguments.candidate, arguments.baseline, _read_suite(arguments), **own)
 
     return _judge_and_publish(judge, arguments, arguments.candidate)
 
@@ -126,8 +126,8 @@ def until_verdict(arguments: argparse.Namespace, read_request: "Callable[[], tup
         from sdbench import api
 
         (spec,), suite = read_request()
-        options = {"device": arguments.device, "only": arguments.only, "announce": print_note}
-        path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, places_from(arguments), **options)
+        options = {name: getattr(arguments, name) for name in ("baseline", "policy", "device", "only")}
+        path, report = api.until_verdict(spec, suite, **options, places=places_from(arguments), announce=print_note)
         print_note(f"record: {path}")
         showing.rewrite_leaderboard_after_run(arguments.results)
         return report
@@ -139,7 +139,7 @@ def compare(arguments: argparse.Namespace) -> int:
     """Run `sdbench compare` and return 0."""
     from sdbench import api
 
-    found = api.compare(arguments.a, arguments.b, api.Places(arguments.results), arguments.suite)
+    found = api.compare(arguments.a, arguments.b, arguments.suite, places=api.Places(arguments.results))
     print_answer(found.text(table_width()), arguments)
     _append_markdown(found, arguments)
     if arguments.json:
@@ -160,7 +160,9 @@ def noise(arguments: argparse.Namespace) -> int:
     suite = overrides.read(arguments).apply(suite)
     if arguments.only != "probes":
         print_requirements(suite, arguments)
-    path, floor = api.noise(spec, suite, arguments.seeds, places_from(arguments), device=arguments.device, only=arguments.only)
+    path, floor = api.noise(
+        spec, suite, **{name: getattr(arguments, name) for name in ("seeds", "device", "only")}, places=places_from(arguments)
+    )
     for name, spread in floor.metrics.items():
         noise_text = f"{100 * spread.noise:.3g} %" if is_probe(name) else f"{spread.noise:.3g}"
         ends = f"{format_number(min(spread.values))} to {format_number(max(spread.values))}"

@@ -23,8 +23,8 @@ def add_commands(add: AddCommand) -> None:
     benchmarking.add_argument(
         "--profile",
         default="auto",
-        help="scenes: the embedded family; sdxl: the full-size family; sdxl-random: its latency and memory, with random weights; auto: what "
-        "this machine can run (default: auto)",
+        help="scenes: the embedded family; sdxl: the full-size family; sdxl-random: its latency and memory, with random weights; auto: "
+        "what this machine can run (default: auto)",
     )
     _add_dry_run(benchmarking)
     add_runs(benchmarking)
@@ -91,7 +91,8 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         required=True,
-        help="model name, see `sdbench models`; folder of a pipeline or UNet; .safetensors file; owner/name or owner/name@revision on the Hub; may be repeated",
+        help="model name, see `sdbench models`; folder of a pipeline or UNet; .safetensors file; owner/name or owner/name@revision on the "
+        "Hub; may be repeated",
     )
     add_completion(command)
     command.add_argument(
@@ -123,9 +124,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if only != "probes":
         print_requirements(suite, arguments, missing)
-    options = {"device": arguments.device, "only": only, "settings": arguments.setting, "profile": arguments.profile}
+    options = {"device": arguments.device, "settings": arguments.setting, "profile": arguments.profile}
     try:
-        made = api.run(specs, suite, places_from(arguments), **options)
+        made = api.run(specs, suite, **options, only=only, places=places_from(arguments))
     except PartialError as error:
         if error.folders:
             _print_records(error.folders, arguments)
@@ -138,11 +139,11 @@ def _draw_part(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse
 
     if not suite.own_metrics:
         raise UserError(f"suite {suite.name!r} measures no images, so --part has none to draw; leave it out")
-    missing = api.draw(specs, suite, arguments.part, places_from(arguments), device=arguments.device)
+    missing = api.draw(specs, suite, part=arguments.part, places=places_from(arguments), device=arguments.device)
     for name, n in missing.items():
         print_note(
-            f"{name}: {n} images are still missing, from parts that are running, were stopped or were not started; the same command without "
-            "--part draws what is left"
+            f"{name}: {n} images are still missing, from parts that are running, were stopped or were not started; the same command "
+            "without --part draws what is left"
             if n
             else f"{name}: all images are drawn; the same command without --part scores them and writes the record"
         )
@@ -229,12 +230,12 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json(planned)
         return 0
-    errors, measured = [], 0
+    errors, measured, places = [], 0, places_from(arguments)
     for each in chosen.suite_runs:
         if each.only != "probes":
             print_requirements(each.suite, arguments)
         try:
-            measured += len(api.run(each.specs, each.suite, places_from(arguments), only=each.only, settings=each.settings))
+            measured += len(api.run(each.specs, each.suite, places=places, only=each.only, settings=each.settings))
         except UserError as error:  # the other suites can be measured
             errors.append(str(error))
             measured += len(error.folders) if isinstance(error, PartialError) else 0
@@ -250,10 +251,10 @@ def _score(arguments: argparse.Namespace) -> int:
     from sdbench.tables import format_value
 
     suite = overrides.read(arguments, overrides.SCORING).apply(suites.load(arguments.suite))
-    options = {"places": places_from(arguments), "suite": suite, "device": arguments.device}
+    options = {"places": places_from(arguments), "device": arguments.device}
     if arguments.name:
-        return _print_records([api.record_images(arguments.images, arguments.prompts, arguments.name, **options)], arguments)
-    values, scores = api.score(arguments.images, arguments.prompts, **options)
+        return _print_records([api.record_images(arguments.images, arguments.prompts, suite, name=arguments.name, **options)], arguments)
+    values, scores = api.score(arguments.images, arguments.prompts, suite, **options)
     by_reason: dict[str, list[str]] = {}  # several metrics may lack the same file
     for value in values:
         if value.value is None:

@@ -65,7 +65,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
     check_results(arguments)
-    files = api.report(api.Places(arguments.results), arguments.out, arguments.policy)
+    files = api.report(places=api.Places(arguments.results), out=arguments.out, policy=arguments.policy)
     return _print_written(files, arguments, files)
 
 
@@ -73,7 +73,7 @@ def _card(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
     check_results(arguments)
-    card = api.card(arguments.folder, api.Places(arguments.results), base=arguments.base)
+    card = api.card(arguments.folder, places=api.Places(arguments.results), base=arguments.base)
     return _print_written([card], arguments, card)
 
 

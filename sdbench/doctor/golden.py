@@ -3,9 +3,9 @@
 Healthy images are rendered scenes that show what their captions ask for. Every metric must rate them better than black, gray, noise
 and inverted images, which are the ways in which decoders and conversions fail, and better than a few images repeated over and
 over. There are three exceptions. Precision and density must tolerate repetition, or they have been mistaken for recall. Diversity, which
-takes every eighth image for one of the same prompt, may like noise and inverted images. The aesthetic score, which sees no caption, may rank
-all of them as it likes. Scoring the same images a second time must give the same value, or, for metrics that compare with a teacher, the
-value of a perfect copy. Nothing is fetched.
+takes every eighth image for one of the same prompt, may like noise and inverted images. The aesthetic score, which sees no caption, may
+rank all of them as it likes. Scoring the same images a second time must give the same value, or, for metrics that compare with a teacher,
+the value of a perfect copy. Nothing is fetched.
 """
 
 import math
@@ -66,7 +66,7 @@ def images() -> dict[str, U8]:
 
 
 def judge_metrics() -> list[Judgement]:
-    """Judge every metric, in the order of `PROTOCOLS`; those of full-size networks only on a GPU, since they would take hours without one."""
+    """Judge every metric, in the order of `PROTOCOLS`; those of full-size networks only on a GPU, without which they take hours."""
     names = [name for name in PROTOCOLS if torch.cuda.is_available() or not catalogue.evaluators_for([name])]
     with offline(), TemporaryDirectory() as folder:
         runs, drawn, values = Path(folder), images(), dict[str, dict[str, Value]]()

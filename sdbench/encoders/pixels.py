@@ -1,4 +1,4 @@
-"""Preprocessing of images for networks of the CLIP family, to 224 px or so and normalised; of all but HPS bit for bit the same on any device.
+"""Preprocessing for networks of the CLIP family, to 224 px or so and normalised; for all but HPS bit for bit the same on any device.
 
 The resize is part of a CLIP score's protocol. CLIP was trained with Pillow's bicubic, which has 22-bit weights and rounds to
 8 bits; torchvision's differs by one level in 0.2 to 1 % of the pixels as uint8, in 10 to 23 % as float (measured). On the CPU, Pillow
@@ -32,7 +32,8 @@ def verified_rgb(images: U8) -> U8:
     """
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
         raise ValueError(
-            f"images must be N x H x W x 3 uint8 RGB, found {type(images).__name__} {tuple(np.shape(images))} {getattr(images, 'dtype', '')}"
+            f"images must be N x H x W x 3 uint8 RGB, found {type(images).__name__} {tuple(np.shape(images))} "
+            f"{getattr(images, 'dtype', '')}"
         )
     return images
 

@@ -1,7 +1,7 @@
 """Compare two models without a policy: the difference of each metric that both records have, with a two-sided interval of 95 %.
 
-The bounds are the gate's, at half of alpha each. A metric is called better or worse where its interval excludes 0. Of many intervals some do
-so by chance, so it is added that this "could be chance" unless it survives Holm's correction over all metrics that have an interval.
+The bounds are the gate's, at half of alpha each. A metric is called better or worse where its interval excludes 0. Of many intervals some
+do so by chance, so it is added that this "could be chance" unless it survives Holm's correction over all metrics that have an interval.
 Counts are exact, and so not among them.
 """
 
@@ -137,7 +137,8 @@ def compare(a: Path, b: Path, results: Path) -> Comparison:
     names = old.record.model.title, new.record.model.title
     if unlike := pairing.differences(new, old):
         raise UserError(
-            f"the records of {names[1]} (candidate) and {names[0]} (baseline) cannot be compared: {'; '.join(unlike)}. Measure both models under one suite"
+            f"the records of {names[1]} (candidate) and {names[0]} (baseline) cannot be compared: {'; '.join(unlike)}. Measure both models "
+            "under one suite"
         )
     rules = {
         value.name: Rule(direction=value.direction, margin=0.0, required=False)

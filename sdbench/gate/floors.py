@@ -116,7 +116,9 @@ def read(path: Path) -> Floor:
 
 
 def between_runs(record: Record, results: Path) -> dict[str, BetweenRuns]:
-    """How far two runs of one model lie apart under this record's suite and on its machine class, for each probe, by the floor with the most noise.
+    """How far two runs of one model lie apart under this record's suite and on its machine class, for each probe.
+
+    Of several floors, the one with the most noise counts.
 
     Raises:
         UserError: see `read`.

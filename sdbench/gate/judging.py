@@ -167,20 +167,26 @@ def pair_notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs
         own: whether the rules are for this very suite, not for the suite it was made from.
     """
     if not own:
-        yield f"suite {new.suite.name!r} is judged by the margins of the suite it was derived from, which may lie below the noise under its own settings"
+        yield (
+            f"suite {new.suite.name!r} is judged by the margins of the suite it was derived from, which may lie below the noise under its "
+            "own settings"
+        )
     if elsewhere := [f"{record.model.name} ({record.model.source})" for record in (new, old) if record.model.is_made_elsewhere]:
         yield f"the images of {tables.join_words(elsewhere)} were made elsewhere; how they were sampled is not known"
     else:
         yield from (f"sampling differs: {difference}" for difference in pairing.unequal(new.sampling, old.sampling))
         if new.n_images and (differences := [*pairing.unequal(_drawn_by(new), _drawn_by(old))]):
-            yield f"the images were drawn with different software or on different devices, which may explain a difference: {', '.join(differences)}"
+            yield (
+                "the images were drawn with different software or on different devices, which may explain a difference: "
+                f"{', '.join(differences)}"
+            )
     for side, record in (("candidate", new), ("baseline", old)):
         yield from (f"{value.name} of the {side}: {value.note}" for value in record.values if value.note and value.name in rules)
     unknown = [name for name in rules if (value := new.value(name)) and value.kind == "probe" and value.value and name not in between_runs]
     if unknown and new != old and new.machine.machine_class == old.machine.machine_class and not new.is_same_run(old):
         yield (
-            f"{tables.join_words(unknown)}: candidate and baseline were measured in separate runs, and it is not known how much runs of one "
-            f"model vary on this machine; measure both in one `sdbench run`{', or find out with `sdbench noise`' if own else ''}"
+            f"{tables.join_words(unknown)}: candidate and baseline were measured in separate runs, and it is not known how much runs of "
+            f"one model vary on this machine; measure both in one `sdbench run`{', or find out with `sdbench noise`' if own else ''}"
         )
 
 

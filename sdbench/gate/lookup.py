@@ -50,8 +50,8 @@ class RecordedName:
         of_suite = [(folder, record) for folder, record in self.rows if record.suite == suite]
         if not of_suite:
             raise UserError(
-                f"no record of {self.name!r} is of suite {suite.title_with_digest}, so there is nothing to compare; measure it under that suite, or "
-                f"name one of its existing records: {_join(self.folders)}"
+                f"no record of {self.name!r} is of suite {suite.title_with_digest}, so there is nothing to compare; measure it under that "
+                f"suite, or name one of its existing records: {_join(self.folders)}"
             )
         on_machine = [(folder, record) for folder, record in of_suite if record.machine.machine_class == machine_class]
         return _the_only([folder for folder, _ in on_machine or of_suite], f"{self.name!r} under {suite.title_with_digest}")
@@ -119,7 +119,8 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
             ) from error
     if (base, lora, name) != (None, None, None):
         raise UserError(
-            f"{what} is the record of a model that was already measured; --base, --lora and --name apply only to a model that is yet to run: leave them out"
+            f"{what} is the record of a model that was already measured; --base, --lora and --name apply only to a model that is yet to "
+            "run: leave them out"
         )
     return Path(what)
 
@@ -202,8 +203,9 @@ def read_record_under(folder: Path, suite: SuiteId) -> Record:
     record = records.read_record(folder)
     if record.suite != suite:
         raise UserError(
-            f"record {folder} is of suite {record.suite.title_with_digest}, but this run would be of {suite.title_with_digest}, and the gate cannot compare "
-            "the two. Name that suite with --suite, and give again the options, such as --n, that made it if there were any"
+            f"record {folder} is of suite {record.suite.title_with_digest}, but this run would be of {suite.title_with_digest}, and the "
+            "gate cannot compare the two. Name that suite with --suite, and give again the options, such as --n, that made it if there "
+            "were any"
         )
     return record
 
@@ -238,7 +240,7 @@ def _join(folders: Sequence[Path]) -> str:
 
 
 def _find_or_run_opposite(spec: ModelSpec, folder: Path, suite: Suite | None, policy: Policy, results: Path, run: Run) -> Path:
-    """A record of a model, to compare with the record in a folder: one of that record's own suite, else of the suite that is given or loaded."""
+    """A record of a model, to compare with the record in a folder: of that record's own suite, else of the suite given or loaded."""
     record = records.read_record(folder)
     policy.rules(record.suite.name)
     known = _records_by_machine_class(spec, record.suite, results)

@@ -58,7 +58,7 @@ class Obstacle:
 
 
 def differences(new: Side, old: Side) -> list[str]:
-    """Each difference that makes two records incomparable, candidate first; the suites' digests only where nothing else is known to differ."""
+    """Each difference that makes two records incomparable, candidate first; suites' digests only where nothing else is known to differ."""
     found = [*unequal(_identity(new.record), _identity(old.record))]
     digests = {"suite digest": new.record.suite.digest}, {"suite digest": old.record.suite.digest}
     if digests[0] != digests[1]:
@@ -157,7 +157,8 @@ def _unlike_obstacle(rule: Rule, new_value: Value, old_value: Value, new: Side, 
     if (new_value.kind, new_value.unit, new_value.direction) != (old_value.kind, old_value.unit, old_value.direction):
         return Obstacle(
             "incomparable",
-            f"{new_value.kind} in {new_value.unit}, {new_value.direction} is better, against {old_value.kind} in {old_value.unit}, {old_value.direction}",
+            f"{new_value.kind} in {new_value.unit}, {new_value.direction} is better, against {old_value.kind} in {old_value.unit}, "
+            f"{old_value.direction}",
         )
     if new_value.direction != rule.direction:
         return Obstacle("incomparable", f"the policy says {rule.direction} is better, the records say {new_value.direction}")
@@ -253,7 +254,7 @@ def scaled_margin(rule: Rule, value: Value | None) -> float:
 
 
 def as_change(bounds: Bounds, rule: Rule, value: Value) -> tuple[float, float, float]:
-    """Candidate minus baseline with its low and high bound, from bounds with plus = better: in the metric's unit, or as shares of the baseline."""
+    """Candidate minus baseline, low, high, from bounds with plus = better: in the metric's unit, or as shares of the baseline."""
     turned = _turn(bounds, rule)
     low, difference, high = (math.expm1(end) if is_relative(value) else end for end in (turned.low, turned.difference, turned.high))
     return difference, low, high

@@ -32,8 +32,8 @@ def find_pair(first: str, second: str, suite: str | None, results: Path) -> tupl
     if not pairs:
         own, others = (_join(record.suite for _, record in rows) for rows in sides)
         raise UserError(
-            f"{first} and {second} have no records under one suite{f' {suite!r}' if suite else ''}: {first} has {own}; {second} has {others}. Measure both "
-            "under one: sdbench run --model ... --model ... --suite ..."
+            f"{first} and {second} have no records under one suite{f' {suite!r}' if suite else ''}: {first} has {own}; {second} has "
+            f"{others}. Measure both under one: sdbench run --model ... --model ... --suite ..."
         )
     shared = {one[1].suite for one, _ in pairs}
     chosen = next(iter(shared)) if len(shared) == 1 else lookup.default_suite(pairs[0][0][1]).id

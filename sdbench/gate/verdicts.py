@@ -22,10 +22,10 @@ class Result:
     Attributes:
         reason: why, in words.
         relative: whether difference, low, high and margin are shares of the baseline, not in `unit`.
-        difference, low, high: candidate minus baseline, and its one-sided bounds, at the level of the policy, or of the look where a run stops when
-            sure.
-        needed_n: number of prompts (rounds for a probe) that would decide it with a probability of 80 %; only where it is inconclusive and there is such a
-            number.
+        difference, low, high: candidate minus baseline, and its one-sided bounds, at the level of the policy, or of the look where a run
+            stops when sure.
+        needed_n: number of prompts (rounds for a probe) that would decide it with a probability of 80 %; only where it is inconclusive and
+            there is such a number.
     """
 
     name: str

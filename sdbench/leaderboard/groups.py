@@ -35,7 +35,7 @@ def _cells(record: Record, scores: Scores, groups: Mapping[str, int], metric: st
 
 
 def _cell(means: F64, n: int, samples: int | None) -> str:
-    """The mean of a group of n prompts; `samples` is the number of images behind each prompt's share, None where the means are no shares."""
+    """The mean of a group of n prompts; `samples` is the number of images behind each prompt's share, None if the means are no shares."""
     if not len(means):
         return "no prompt used"  # by a run that stopped when sure
     if samples is None:

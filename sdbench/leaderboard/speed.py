@@ -110,7 +110,7 @@ def grids(records: Sequence[Record], teacher: Record | None) -> dict[str, Grid]:
 
 
 def published_grid(records: Sequence[Record], teacher: Record | None) -> Grid:
-    """Published ratios to the teacher beside the same ratios measured here, in `base` or, where that was not measured, in the first setting.
+    """Published ratios to the teacher beside the same ratios measured here, in `base`, else in the first setting measured.
 
     There are no rows where nothing was measured.
     """

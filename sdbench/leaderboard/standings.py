@@ -95,7 +95,7 @@ class Section:
 
     @cached_property
     def teacher(self) -> Row | None:
-        """The teacher's row, if it is of this suite: the teacher that the suite names, else the family's. Random weights only as a last resort."""
+        """The row of the teacher that the suite names, else of the family's, if it is of this suite; random weights as a last resort."""
         named = _named_teacher(self.records)
         if named and named.suite != self.records[0].suite:
             return None
@@ -218,7 +218,7 @@ def _all_values(section: Section) -> Iterator[Value]:
 
 
 def _is_shown(name: str) -> bool:
-    """Whether a probe is shown: of a stage only the median; the pipeline's median is in the first table, other settings in tables of their own."""
+    """Whether a probe is shown: of a stage only the median; the pipeline's is in the first table, other settings in tables of their own."""
     if setting_of(name) != BASE:
         return False
     if name.startswith("latency.") and not name.startswith("latency.pipeline."):

@@ -42,7 +42,7 @@ def _correlation(metric: tuple[F64, F64], truth: tuple[F64, F64]) -> str:
 
 
 def _resampled_values(models: Sequence[tuple[Record, Scores]], name: str, drawn: npt.NDArray[np.int64]) -> tuple[F64, F64] | None:
-    """Each model's value, plus = better, (models,), and its resamples, (draws, models); None where a model lacks it or has another reference."""
+    """Each model's value, plus = better, (models,), and its resamples, (draws, models); None if one lacks it or has another reference."""
     if len({value.reference for record, _ in models if (value := record.value(name))}) > 1:
         return None
     values, draws = [], []

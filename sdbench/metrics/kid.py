@@ -31,8 +31,8 @@ def kid(x: npt.ArrayLike, y: npt.ArrayLike, degree: int = 3, prompts: Sequence[s
             one prompt are nearer to each other than two draws from the distribution, and would make the distance larger.
 
     Raises:
-        ValueError: a set is not n x d, not finite or has fewer than 2 rows, the widths differ, or prompts are not one for each row or are all
-            the same.
+        ValueError: a set is not n x d, not finite or has fewer than 2 rows, the widths differ, or prompts are not one for each row or are
+            all the same.
     """
 
     def kernel(products: F64, *_: F64) -> F64:

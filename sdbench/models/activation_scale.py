@@ -59,7 +59,8 @@ def calibrate_networks(networks: list[nn.Module], call: Callable[[], object]) ->
     if outside:
         title, std = next(iter(outside.items()))
         raise RuntimeError(
-            f"the outputs of {len(outside)} blocks of random weights have standard deviations out of {OUTPUT_STD_RANGE}, such as {title}: {std:.3g}"
+            f"the outputs of {len(outside)} blocks of random weights have standard deviations out of {OUTPUT_STD_RANGE}, such as {title}: "
+            f"{std:.3g}"
         )
 
 

@@ -15,12 +15,18 @@ CROSS, PLAIN = "UNetMidBlock2DCrossAttn", "UNetMidBlock2D"
 
 # fmt: off
 TOPOLOGIES: dict[str, dict[str, Any]] = {
-    #            resnets a block           transformer blocks of each attention, down                      up, where it is not the reverse                                      middle
-    "sdxl":       {"layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10],           "reverse_transformer_layers_per_block": None,                         "mid_block_type": CROSS},
-    "ssd-1b":     {"layers_per_block": 2, "transformer_layers_per_block": [[1], [2, 2], [4, 4]], "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],  "mid_block_type": PLAIN},
-    "vega":       {"layers_per_block": 2, "transformer_layers_per_block": [1, 1, 2],            "reverse_transformer_layers_per_block": None,                         "mid_block_type": PLAIN},
-    "koala-1b":   {"layers_per_block": 1, "transformer_layers_per_block": [1, 2, 6],            "reverse_transformer_layers_per_block": None,                         "mid_block_type": CROSS},
-    "koala-700m": {"layers_per_block": 1, "transformer_layers_per_block": [1, 2, 5],            "reverse_transformer_layers_per_block": None,                         "mid_block_type": None},
+    #            resnets a block          transformer blocks of each attention, down
+    #            up, where it is not the reverse                                              middle
+    "sdxl":       {"layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10],
+                   "reverse_transformer_layers_per_block": None,                              "mid_block_type": CROSS},
+    "ssd-1b":     {"layers_per_block": 2, "transformer_layers_per_block": [[1], [2, 2], [4, 4]],
+                   "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],        "mid_block_type": PLAIN},
+    "vega":       {"layers_per_block": 2, "transformer_layers_per_block": [1, 1, 2],
+                   "reverse_transformer_layers_per_block": None,                              "mid_block_type": PLAIN},
+    "koala-1b":   {"layers_per_block": 1, "transformer_layers_per_block": [1, 2, 6],
+                   "reverse_transformer_layers_per_block": None,                              "mid_block_type": CROSS},
+    "koala-700m": {"layers_per_block": 1, "transformer_layers_per_block": [1, 2, 5],
+                   "reverse_transformer_layers_per_block": None,                              "mid_block_type": None},
 }
 # fmt: on
 

@@ -29,17 +29,18 @@ class Entry:
 
 # fmt: off
 _ROWS = (
-    #     name                 family    architecture  source      location                                     licence                       GB
-    Entry("sdxl",              "sdxl",   "sdxl",       "hub",      "stabilityai/stable-diffusion-xl-base-1.0",  "CreativeML Open RAIL++-M",  6.9),
-    Entry("ssd-1b",            "sdxl",   "ssd-1b",     "hub",      "segmind/SSD-1B",                            "Apache-2.0",                4.5),
-    Entry("vega",              "sdxl",   "vega",       "hub",      "segmind/Segmind-Vega",                      "Apache-2.0",                3.3),
-    Entry("koala-1b",          "sdxl",   "koala-1b",   "hub",      "etri-vilab/koala-1b",                       "",                          4.1),
-    Entry("koala-700m",        "sdxl",   "koala-700m", "hub",      "etri-vilab/koala-700m",                     "",                          3.4),
-    Entry("scenes-rendered",   "scenes", "",           "rendered", "",                                          "Apache-2.0",                0.0),
-    Entry("scenes-teacher",    "scenes", "sdxl",       "embedded", "pipeline",                                  "Apache-2.0",                0.0),
-    Entry("scenes-ssd-1b",     "scenes", "ssd-1b",     "embedded", "unets/ssd-1b",                              "Apache-2.0",                0.0),
-    Entry("scenes-vega",       "scenes", "vega",       "embedded", "unets/vega",                                "Apache-2.0",                0.0),
-    Entry("scenes-vega-pruned", "scenes", "vega",      "embedded", "unets/vega-pruned",                         "Apache-2.0",                0.0),
+    #     name          family  architecture  source location                                    licence                     GB
+    Entry("sdxl",       "sdxl", "sdxl",       "hub", "stabilityai/stable-diffusion-xl-base-1.0", "CreativeML Open RAIL++-M", 6.9),
+    Entry("ssd-1b",     "sdxl", "ssd-1b",     "hub", "segmind/SSD-1B",                           "Apache-2.0",               4.5),
+    Entry("vega",       "sdxl", "vega",       "hub", "segmind/Segmind-Vega",                     "Apache-2.0",               3.3),
+    Entry("koala-1b",   "sdxl", "koala-1b",   "hub", "etri-vilab/koala-1b",                      "",                         4.1),
+    Entry("koala-700m", "sdxl", "koala-700m", "hub", "etri-vilab/koala-700m",                    "",                         3.4),
+    #     name                  family    architecture source      location             licence       GB
+    Entry("scenes-rendered",    "scenes", "",          "rendered", "",                  "Apache-2.0", 0.0),
+    Entry("scenes-teacher",     "scenes", "sdxl",      "embedded", "pipeline",          "Apache-2.0", 0.0),
+    Entry("scenes-ssd-1b",      "scenes", "ssd-1b",    "embedded", "unets/ssd-1b",      "Apache-2.0", 0.0),
+    Entry("scenes-vega",        "scenes", "vega",      "embedded", "unets/vega",        "Apache-2.0", 0.0),
+    Entry("scenes-vega-pruned", "scenes", "vega",      "embedded", "unets/vega-pruned", "Apache-2.0", 0.0),
 )
 # fmt: on
 

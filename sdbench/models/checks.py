@@ -29,7 +29,8 @@ def check_tensors(model: nn.Module, part: str, found: Mapping[str, Tensor], wher
     missing, surplus = sorted(expected.keys() - present.keys()), sorted(present.keys() - expected.keys())
     if missing:
         raise UserError(
-            f"{where} lacks {len(missing)} of the {len(expected)} tensors that its configuration asks for, such as {missing[0]!r}. {_ADVICE}"
+            f"{where} lacks {len(missing)} of the {len(expected)} tensors that its configuration asks for, such as {missing[0]!r}. "
+            f"{_ADVICE}"
         )
     if surplus:
         raise UserError(
@@ -63,8 +64,8 @@ def check_checkpoint(models: Mapping[str, nn.Module], found: Mapping[str, Tensor
         total = sum(tensor.n_elements for tensor in present.values())
         if total != expected:
             raise UserError(
-                f"{where} holds {total:,} numbers for the {part} ({LDM_PREFIXES[part]}*), the base pipeline's configuration asks for {expected:,}; "
-                "name with --base a pipeline of the same architecture"
+                f"{where} holds {total:,} numbers for the {part} ({LDM_PREFIXES[part]}*), the base pipeline's configuration asks for "
+                f"{expected:,}; name with --base a pipeline of the same architecture"
             )
 
 
@@ -79,5 +80,6 @@ def check_finite(model: nn.Module, part: str, where: Path) -> None:
         if tensor.is_floating_point() and not all(map(torch.isfinite, tensor.aminmax())):
             count = int((~torch.isfinite(tensor)).sum())
             raise UserError(
-                f"{part} of {where}: tensor {name!r} has {count} values that are NaN or infinite as {tensor.dtype}; the weights are damaged, or too large for that dtype (try bfloat16)"
+                f"{part} of {where}: tensor {name!r} has {count} values that are NaN or infinite as {tensor.dtype}; the weights are "
+                "damaged, or too large for that dtype (try bfloat16)"
             )

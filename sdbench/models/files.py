@@ -27,7 +27,8 @@ LDM_PREFIXES = {  # of the names of each part's tensors in a checkpoint in the o
 }
 ADAPTER = "adapter_config.json"  # of peft; transformers applies the adapter beside it to a text encoder
 MERGE_ADAPTER = (
-    "It is an adapter of peft, which is not read: merge it with `PeftModel.from_pretrained(unet, adapter_folder).merge_and_unload().save_pretrained(folder)`, "
+    "It is an adapter of peft, which is not read: merge it with "
+    "`PeftModel.from_pretrained(unet, adapter_folder).merge_and_unload().save_pretrained(folder)`, "
     "and name that folder as the model, with --base."
 )
 _WRAPPERS = ("unet.", "module.", "_orig_mod.")  # added by a pipeline's trainer, by (Distributed)DataParallel, by torch.compile
@@ -65,7 +66,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
     if end != size:
         cut = next((name for name, tensor in tensors.items() if tensor.stop > size), "none")
         raise UserError(
-            f"{path} was cut short or is damaged: {size} bytes, its header promises {end} (first tensor beyond the end: {cut}). {COPY_AGAIN}."
+            f"{path} was cut short or is damaged: {size} bytes, its header promises {end} (first tensor beyond the end: {cut}). "
+            f"{COPY_AGAIN}."
         )
     try:
         with safe_open(path, "numpy"):  # the library's own checks of sizes and offsets
@@ -96,7 +98,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         header = None
     if not isinstance(header, dict):
         raise UserError(
-            f"{path} is not a safetensors file ({_describe_content(path)}), or was cut short. {COPY_AGAIN}; with git-lfs, `git lfs pull` it."
+            f"{path} is not a safetensors file ({_describe_content(path)}), or was cut short. {COPY_AGAIN}; "
+            "with git-lfs, `git lfs pull` it."
         )
     return header, 8 + length
 
@@ -190,8 +193,8 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
     """The variant and the safetensors files of a part ("unet", "vae", "text_encoder", "text_encoder_2") in its folder.
 
     Raises:
-        UserError: there is no such folder; it holds none, a second copy or an adapter, so that other weights would be loaded than are checked;
-            or the index is damaged or names a shard that is missing.
+        UserError: there is no such folder; it holds none, a second copy or an adapter, so that other weights would be loaded than are
+            checked; or the index is damaged or names a shard that is missing.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}, which should hold the weights of the {part}; copy it from the base pipeline")
@@ -201,7 +204,8 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
         pickled = [name for name in names if name.endswith((".bin", ".ckpt", ".pt"))]
         found = f"only pickled weights ({pickled[0]}), which can run code" if pickled else ", ".join(sorted(names)) or "nothing"
         raise UserError(
-            f"{folder} has no weights of the {part}: expected {STEMS[part]}.safetensors, found {found}. Save it with `save_pretrained(..., safe_serialization=True)`."
+            f"{folder} has no weights of the {part}: expected {STEMS[part]}.safetensors, found {found}. Save it with "
+            "`save_pretrained(..., safe_serialization=True)`."
         )
     if part.startswith("text") and ADAPTER in names:
         raise UserError(
@@ -274,7 +278,8 @@ def checkpoint_kind(path: Path, tensors: dict[str, Tensor]) -> Literal["unet", "
         return "unet"
     if tensors and all(key.startswith(LDM_PREFIXES["unet"]) for key in tensors):
         raise UserError(
-            f"{path} is a UNet alone in the original (LDM) names. Save it as a folder, with a pipeline of its architecture as config, and name that: "
+            f"{path} is a UNet alone in the original (LDM) names. Save it as a folder, with a pipeline of its architecture as config, and "
+            "name that: "
             f'python -c "from diffusers import UNet2DConditionModel as UNet; UNet.from_single_file({str(path)!r}, '
             f"config='stabilityai/stable-diffusion-xl-base-1.0', subfolder='unet').save_pretrained({path.stem!r})\""
         )
@@ -287,11 +292,13 @@ def checkpoint_kind(path: Path, tensors: dict[str, Tensor]) -> Literal["unet", "
     example = next(iter(tensors), "no tensor")
     if any("lora" in key.lower() for key in tensors):
         raise UserError(
-            f"{path} is a LoRA (tensor {next(key for key in tensors if 'lora' in key.lower())!r}), not a model. Name the model it belongs to, and this file with --lora."
+            f"{path} is a LoRA (tensor {next(key for key in tensors if 'lora' in key.lower())!r}), not a model. Name the model it belongs "
+            "to, and this file with --lora."
         )
     raise UserError(
         f"{path} is neither a UNet in diffusers' names (conv_in.weight, down_blocks.*) nor a whole SDXL checkpoint "
-        f"({', '.join(f'{prefix}*' for prefix in LDM_PREFIXES.values())}): found {len(tensors)} tensors such as {example!r}. Save the UNet with `save_pretrained`, and name that folder."
+        f"({', '.join(f'{prefix}*' for prefix in LDM_PREFIXES.values())}): found {len(tensors)} tensors such as {example!r}. Save the UNet "
+        "with `save_pretrained`, and name that folder."
     )
 
 

@@ -1,4 +1,4 @@
-"""Pipelines that a training loop or a notebook holds in memory: describes them, digests them, and samples from them without side effects."""
+"""Describe, digest, and sample from, without side effects, the pipelines that a training loop or a notebook holds in memory."""
 
 import copy
 import hashlib
@@ -31,7 +31,8 @@ def describe(pipeline: Any, name: str) -> ModelSpec:
     """
     if not isinstance(pipeline, PIPELINE):
         raise UserError(
-            f"{type(pipeline).__name__} is not a {PIPELINE.__name__}; evaluate takes one, or the path or name of a model (a UNet alone: put it into its pipeline)"
+            f"{type(pipeline).__name__} is not a {PIPELINE.__name__}; evaluate takes one, or the path or name of a model (a UNet alone: "
+            "put it into its pipeline)"
         )
     missing = [part for part in CLASSES if not isinstance(getattr(pipeline, part, None), nn.Module)]
     missing += [part for part in ("tokenizer", "tokenizer_2", "scheduler") if getattr(pipeline, part, None) is None]
@@ -77,13 +78,13 @@ def digest(pipeline: Any) -> str:
 def _check_network(part: str, network: nn.Module) -> None:
     if not hasattr(network, "config"):
         raise UserError(
-            f"the pipeline's {part} is a {type(network).__name__} without a configuration; if it wraps the network, put the network itself there: "
-            f"pipeline.{part} = pipeline.{part}.module"
+            f"the pipeline's {part} is a {type(network).__name__} without a configuration; if it wraps the network, put the network itself "
+            f"there: pipeline.{part} = pipeline.{part}.module"
         )
     if any(tensor.is_meta for tensor in network.parameters()):
         raise UserError(
-            f"the weights of the pipeline's {part} are not in memory, as with enable_sequential_cpu_offload; evaluate it without offloading, or with "
-            "enable_model_cpu_offload"
+            f"the weights of the pipeline's {part} are not in memory, as with enable_sequential_cpu_offload; evaluate it without "
+            "offloading, or with enable_model_cpu_offload"
         )
 
 
@@ -148,8 +149,8 @@ def _bytes(tensor: Tensor) -> memoryview:
 def sampling_copy(pipeline: Any, dtype: torch.dtype) -> Iterator[Any]:
     """Yield a pipeline that samples from the same networks, and leaves the original as it was.
 
-    Networks of another dtype are copied, since casting them back and forth would round; quantised ones are taken as they are. The scheduler is
-    copied too.
+    Networks of another dtype are copied, since casting them back and forth would round; quantised ones are taken as they are. The scheduler
+    is copied too.
     At exit, the train or eval mode of every module and the state of every random generator are restored.
     """
     sampler = copy.copy(pipeline)

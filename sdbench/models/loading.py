@@ -120,15 +120,15 @@ def _read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> Any:
 
 
 def _check_tokens(parts: Mapping[str, Any], folder: Path) -> None:
-    """Check that the text encoders know the tokens around and after each prompt: an unknown one would end the first call, or on a GPU the process."""
+    """Check that the text encoders know the tokens around each prompt: an unknown one would end the first call, or on a GPU the process."""
     for suffix in ("", "_2"):
         tokenizer, encoder = parts[f"tokenizer{suffix}"], parts[f"text_encoder{suffix}"]
         known = encoder.get_input_embeddings().num_embeddings
         for token in filter(None, (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)):
             if tokenizer.convert_tokens_to_ids(token) >= known:
                 raise UserError(
-                    f"{folder / f'tokenizer{suffix}'} puts the token {token!r} into each prompt, which is not among the {known} of text_encoder{suffix}; "
-                    "copy the tokenizer from the base pipeline"
+                    f"{folder / f'tokenizer{suffix}'} puts the token {token!r} into each prompt, which is not among the {known} of "
+                    f"text_encoder{suffix}; copy the tokenizer from the base pipeline"
                 )
 
 
@@ -143,7 +143,7 @@ def _read_folders(layout: Layout, dtype: torch.dtype) -> Any:
 
 @contextlib.contextmanager
 def _explained(where: Path, advice: str = "copy its tokenizers and scheduler from the base pipeline") -> Iterator[None]:
-    """Errors of the libraries that build tokenizers and schedulers, or convert tensors, which raise whatever their files lead to, name the file."""
+    """Name the file in errors of the libraries that build tokenizers and schedulers or convert tensors, which raise all kinds."""
     try:
         yield
     except Exception as error:
@@ -211,13 +211,13 @@ def _build_from_config(part: str, folder: Path) -> Any:
     config = read_config(folder / "config.json")
     if config.get("quantization_config") is not None:
         raise UserError(
-            f"{folder} is quantised (quantization_config in its config.json); such weights are not read from files. Load the pipeline with diffusers "
-            "and call sdbench.evaluate(pipeline), or save it dequantised"
+            f"{folder} is quantised (quantization_config in its config.json); such weights are not read from files. Load the pipeline with "
+            "diffusers and call sdbench.evaluate(pipeline), or save it dequantised"
         )
     if (named := config.get("transformers_weights")) is not None:
         raise UserError(
-            f"{folder / 'config.json'} names {named!r} as 'transformers_weights', which transformers would load in place of the weights that are checked; "
-            "remove the key, and keep only the weights that the model should have"
+            f"{folder / 'config.json'} names {named!r} as 'transformers_weights', which transformers would load in place of the weights "
+            "that are checked; remove the key, and keep only the weights that the model should have"
         )
     try:
         return build_on_meta(part, config)
@@ -241,7 +241,8 @@ def _build_unet_of_file(layout: Layout) -> nn.Module:
     config = next((candidate for candidate in candidates if depths(candidate) == depths_of_keys(tensors)), None)
     if config is None:
         raise UserError(
-            f"{layout.unet}: its transformer blocks {depths_of_keys(tensors)} fit no known architecture; save the UNet as a folder with its config.json"
+            f"{layout.unet}: its transformer blocks {depths_of_keys(tensors)} fit no known architecture; save the UNet as a folder with "
+            "its config.json"
         )
     model: nn.Module = build_on_meta("unet", config)
     check_tensors(model, "unet", tensors, layout.unet)

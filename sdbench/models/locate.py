@@ -91,7 +91,8 @@ def check_model_index(folder: Path) -> None:
     index = read_model_json(path)
     if index.get("_class_name") != PIPELINE_CLASS:
         raise UserError(
-            f"{path} describes a {index.get('_class_name')!r}, expected {PIPELINE_CLASS!r}; only SDXL pipelines and their students are measured"
+            f"{path} describes a {index.get('_class_name')!r}, expected {PIPELINE_CLASS!r}; "
+            "only SDXL pipelines and their students are measured"
         )
     for part, expected in PART_CLASSES.items():
         if index.get(part) != list(expected):
@@ -157,7 +158,8 @@ def _lora_file(lora: str) -> Path:
     chosen = next((file for file in files if file.name == LORA_FILE), files[0] if len(files) == 1 else None)
     if chosen is None or chosen.suffix != ".safetensors":
         raise UserError(
-            f"LoRA {path}: expected {LORA_FILE} or a single .safetensors file, found {[file.name for file in files] or 'none'}; name the file"
+            f"LoRA {path}: expected {LORA_FILE} or a single .safetensors file, found {[file.name for file in files] or 'none'}; "
+            "name the file"
         )
     if not any("lora" in name.lower() for name in read_headers([chosen])):
         raise UserError(f"{chosen} is not a LoRA: none of its tensors has 'lora' in its name. If it is a model, name it as the model.")

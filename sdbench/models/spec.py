@@ -123,8 +123,8 @@ def _check_family_of_base(spec: ModelSpec) -> None:
         return  # the family of a Hub pipeline that is not downloaded is a guess
     if spec.family != base.family:
         raise UserError(
-            f"{spec.location} is of family {spec.family!r}, --base {base.name!r} of {base.family!r}: their text embeddings differ in width; "
-            f"name the pipeline that it was made from, such as --base {TEACHERS[spec.family]}"
+            f"{spec.location} is of family {spec.family!r}, --base {base.name!r} of {base.family!r}: their text embeddings differ in "
+            f"width; name the pipeline that it was made from, such as --base {TEACHERS[spec.family]}"
         )
 
 
@@ -168,7 +168,8 @@ def _from_catalogue(name: str) -> ModelSpec:
 def _random_spec(what: str) -> ModelSpec:
     if what not in CATALOGUE:
         raise UserError(
-            f"random weights need an architecture of the catalogue: {unknown_name('model', what, (name for name, e in CATALOGUE.items() if e.architecture))}"
+            "random weights need an architecture of the catalogue: "
+            f"{unknown_name('model', what, (name for name, e in CATALOGUE.items() if e.architecture))}"
         )
     entry = CATALOGUE[what]
     if entry.source == "rendered":
@@ -188,7 +189,8 @@ def _from_folder(folder: Path, base: ModelSpec | None) -> ModelSpec:
     config = read_config(folder / "config.json")
     if config.get("_class_name") != UNET_CLASS:
         raise UserError(
-            f"{folder / 'config.json'} describes a {config.get('_class_name')!r}, expected {UNET_CLASS!r} or, for a complete pipeline, a model_index.json beside it"
+            f"{folder / 'config.json'} describes a {config.get('_class_name')!r}, expected {UNET_CLASS!r} or, for a complete pipeline, a "
+            "model_index.json beside it"
         )
     family = family_of(config)
     return ModelSpec(
@@ -224,8 +226,10 @@ def _from_file(path: Path, base: ModelSpec | None) -> ModelSpec:
     if path.suffix in _PICKLES:
         raise UserError(
             f"{path} is not a .safetensors file; pickled weights can run code and are not read. Write its tensors to one: python -c "
-            f"\"import torch; from safetensors.torch import save_file; found = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
-            f"save_file({{name: tensor.clone() for name, tensor in found.get('state_dict', found).items()}}, {str(path.with_suffix('.safetensors'))!r})\""
+            f'"import torch; from safetensors.torch import save_file; '
+            f"found = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
+            "save_file({name: tensor.clone() for name, tensor in found.get('state_dict', found).items()}, "
+            f'{str(path.with_suffix(".safetensors"))!r})"'
         )
     tensors = strip_prefixes(read_header(path))
     ldm = checkpoint_kind(path, tensors) == "checkpoint"

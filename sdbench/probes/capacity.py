@@ -10,7 +10,8 @@ from sdbench.probes.stages import Stages
 
 CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 80)  # in units of 2**30 bytes, as cards are sold
 GIB = 2**30
-LEAST_SHARE = 0.9  # of its size that a card shows: 0.97 to 0.98 (RTX 3060, 3070, 5090), with error correction 0.91 to 0.94 (T4, L4, L40), as users report
+# Of its size that a card shows: 0.97 to 0.98 (RTX 3060, 3070, 5090), with error correction 0.91 to 0.94 (T4, L4, L40), as users report.
+LEAST_SHARE = 0.9
 
 
 def largest_batch(stages: Stages) -> int:

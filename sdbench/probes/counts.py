@@ -62,7 +62,7 @@ def _work_by_stage(request: Request, rounds: Sequence[Round]) -> tuple[dict[str,
 
 
 def _find_configs(request: Request, rounds: Sequence[Round]) -> dict[str, Any]:
-    """The networks' configurations, as a round found them; without a round, those of a model with random weights. Empty where neither is there."""
+    """The networks' configurations, as a round found them, else those of a model with random weights; empty where neither is there."""
     if seen := collect_info(rounds, "configs"):
         return {"configs": seen[0], "zero_negative": collect_info(rounds, "zero_negative")[0]}
     if request.spec.source == "random" and request.spec.family != "custom" and request.setting.vae == "full":

@@ -163,7 +163,7 @@ def _conditions(device: str, machine: Machine, suites: Path) -> dict[str, Any]:
 
 
 def _ids_file(models: Sequence[tuple[str, str | None]], conditions: Mapping[str, Any], folders: Folders) -> Path:
-    """The file with the ids of the rounds in which these models, (name, weights) each, take turns: that in their files' names, then that in records."""
+    """The file with the ids of the rounds in which these models, (name, weights) each, take turns: for file names, then for records."""
     path = folders.work / "turns" / f"{digest_of([sorted(models, key=str), conditions])}.txt"
     if not path.exists():
         write_bytes(path, _new_id().encode())
@@ -216,9 +216,10 @@ def _measure_in_turns(
 
 
 def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:
-    """The values of a model in all settings, then its counts in the suite's dtype, as the first setting with the model's own VAE found them.
+    """The values of a model in all settings, then its counts in the suite's dtype.
 
-    Counts that a run without `base` does not find are left out, since an earlier run may have found them.
+    The counts are those of the first setting with the model's own VAE. Counts that a run without `base` does not find are left out, since
+    an earlier run may have found them.
     """
     found = []
     for request, rounds in measured.values():
@@ -329,9 +330,10 @@ def _exit_reason(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def _file_stem(request: Request, weights: str | None, run_id: str) -> str:
-    """The start of the file names of a model's rounds; its digest covers all that the times depend on, so that no round is taken for another.
+    """The start of the file names of a model's rounds.
 
-    The id of the run stands for the conditions, see `_conditions`.
+    Its digest covers all that the times depend on, so that no round is taken for another. The id of the run stands for the conditions,
+    see `_conditions`.
     """
     spec = request.spec
     content = {

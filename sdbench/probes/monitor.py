@@ -92,7 +92,8 @@ class Monitor:
         """What was seen, JSON-serialisable.
 
         `threads` is the number that PyTorch computes an operation on, `foreign_cores` the mean number of cores that other processes kept
-        busy. For a card there are its states, and the MiB that other processes hold, by process id. The parent process does not count as another: it only waits.
+        busy. For a card there are its states, and the MiB that other processes hold, by process id. The parent process does not count as
+        another: it only waits.
         """
         now = (time.perf_counter(), _busy_cpu_s(), _own_cpu_s())
         seconds, busy_s, own_s = (end - start for end, start in zip(now, self._start, strict=True))

@@ -110,7 +110,7 @@ def median_value(name: str, unit: str, numbers: Sequence[float], reason: str, *,
 
 
 def ratio_value(name: str, unit: str, amount: float, time: Value, *, note: str = "") -> Value:
-    """An amount over a measured time, with the interval of the time: the amount is taken as exact. Where there is no time, a failed value."""
+    """An amount, taken as exact, over a measured time, with the interval of the time; a failed value where there is no time."""
     if not time.value:
         return failed_value(name, "probe", unit, time.reason, direction="higher")
     low, high = (amount / end if end else None for end in (time.high, time.low))

@@ -82,7 +82,7 @@ def unet_macs(config: Mapping[str, Any], latent_size: int, tokens: int) -> int:
 
 
 def input_sizes(configs: Mapping[str, Mapping[str, Any]], size_px: int) -> tuple[int, int]:
-    """The input sizes of a UNet, given the networks around it: side of the latents of this many pixels, and length of the text in tokens."""
+    """The input sizes of a UNet, given the networks around it: side of an image's latents, and length of the text in tokens."""
     side = size_px // 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     return side, configs["text_encoder"]["max_position_embeddings"]
 
@@ -169,7 +169,7 @@ def _count(network: torch.nn.Module, call: Callable[[Any], object]) -> Work:
 
 
 class _MovedNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
-    """Adds up the numbers that operators read and write; views move nothing, and of an embedding's table only the rows given back are read."""
+    """Adds up the numbers that operators read and write; views move nothing, and an embedding reads only the rows that it gives back."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's

@@ -33,7 +33,8 @@ def _features_of_both(subject: Subject, protocol: Protocol) -> tuple[F32, F32, s
     features, reference = _features_and_reference(subject, protocol)
     if reference.features is None:
         raise MissingError(
-            f"reference: {subject.reference!r} holds only published moments, but this metric needs features; build one from images: `sdbench reference build`"
+            f"reference: {subject.reference!r} holds only published moments, but this metric needs features; build one from images: "
+            "`sdbench reference build`"
         )
     return features, reference.features, reference.digest
 

@@ -19,7 +19,8 @@ def write(record: Record, scores: Scores, thumbnails: Mapping[str, bytes], resul
     """Write a record folder beside its final place, rename it, and return its path.
 
     Args:
-        thumbnails: PNG bytes by file name, `<name>.png` (see `Scores.image_names`), or for the teacher's image `<name>.teacher.png`; the first 64 are kept.
+        thumbnails: PNG bytes by file name, `<name>.png` (see `Scores.image_names`), or for the teacher's image `<name>.teacher.png`; the
+            first 64 are kept.
 
     Raises:
         UserError: the folder cannot be written.
@@ -39,7 +40,8 @@ def write(record: Record, scores: Scores, thumbnails: Mapping[str, bytes], resul
                 folder.replace(final)
     except OSError as error:
         raise UserError(
-            f"cannot write the record of {record.model.name!r} under {parent}: {error}. Make it writable, or name another folder with --results."
+            f"cannot write the record of {record.model.name!r} under {parent}: {error}. Make it writable, or name another folder with "
+            "--results."
         ) from error
     return final
 
@@ -55,7 +57,7 @@ def read(folder: Path) -> tuple[Record, Scores]:
 
 
 def teacher_digest(folder: Path, record: Record) -> str:
-    """How values that compare with a teacher name its record: by the digest of its weights, or its own where it consists of images alone."""
+    """How values that compare with a teacher name its record: by the digest of its weights, or its own where it has images alone."""
     return (record.model.weights_digest or folder.name)[:24]
 
 
@@ -79,7 +81,8 @@ def read_record(folder: Path) -> Record:
         raise _unreadable(folder, error) from error
     if folder.resolve().name != digest:
         raise UserError(
-            f"record {folder} was changed after it was written: its content has digest {digest}. Restore it, or delete the folder and run the suite again."
+            f"record {folder} was changed after it was written: its content has digest {digest}. Restore it, or delete the folder and run "
+            "the suite again."
         )
     return record
 

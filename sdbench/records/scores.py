@@ -12,7 +12,7 @@ from sdbench.arrays import F64
 
 
 class Scores:
-    """Per-image columns of a record, (images,) each: `prompt_id`, `sample`, the `prompt` itself where it was kept, and a float64 for each metric."""
+    """Per-image columns of a record, (images,) each: `prompt_id`, `sample`, the `prompt` where it was kept, a float64 for each metric."""
 
     def __init__(
         self, prompt_ids: Sequence[str], samples: Sequence[int], columns: Mapping[str, F64], prompts: Sequence[str] | None = None
@@ -32,7 +32,7 @@ class Scores:
 
     @property
     def prompt_texts(self) -> list[str]:
-        """The prompt of each row, or its id where the record does not hold the text; from the second sample on, with the sample's number."""
+        """The prompt of each row, or its id where the record lacks the text; from the second sample on, with the sample's number."""
         texts = zip(self.prompts or self.prompt_ids, self.samples, strict=True)
         return [f"{text} (sample {sample + 1})" if sample else text for text, sample in texts]
 

@@ -133,7 +133,8 @@ def import_moments(name: str, file: Path, encoder: Encoder, n: int, source: str,
     content, mean, covariance = _read_moments(file)
     if len(mean) != encoder.width:
         raise UserError(
-            f"{file} holds statistics of {len(mean)} features, but {encoder.name!r} has {encoder.width}; name the encoder that made them with --encoder"
+            f"{file} holds statistics of {len(mean)} features, but {encoder.name!r} has {encoder.width}; name the encoder that made them "
+            "with --encoder"
         )
     if n < 2:
         raise UserError(f"--n {n}: statistics need at least 2 images; say how many images {file} was made from")

@@ -89,8 +89,8 @@ def find(name: str | None, encoder: "Encoder", runs: Path) -> Reference:
         raise MissingError(f"reference: {name!r} has not been built for encoder {encoder.name!r}; {how_to_build(name, [encoder.name])}")
     if card.encoder_id not in (None, encoder.id()):
         raise UserError(
-            f"reference: {name!r} was made with encoder {card.encoder_id}, but this is {encoder.id()}; features of different encoders cannot be compared. "
-            f"Delete {folder(name, runs)} and build it again."
+            f"reference: {name!r} was made with encoder {card.encoder_id}, but this is {encoder.id()}; features of different encoders "
+            f"cannot be compared. Delete {folder(name, runs)} and build it again."
         )
     return load(card, runs)
 

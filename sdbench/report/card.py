@@ -97,7 +97,8 @@ def _replace_results(text: str, results: str, path: Path) -> str:
     markers = re.findall(f"{re.escape(_START)}|{re.escape(_END)}", text)
     if markers not in ([], [_START, _END]):
         raise UserError(
-            f"the model card {path} has only one of sdbench's two markers, several of them, or the second first; remove the markers and what is between them"
+            f"the model card {path} has only one of sdbench's two markers, several of them, or the second first; remove the markers and "
+            "what is between them"
         )
     section = f"{_START}\n\n## Results\n\n{results}\n\n{_END}"
     if not markers:

@@ -135,7 +135,7 @@ def _role(section: Section, row: Row) -> str:
 
 
 def _columns(section: Section) -> list[Column]:
-    """Metrics, median latency, speed-up, memory, size; last, since a screen may not hold them, the metrics that compare with the teacher's images."""
+    """Metrics, median latency, speed-up, memory, size; last, as a screen may not hold them, comparisons with the teacher's images."""
     costs = {value.name: value for value in standings.probes(section)}
     metrics = [_column(section, metric) for metric in standings.metrics(section)]
     paired = [column for column in metrics if is_against_images(column.title)]

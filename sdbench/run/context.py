@@ -96,7 +96,8 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
     check_half(only)
     if suite.prompts is None or suite.sampling is None or suite.family is None:
         raise UserError(
-            f"suite {suite.name!r} is a part: it has no prompts and no sampling of its own; run one that includes it, such as 'quality' or 'standard'"
+            f"suite {suite.name!r} is a part: it has no prompts and no sampling of its own; run one that includes it, such as 'quality' or "
+            "'standard'"
         )
     with_probes, with_quality = only != "quality" and suite.probes is not None, only != "probes" and bool(suite.own_metrics)
     if not with_probes and not with_quality:
@@ -108,8 +109,8 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
     if suite.family == "scenes" and with_quality and suite.sampling.shape_px != (SIZE_PX, SIZE_PX):
         height, width = suite.sampling.shape_px
         raise UserError(
-            f"suite {suite.name!r} draws images of {width} x {height} px, but the evaluators of the embedded family take {SIZE_PX} x {SIZE_PX}; "
-            f"set size_px to {SIZE_PX} and no height_px, or measure latency and memory alone: --only probes"
+            f"suite {suite.name!r} draws images of {width} x {height} px, but the evaluators of the embedded family take {SIZE_PX} x "
+            f"{SIZE_PX}; set size_px to {SIZE_PX} and no height_px, or measure latency and memory alone: --only probes"
         )
     if suite.family == "scenes" and suite.prompts.source != "scenes":
         check_captions([*suite.prompt_list().values()], f"suite {suite.name!r}")
@@ -144,7 +145,8 @@ def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
     for spec in specs:
         if spec.family != suite.family:
             raise UserError(
-                f"{spec.name!r} is of family {spec.family!r}, suite {suite.name!r} is for {suite.family!r}; rows of two families are never compared"
+                f"{spec.name!r} is of family {spec.family!r}, suite {suite.name!r} is for {suite.family!r}; rows of two families are never "
+                "compared"
             )
         if other := by_name.get(spec.name):
             places = " and ".join(each.location or each.source for each in (other, spec))
@@ -167,7 +169,7 @@ def check_weights(specs: Sequence[ModelSpec], dtype: Dtype) -> None:
 
 
 def dtypes(sampling: Sampling, timed_settings: Mapping[str, Setting]) -> list[Dtype]:
-    """The dtypes that a run computes in, each of which may have its own files of weights: the sampling's and those of the timed settings."""
+    """The dtypes of the sampling and of the timed settings, each of which may have its own files of weights."""
     return sorted({sampling.dtype, *(setting.dtype or sampling.dtype for setting in timed_settings.values())})
 
 
@@ -180,7 +182,8 @@ def slow_dtype_notes(sampling: Sampling, timed_settings: Mapping[str, Setting], 
 def store_and_jobs(model: Model, context: RunContext) -> tuple[Store, list[Job]]:
     """The store of a model's images of a suite, and the jobs to make them.
 
-    Other versions of the packages that draw have a store of their own: a record names its versions, and a gate may ask what an upgrade changed.
+    Other versions of the packages that draw have a store of their own: a record names its versions, and a gate may ask what an upgrade
+    changed.
 
     Raises:
         MissingError, UserError: see `list_jobs`.

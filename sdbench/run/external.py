@@ -145,7 +145,8 @@ def _pair_by_order(folder: Path, paths: Iterable[Path], prompts: Path) -> Captio
     found = CaptionedFiles(folder, _sort_by_name(paths), read_lines(prompts))
     if found.paths and len(found.paths) != len(found.prompts):
         raise UserError(
-            f"{folder} holds {len(found.paths)} images and {prompts} {len(found.prompts)} prompts; there must be a prompt for each image, in the order of the file names"
+            f"{folder} holds {len(found.paths)} images and {prompts} {len(found.prompts)} prompts; there must be a prompt for each image, "
+            "in the order of the file names"
         )
     return found
 
@@ -169,14 +170,14 @@ def _read_captioned(folder: Path, paths: Sequence[Path]) -> CaptionedFiles:
 
 
 def _sort_by_name(paths: Iterable[Path]) -> list[Path]:
-    """The paths sorted by name; an error where the order is ambiguous, since `10.png` comes before `2.png` as text and after it by number."""
+    """The paths sorted by name; an error where the order is ambiguous: `10.png` comes before `2.png` as text, after it by number."""
     by_text = sorted(paths)
     by_number = sorted(by_text, key=_natural_sort_key)
     for text, number in zip(by_text, by_number, strict=True):
         if text != number:
             raise UserError(
-                f"{text.parent}: {text.name} comes before {number.name} as text and after it by number, so it is not clear which prompt belongs to which; "
-                "pad their numbers to the same number of digits, as in 00002.png"
+                f"{text.parent}: {text.name} comes before {number.name} as text and after it by number, so it is not clear which prompt "
+                "belongs to which; pad their numbers to the same number of digits, as in 00002.png"
             )
     return by_text
 
@@ -193,10 +194,11 @@ def _read_images(paths: Sequence[Path]) -> Iterator[U8]:
 
 
 def _check_scenes(found: CaptionedFiles, source: Path) -> None:
-    """Check the size and the captions: the embedded family's evaluators fail on other sizes, and give meaningless numbers for other captions."""
+    """Check size and captions: the embedded family's evaluators fail on other sizes and give meaningless numbers for other captions."""
     height, width, _ = next(_read_images(found.paths[:1])).shape
     if (height, width) != (SIZE_PX, SIZE_PX):
         raise UserError(
-            f"{found.folder} holds images of {width} x {height} px; scenes are of {SIZE_PX} x {SIZE_PX}. Full-size ones are scored by --suite standard"
+            f"{found.folder} holds images of {width} x {height} px; scenes are of {SIZE_PX} x {SIZE_PX}. Full-size ones are scored by "
+            "--suite standard"
         )
     check_captions(found.prompts, str(source))

@@ -69,7 +69,10 @@ def _auto() -> Profile:
             f"a CUDA device, and the weights of {', '.join(FULL_SIZE)} cached or reachable: the full-size family.",
             (_full_size(),),
         )
-    why = "a CUDA device, but the full-size weights are neither cached nor reachable: quality on the embedded family, latency and memory of the full-size architectures with random weights."
+    why = (
+        "a CUDA device, but the full-size weights are neither cached nor reachable: quality on the embedded family, latency and memory of "
+        "the full-size architectures with random weights."
+    )
     return Profile("auto", why, (replace(_scenes(), only="quality"), _full_size_random()))
 
 

@@ -52,8 +52,8 @@ def write_record(
 ) -> Path:
     """Score the images, write the record of a model, and return its folder.
 
-    Nothing is written if the newest record of the row says the same; its folder is then returned. What this run does not measure is taken from
-    an earlier record of the same weights and the same software, if there is one.
+    Nothing is written if the newest record of the row says the same; its folder is then returned. What this run does not measure is taken
+    from an earlier record of the same weights and the same software, if there is one.
 
     Args:
         subject: the images to score; None to take over what an earlier record says of them.
@@ -62,8 +62,8 @@ def write_record(
         looks: of a run that stopped when sure.
 
     Raises:
-        UserError: an image cannot be read, the suite's prompts changed meanwhile, none of the metrics could be measured, or the record cannot
-            be written.
+        UserError: an image cannot be read, the suite's prompts changed meanwhile, none of the metrics could be measured, or the record
+            cannot be written.
     """
     machine, software = this_machine(context.device), environment()
     of_row = _records_of_row(model, machine, context)
@@ -109,7 +109,10 @@ def _warn_of_lost_values(before: Record, record: Record) -> None:
     """Say which values the record of a row lacks that its earlier record, by other software, has."""
     if lost := {value.name for value in before.values} - {value.name for value in record.values}:
         tqdm.write(
-            f"{record.model.name}: its new record lacks {', '.join(sorted(lost))}, which other versions or environment variables measured; run the whole suite again",
+            (
+                f"{record.model.name}: its new record lacks {', '.join(sorted(lost))}, which other versions or environment variables "
+                "measured; run the whole suite again"
+            ),
             file=sys.stderr,
         )
 
@@ -117,8 +120,9 @@ def _warn_of_lost_values(before: Record, record: Record) -> None:
 def _check_any_measured(model: Model, measured: Sequence[Value]) -> None:
     if all(value.state in ("missing", "failed") for value in measured):
         raise UserError(
-            f"none of the {len(measured)} metrics of {model.name!r} could be measured, so no record is written; the first, {measured[0].name}, "
-            f"is {measured[0].state.replace('_', ' ')}: {measured[0].reason}. `sdbench doctor` lists what is missing here."
+            f"none of the {len(measured)} metrics of {model.name!r} could be measured, so no record is written; the first, "
+            f"{measured[0].name}, is {measured[0].state.replace('_', ' ')}: {measured[0].reason}. `sdbench doctor` lists what is missing "
+            "here."
         )
 
 
@@ -185,7 +189,10 @@ def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[
     if context.suite.teacher and context.suite.teacher.suite:
         advice = f"first sdbench run --model {name} --suite {context.suite.teacher.suite}"
     return [
-        f"{what} of the teacher, {name} under {of_teacher.id.title_with_digest}, so {tables.join_words(missing)} with it will be missing: {advice}"
+        (
+            f"{what} of the teacher, {name} under {of_teacher.id.title_with_digest}, "
+            f"so {tables.join_words(missing)} with it will be missing: {advice}"
+        )
     ]
 
 
@@ -218,7 +225,7 @@ def _find_teacher(context: RunContext, jobs: Sequence[Job]) -> tuple[Path, Recor
 
 
 def _drawing_differences(record: Record, context: RunContext) -> list[str]:
-    """How the software and the kind of device that drew a record's images differ from those of this run; empty for images without a model."""
+    """How the software and kind of device that drew a record's images differ from this run's; empty for images without a model."""
     there = {"device": "cuda" if record.machine.cuda else "cpu"} | record.environment.packages
     here = {"device": context.device.partition(":")[0]} | {name: version(name) for name in DRAWING_PACKAGES}
     differing = [name for name in here if there.get(name) != here[name]]

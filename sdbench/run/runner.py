@@ -188,7 +188,8 @@ class ImageGenerator:
     def _check_unchanged(self) -> None:
         if weights_digest(self.spec, dtype=self.context.sampling.dtype) != self.model.weights_digest:
             raise UserError(
-                f"the files of {self.spec.name!r} in {self.spec.location} changed since this run began; run again, on a copy if a trainer still writes there"
+                f"the files of {self.spec.name!r} in {self.spec.location} changed since this run began; run again, on a copy if a trainer "
+                "still writes there"
             )
 
 
@@ -199,7 +200,7 @@ def _draw_images(spec: ModelSpec, model: Model, context: RunContext, part: tuple
 
 
 def run_probes(specs: Sequence[ModelSpec], context: RunContext) -> ProbeResult:
-    """Measure latency and memory of the models in turns; empty for rendered images, and where the suite has no probes or the run leaves them out.
+    """Measure latency and memory of the models in turns; empty for rendered images, and where the suite or the run has no probes.
 
     Raises:
         UserError: see `driver.measure`.

@@ -17,8 +17,8 @@ SHARED = 32  # the first images of the suite
 def choose_images(scores: Scores, values: Sequence[Value], teacher: Scores | None, *, with_teacher: bool) -> list[tuple[int, bool]]:
     """Choose at most 64 images: the first 32, then, in turns, the worst of each kind.
 
-    The worst are those that worsen a metric of the set most, and those that lose most to the teacher's image by a judge of win rates; beside
-    the latter, the teacher's image.
+    The worst are those that worsen a metric of the set most, and those that lose most to the teacher's image by a judge of win rates;
+    beside the latter, the teacher's image.
 
     Args:
         values: the metrics behind the scores, for their directions.

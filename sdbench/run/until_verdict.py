@@ -1,8 +1,9 @@
 """A run that stops when the gate is sure: prompts in batches, a look after every few, with the error rates of a single look.
 
-A look takes all samples of a prompt or none. Batches of prompts are spread over the list (`suites.look_order`): lists are sorted by style or length, and the first prompts of a
-sorted list would not represent the others. A look takes the scores of the first k prompts on both sides. `stats.sequential` says at which
-level it tests; `gate.looks` says why a pass waits for half of the prompts, and which faults even that does not show.
+A look takes all samples of a prompt or none. Batches of prompts are spread over the list (`suites.look_order`): lists are sorted by style
+or length, and the first prompts of a sorted list would not represent the others. A look takes the scores of the first k prompts on both
+sides. `stats.sequential` says at which level it tests; `gate.looks` says why a pass waits for half of the prompts, and which faults even
+that does not show.
 
 A distance of the whole set is only computed at a look that may be the last, once all else has passed. It is taken from the first k
 images of both models; where the baseline's images are not in the run folder, it waits until all prompts are in, since the
@@ -65,8 +66,8 @@ def run_until_verdict(
     n_images = len(context.suite.prompt_list()) * context.suite.samples
     if (baseline.record.suite, baseline.record.n_images) != (context.suite.id, n_images):
         raise UserError(
-            f"baseline {baseline_folder} has {baseline.record.n_images} images of {baseline.record.suite.title_with_digest}, but this run has "
-            f"{n_images} of {context.suite.id.title_with_digest}: run the baseline under this suite"
+            f"baseline {baseline_folder} has {baseline.record.n_images} images of {baseline.record.suite.title_with_digest}, but this run "
+            f"has {n_images} of {context.suite.id.title_with_digest}: run the baseline under this suite"
         )
     required = [name for name, rule in policy.rules(context.suite.name).items() if rule.required]
     if absent := [name for name in required if not ((value := baseline.record.value(name)) and value.state == "ok")]:
@@ -121,7 +122,7 @@ class _Candidate:
         self.failed: dict[str, Value] = {}
 
     def look(self, sizes: list[int]) -> Report | None:
-        """Measure and judge the prompts up to the last of these sizes, those of the looks so far, and return the report to stop with, or None."""
+        """Given the sizes of the looks so far, measure and judge the prompts up to the last; return the report to stop with, or None."""
         size, before = sizes[-1], sizes[-2] if len(sizes) > 1 else 0
         self.generator.draw(self._first_jobs(size))
         values, scores = score(self._subject(self._first_jobs(size)[before * self.samples :]), self.score_metrics)

@@ -22,7 +22,8 @@ def read_manifest() -> dict[str, Any]:
         loaded["files"].items()
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"embedded weights: {MANIFEST} is not a manifest ({type(error).__name__}: {error}); reinstall sdbench, or check out the file again"
+            f"embedded weights: {MANIFEST} is not a manifest ({type(error).__name__}: {error}); reinstall sdbench, or check out the file "
+            "again"
         ) from error
     return loaded
 

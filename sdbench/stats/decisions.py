@@ -103,13 +103,14 @@ def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95, *, unseen
 
 
 def _stretch_quantile(t: float, skewness: float) -> float:
-    """The quantile of t, corrected for the skewness of the mean on the side of its long tail; unchanged on the other, where it is too large.
+    """The quantile of t, corrected for the skewness of the mean on its long tail's side; unchanged on the other, where it is too large.
 
-    Where each prompt has the same loss with the same small chance, the mean stands for a number of faults K, with standard error sqrt(K) and
-    skewness g = 1 / sqrt(K). The upper limit of K is half a quantile of chi-square with 2 K + 2 degrees of freedom (Garwood 1936, the
+    Where each prompt has the same loss with the same small chance, the mean stands for a number of faults K, with standard error sqrt(K)
+    and skewness g = 1 / sqrt(K). The upper limit of K is half a quantile of chi-square with 2 K + 2 degrees of freedom (Garwood 1936, the
     Poisson limit of Clopper and Pearson 1934). By the expansion of Cornish and Fisher 1938 this is
 
-        K + z sqrt(K) + (z^2 + 2) / 3 + (z^3 + 11 z) / (36 sqrt(K)) + O(1 / K)  =  K + (z + (z^2 + 2) g / 3 + (z^3 + 11 z) g^2 / 36) sqrt(K),
+        K + z sqrt(K) + (z^2 + 2) / 3 + (z^3 + 11 z) / (36 sqrt(K)) + O(1 / K)
+        = K + (z + (z^2 + 2) g / 3 + (z^3 + 11 z) g^2 / 36) sqrt(K),
 
     so the size of a fault need not be known. The first term of Edgeworth's series (Hall 1992, 3.3), (2 z^2 + 1) g / 6, lacks
     half a step between two numbers of faults, and the second order.
@@ -137,10 +138,10 @@ def paired_ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.Ar
     """Log ratio of times that were measured in turns, candidate over baseline (plus = slower), with one-sided bounds.
 
     Both inputs are rounds x calls in the same unit. The rounds of a turn ran one after the other, so that drift of the machine's speed
-    cancels in the ratio of their medians; where rounds failed, pairs may be of neighbouring turns. The difference is the mean of the ratios' logarithms, from 8 rounds on without the fifth of them
-    at either end, since a single round may be twice as slow as the others. The bounds are Student's or, for the trimmed mean, those of
-    Tukey and McLaughlin 1963: the standard error is that of the winsorized ratios over the share kept, and the degrees of freedom are one
-    fewer than the ratios kept. A single round gives infinite bounds.
+    cancels in the ratio of their medians; where rounds failed, pairs may be of neighbouring turns. The difference is the mean of the
+    ratios' logarithms, from 8 rounds on without the fifth of them at either end, since a single round may be twice as slow as the others.
+    The bounds are Student's or, for the trimmed mean, those of Tukey and McLaughlin 1963: the standard error is that of the winsorized
+    ratios over the share kept, and the degrees of freedom are one fewer than the ratios kept. A single round gives infinite bounds.
 
     Raises:
         ValueError: see `ratio_bounds`, or unequal numbers of rounds.
@@ -212,7 +213,8 @@ def decide(bounds: Bounds, margin: float) -> Verdict:
     """
     if not margin >= 0 or math.isnan(bounds.low) or math.isnan(bounds.high):
         raise ValueError(
-            f"a verdict needs a margin of at least 0 and bounds that are numbers, found margin {margin}, bounds {bounds.low} to {bounds.high}"
+            f"a verdict needs a margin of at least 0 and bounds that are numbers, found margin {margin}, bounds {bounds.low} to "
+            f"{bounds.high}"
         )
     if bounds.low > -margin or bounds.low == bounds.high == 0:
         return "pass"
@@ -262,17 +264,17 @@ def holm(
 
 
 def needed_n(bounds: Bounds, margin: float, level: float = 0.95) -> int | None:
-    """The smallest number of pairs that brings "pass" or "regressed" with a chance of 80 %, if the true difference and spread are the measured ones.
+    """The smallest number of pairs that brings "pass" or "regressed" with a chance of 80 %.
 
-    Rounds are taken as untrimmed. None where no number would do: the difference is on the margin, or nearer to it than two runs are to each
-    other, or the spread is unknown.
+    The true difference and spread are taken to be the measured ones, and rounds to be untrimmed. None where no number would do: the
+    difference is on the margin, or nearer to it than two runs are to each other, or the spread is unknown.
     """
     ahead, spread = bounds.difference + margin, bounds.standard_error * math.sqrt(bounds.n)
     gap, skewness = (ahead, -bounds.skewness) if ahead > 0 else (-ahead, bounds.skewness)
     between = _half_width_between(bounds.between, level) if bounds.between else 0.0
 
     def quantiles(n: int) -> tuple[float, float]:
-        """In standard errors: half a width of the bounds, and how much nearer to the margin than the truth a measured difference may lie."""
+        """In standard errors: half a width of the bounds, and how much nearer to the margin than the truth a difference may lie."""
         return _stretch_quantile(student_t.quantile(level, n - 1), skewness * math.sqrt(bounds.n / n)), student_t.quantile(POWER, n - 1)
 
     def decides(n: int) -> bool:

@@ -71,9 +71,10 @@ def proportion_interval(successes: float, n: int) -> Estimate:
 def share_interval(shares: npt.ArrayLike, n_images: int) -> Estimate:
     """The mean of the shares of n prompts, such as those of right images among each prompt's, (n,), with as many images of each.
 
-    Wilson's interval for the number of independent images with the same variance (Kish 1965; Korn and Graubard 1998): n where the images of a
-    prompt are all alike, `n_images`, the most it can be, where they are independent. The variance in place of share (1 - share), as in
-    `wins_interval`, would do less well: with 4 images of each of 64 prompts and a share of 0.95 decided by noise it covers 87 %, this 94 to 96 %.
+    Wilson's interval for the number of independent images with the same variance (Kish 1965; Korn and Graubard 1998): n where the images of
+    a prompt are all alike, `n_images`, the most it can be, where they are independent. The variance in place of share (1 - share), as in
+    `wins_interval`, would do less well: with 4 images of each of 64 prompts and a share of 0.95 decided by noise it covers 87 %, this 94 to
+    96 %.
 
     Raises:
         ValueError: not one-dimensional, empty, not finite, or outside 0..1.

@@ -72,7 +72,7 @@ def is_undecidable(measured: Sequence[tuple[Bounds, float]], share: float, alpha
     bound = NormalDist().inv_cdf(1 - alpha)
 
     def chance_beyond_margin(bounds: Bounds, margin: float, side: int, level: float) -> float:
-        """Of the statistic of all data, on this side of the margin (1: pass, -1: regressed); `level` is the normal quantile that it must exceed."""
+        """Of the statistic of all data, on this side of the margin (1: pass, -1: regressed); `level`: the normal quantile to exceed."""
         gap = side * (bounds.difference + margin)
         if bounds.standard_error == 0:
             return float(gap > 0)

@@ -85,5 +85,6 @@ def check_diffusion(folder: Path) -> None:
     else:
         return
     raise UserError(
-        f"the pipeline in {folder} uses a kind of diffusion that cannot be trained here: {found}; expected DDPM's noise, and latents that are only scaled, as in SDXL. Name another with --teacher"
+        f"the pipeline in {folder} uses a kind of diffusion that cannot be trained here: {found}; expected DDPM's noise, and latents that "
+        "are only scaled, as in SDXL. Name another with --teacher"
     )

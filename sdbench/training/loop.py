@@ -153,8 +153,9 @@ def check_even_split(accumulation: int, processes: int) -> None:
     """
     if accumulation % processes:
         raise UserError(
-            f"{accumulation} batches per step cannot be shared evenly by {processes} processes; start {max_even_processes(accumulation, processes)}, "
-            "or change the recipe's accumulation, and its batch the other way, which keeps the images per step"
+            f"{accumulation} batches per step cannot be shared evenly by {processes} processes; start "
+            f"{max_even_processes(accumulation, processes)}, or change the recipe's accumulation, and its batch the other way, which keeps "
+            "the images per step"
         )
 
 
@@ -193,6 +194,7 @@ def _progress_bar(title: str, start: int, schedule: Schedule, *, quiet: bool) ->
 def _not_finite_message(folder: Path, step: int, terms: dict[str, Tensor]) -> str:
     values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
     return (
-        f"training of {folder.name} met a loss or gradient that is not finite at step {step} ({values}); {describe_last_checkpoint(folder)}. "
-        "Running it again repeats the same steps: change a setting such as the learning rate or the seed, which starts a new run"
+        f"training of {folder.name} met a loss or gradient that is not finite at step {step} ({values}); "
+        f"{describe_last_checkpoint(folder)}. Running it again repeats the same steps: change a setting such as the learning rate or the "
+        "seed, which starts a new run"
     )

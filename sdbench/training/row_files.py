@@ -106,7 +106,8 @@ def _create_missing(files: Sequence[RowFile]) -> list[bool]:
     if needed > (free := shutil.disk_usage(folder).free):
         fields = ", ".join(name for dtype in dtypes for name in dtype.names or ())
         raise UserError(
-            f"{folder} has {size_text(free)} free; {size_text(needed)} are needed for {fields} of {files[0].n:,} images. Make room, or name another folder with --work"
+            f"{folder} has {size_text(free)} free; {size_text(needed)} are needed for {fields} of {files[0].n:,} images. Make room, or "
+            "name another folder with --work"
         )
     for file, dtype in zip(new, dtypes, strict=True):
         file.marks_path.unlink(missing_ok=True)

@@ -84,7 +84,8 @@ def test_gate_and_noise_complete_a_unet_with_the_given_base(
     assert "But --base completes only the candidate" in error_message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)
     assert cli.main(["gate", unet, "--baseline", "scenes-vega-pruned", *more]) == 2
     assert re.match(
-        r"no matching record of mine and scenes-vega-pruned under quality@\d+ \(digest \w+\): measuring them now, on this machine \(the files of a checkpoint .*\)\nsdbench: ",
+        r"no matching record of mine and scenes-vega-pruned under quality@\d+ \(digest \w+\): measuring them now, on this machine "
+        r"\(the files of a checkpoint .*\)\nsdbench: ",
         capsys.readouterr().err,
     )
     error_message(["noise", unet, *more], capsys)
@@ -129,7 +130,7 @@ def test_reference_that_the_policy_requires_is_missed_before_anything_is_drawn(
     suite, (model, baseline) = suites.load("quality").model_copy(update={"reference": "photographs"}), ("scenes-vega", "scenes-teacher")
     for judge in (
         lambda: api.gate(model, baseline, suite=suite),
-        lambda: api.until_verdict(model, suite, baseline),
+        lambda: api.until_verdict(model, suite, baseline=baseline),
         lambda: api.evaluate(model, suite, baseline=baseline),
     ):
         with pytest.raises(UserError, match=r"requires what this machine lacks: reference 'photographs', so fd\.scenes will be missing"):

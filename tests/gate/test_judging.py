@@ -275,8 +275,8 @@ def test_probes_of_another_machine_class_are_skipped_unless_required(teacher: Me
     report = judge(elsewhere, teacher, tmp_path / "shipped")
     assert (report.verdict, report.exit_code) == ("incomparable", 2)
     assert (
-        "different machine classes: Some GPU 80GB, driver 550, torch 2.11, CUDA 12.8, Some CPU 3000 against Some CPU 3000 (8 cores), torch 2.11"
-        in report.why
+        "different machine classes: Some GPU 80GB, driver 550, torch 2.11, CUDA 12.8, Some CPU 3000 "
+        "against Some CPU 3000 (8 cores), torch 2.11" in report.why
     )
 
 
@@ -461,7 +461,9 @@ def test_gate_on_quality_alone_weighs_every_image_metric_and_names_what_it_leave
     old = save_record(teacher, tmp_path)
 
     def compare(candidate: Measurement, baseline: Path = old, policy_file: Path | None = None) -> Report:
-        return api.gate(str(save_record(candidate, tmp_path)), str(baseline), policy_file, api.Places(tmp_path), only="quality")
+        return api.gate(
+            str(save_record(candidate, tmp_path)), str(baseline), policy=policy_file, places=api.Places(tmp_path), only="quality"
+        )
 
     report = compare(slow)
     assert (report.verdict, [result.name for result in report.results]) == (
@@ -614,7 +616,8 @@ def test_other_software_behind_the_images_is_reported(teacher: Measurement, tmp_
     upgraded = record.model_copy(update={"environment": record.environment.model_copy(update={"packages": packages})})
     (note,) = judge((upgraded, scores), teacher, tmp_path).notes
     assert note == (
-        "the images were drawn with different software or on different devices, which may explain a difference: diffusers is '0.38.0' against '0.37.0'"
+        "the images were drawn with different software or on different devices, which may explain a difference: diffusers is '0.38.0' "
+        "against '0.37.0'"
     )
 
 
@@ -688,7 +691,8 @@ def test_missing_or_empty_policy_is_rejected(tmp_path: Path) -> None:
         policy.load(tmp_path / "none.toml")
     with pytest.raises(
         UserError,
-        match=r"gate\.toml has no table \[suites\.few\].*'few-custom' \(it has coco-30k, few-step, hpdv2, quality, standard\); add one, .*--policy FILE",
+        match=r"gate\.toml has no table \[suites\.few\].*'few-custom' \(it has coco-30k, few-step, hpdv2, quality, standard\); add one, "
+        r".*--policy FILE",
     ):
         SHIPPED.rules("few-custom")
     with pytest.raises(UserError, match="policy made in Python names no metric"):

@@ -212,8 +212,8 @@ def test_what_cannot_be_compared_is_named_with_the_reason(teacher: Measurement, 
 def test_suite_that_no_policy_knows_is_compared(tmp_path: Path) -> None:
     suite = SuiteId(name="mine", version=1, digest="0a")
     folders = [save_record(make_measurement(name, seed=seed, suite=suite), tmp_path) for seed, name in enumerate(("before", "after"))]
-    found = api.compare("before", "after", api.Places(tmp_path))
-    assert found == api.compare(folders[0], folders[1], api.Places(tmp_path))
+    found = api.compare("before", "after", places=api.Places(tmp_path))
+    assert found == api.compare(folders[0], folders[1], places=api.Places(tmp_path))
     assert (found.a, found.b, found.suite) == ("before", "after", "mine@1 (digest 0a)")
     with pytest.raises(UserError, match="has no table"):
         api.gate(folders[1], folders[0], places=api.Places(tmp_path))

@@ -108,8 +108,9 @@ def test_lora_is_part_of_the_name(tiny_pipeline: Path, tmp_path: Path) -> None:
 
 def test_resolving_imports_neither_torch_nor_diffusers() -> None:
     code = (
-        "import sys; from sdbench.models.spec import resolve; from sdbench.models.digest import weights_digest; import sdbench.assets.weights; "
-        "weights_digest(resolve('sdxl', random=True)); sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+        "import sys; from sdbench.models.spec import resolve; from sdbench.models.digest import weights_digest; "
+        "import sdbench.assets.weights; weights_digest(resolve('sdxl', random=True)); "
+        "sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0
 

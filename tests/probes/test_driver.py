@@ -65,7 +65,12 @@ def test_stage(stage, benchmark):
         pytest.fail(f"{OUT_OF_MEMORY} at batch {request.setting.batch}; the largest batch that fits is 4. Tried to allocate 9 GiB")
     if stage == "vae_decode" and request.spec.name == "half":
         raise MemoryError("out of memory: tried to allocate 9 GiB")
-    benchmark.extra_info.update(parameters={"unet": 7, "pipeline": 11}, weights_bytes=2**21, load_s=2.5, memory_mib={"peak_rss": 300.0, "peak_data": 200.0})
+    benchmark.extra_info.update(
+        parameters={"unet": 7, "pipeline": 11},
+        weights_bytes=2**21,
+        load_s=2.5,
+        memory_mib={"peak_rss": 300.0, "peak_data": 200.0},
+    )
     benchmark.extra_info.update(amount={stage: 1e12}, watch={"foreign_cores": 0.0})
     if stage == "pipeline":
         benchmark.extra_info.update(first_call_s=1.5, compiled_anew=False)
@@ -260,7 +265,7 @@ def test_noise_floor_of_one_model_leaves_the_rounds_of_another(
 
     def measure_noise(name: str) -> None:
         spec = ModelSpec(name, "scenes", "vega", "random", "")
-        api.noise(spec, TIMED, 2, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")
+        api.noise(spec, TIMED, seeds=2, places=api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")
 
     def write_after_another_model(*_: Any) -> Path:
         monkeypatch.setattr(floors, "write", write)
@@ -282,7 +287,7 @@ def test_each_noise_floor_is_measured_afresh_and_a_killed_one_resumes(
     spec, write = ModelSpec("a", "scenes", "vega", "random", ""), floors.write
 
     def measure_noise() -> Path:
-        return api.noise(spec, TIMED, 2, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")[0]
+        return api.noise(spec, TIMED, seeds=2, places=api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")[0]
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -86,7 +86,10 @@ def test_digest_does_not_depend_on_the_layout_of_the_images(
     image_folder: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    table = datasets.Dataset.from_dict({"image": FILES, "caption": ["x"] * N}, features=datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")}))  # fmt: skip
+    table = datasets.Dataset.from_dict(
+        {"image": FILES, "caption": ["x"] * N},
+        features=datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")}),
+    )
     table.to_parquet(tmp_path / "table.parquet")
     one, other = (
         build("one", images_in_folder(image_folder), TOY, runs),

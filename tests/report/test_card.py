@@ -148,7 +148,7 @@ def test_command_finds_records_by_the_digest_of_the_weights(
     copy.symlink_to(tiny_pipeline, target_is_directory=True)
     path = tiny_pipeline / "README.md"
     try:
-        assert api.card(str(tiny_pipeline), api.Places(results)) == path
+        assert api.card(str(tiny_pipeline), places=api.Places(results)) == path
         text = path.read_text(encoding="utf-8")
         assert "tiny-vega" in text
         assert "fp16" not in text
@@ -157,6 +157,6 @@ def test_command_finds_records_by_the_digest_of_the_weights(
         metrics = [result.metric_type for result in ModelCard.load(path).data.eval_results]
         assert len(metrics) == len(set(metrics))
         monkeypatch.setenv("HOME", str(tmp_path))
-        assert api.card("~/student", api.Places(results)) == copy / "README.md"
+        assert api.card("~/student", places=api.Places(results)) == copy / "README.md"
     finally:
         path.unlink(missing_ok=True)

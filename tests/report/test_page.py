@@ -68,7 +68,7 @@ def test_ids_are_unique_and_internal_links_have_targets(page: str) -> None:
 
 def test_images_are_linked_if_none_fits_into_the_page(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_wall, "PAGE_BYTES", 0)
-    page, *rest_files = api.report(api.Places(results), tmp_path / "report #1.html", policy=None)
+    page, *rest_files = api.report(places=api.Places(results), out=tmp_path / "report #1.html", policy=None)
     tags = Tags(page.read_text(encoding="utf-8")).found
     links = [attributes["href"] or "" for tag, attributes in tags if tag == "a" and "images/" in (attributes["href"] or "")]
     assert [page.parent / unquote(urlsplit(link).path) for link in links] == rest_files
@@ -82,7 +82,7 @@ def test_hostile_text_is_escaped_everywhere(page: str) -> None:
 
 
 def test_same_records_make_the_same_page(page: str, results: Path, tmp_path: Path) -> None:
-    (again,) = api.report(api.Places(results), tmp_path / "again.html")
+    (again,) = api.report(places=api.Places(results), out=tmp_path / "again.html")
     assert again.read_text(encoding="utf-8") == page
 
 
@@ -90,7 +90,7 @@ def test_scores_by_group_are_shown_where_the_prompts_have_groups(page: str, tmp_
     record, scores = make_model(0, "scenes-teacher")
     numbered = Scores([prompt_id.removeprefix("p") for prompt_id in scores.prompt_ids], scores.samples, scores.columns, scores.prompts)
     records.write(record.model_copy(update={"groups": {"anime": 12, "photo": 12}}), numbered, {}, tmp_path)
-    (grouped,) = api.report(api.Places(tmp_path), tmp_path / "report.html")
+    (grouped,) = api.report(places=api.Places(tmp_path), out=tmp_path / "report.html")
     text = grouped.read_text(encoding="utf-8")
     assert "anime (n = 12)" in text[text.index('id="s1-groups"') :]
     assert "s1-groups" not in page
@@ -111,7 +111,7 @@ def test_verdicts_use_the_noise_between_runs(tmp_path: Path) -> None:
     student = save_record(make_measurement("scenes-vega", seed=2, run="other", worse="latency.pipeline.p50", by=0.2), tmp_path)
 
     def first_verdict() -> str:
-        (path,) = api.report(api.Places(tmp_path))
+        (path,) = api.report(places=api.Places(tmp_path))
         text = path.read_text(encoding="utf-8")
         assert '<span class="interval">separate runs</span>' in text, "in the cell of the speed-up"
         verdict: str = re.findall(r'<span class="chip (\w+)">', text)[0]
@@ -121,7 +121,7 @@ def test_verdicts_use_the_noise_between_runs(tmp_path: Path) -> None:
     floor = floors.estimate([Side.read(teacher), Side.read(student)], (1, 2), records.read_record(teacher).suite)
     spread = floors.Spread(noise=0.25, values=(0.4, 0.6), unit="s")
     floors.write(floor.model_copy(update={"metrics": {"latency.pipeline.p50": spread}}), tmp_path)
-    assert first_verdict() == "inconclusive" == api.gate(str(student), str(teacher), None, api.Places(tmp_path)).verdict
+    assert first_verdict() == "inconclusive" == api.gate(str(student), str(teacher), places=api.Places(tmp_path)).verdict
 
 
 @pytest.mark.parametrize("source", ["embedded", "rendered"])
@@ -134,7 +134,7 @@ def test_verdicts_are_those_of_the_gate_with_its_notes(source: str, tmp_path: Pa
     student = make_measurement("scenes-vega", seed=2, n_prompts=32, suite=suite, run="other", sampling={"steps": 4})
     teacher, candidate = save_record((record, scores), tmp_path), save_record(student, tmp_path)
     report = api.gate(candidate, teacher, places=api.Places(tmp_path))
-    (path,) = api.report(api.Places(tmp_path))
+    (path,) = api.report(places=api.Places(tmp_path))
     shown = path.read_text(encoding="utf-8").partition('id="s1-gate"')[2].partition("<h3")[0]
     assert re.findall(r'<span class="chip (\w+)">', shown) == [report.verdict]
     assert [html.unescape(note) for note in re.findall("<li>(.*?)</li>", shown)] == [*report.notes]
@@ -151,7 +151,7 @@ def test_page_has_no_verdicts_where_nothing_is_weighed_against_images_alone(tmp_
     (tmp_path / "own.toml").write_text(
         'alpha = 0.05\n[suites.quality]\n"latency.pipeline.p50" = { direction = "lower", margin = 1, required = true }\n', encoding="utf-8"
     )
-    (path,) = api.report(api.Places(tmp_path), policy=tmp_path / "own.toml")
+    (path,) = api.report(places=api.Places(tmp_path), policy=tmp_path / "own.toml")
     assert 'id="s1-gate"' not in path.read_text(encoding="utf-8")
 
 
@@ -160,7 +160,7 @@ def test_nan_score_is_shown_as_nan(tmp_path: Path) -> None:
         record, scores = make_model(place, name)
         scores.columns["preference.scenes"][0] = np.nan
         records.write(record, scores, {"p0000.png": png((place, 0, 0))}, tmp_path)
-    (path,) = api.report(api.Places(tmp_path))
+    (path,) = api.report(places=api.Places(tmp_path))
     assert "preference.scenes nan" in path.read_text(encoding="utf-8")
 
 
@@ -170,7 +170,7 @@ def test_models_without_images_scores_or_a_policy_have_a_page(tmp_path: Path) ->
     odd = random.model_copy(update={"name": "odd", "source": "folder:odd", "label": '"><b>'})
     for model in (random, odd):
         records.write(make_record(family="sdxl", suite=suite, machine=GPU, n_images=0, model=model), Scores([], [], {}), {}, tmp_path)
-    (path,) = api.report(api.Places(tmp_path))
+    (path,) = api.report(places=api.Places(tmp_path))
     text = path.read_text(encoding="utf-8")
     assert "sdxl (random weights)" in text
     assert 'id="s1-made"' in text
@@ -184,7 +184,7 @@ def test_given_policy_without_the_suite_is_an_error(tmp_path: Path) -> None:
         'alpha = 0.05\n[suites.qualty]\nx = { direction = "lower", margin = 1, required = true }\n', encoding="utf-8"
     )
     with pytest.raises(UserError, match=r"own\.toml has no table \[suites\.quality\].*\(it has qualty\)"):
-        api.report(api.Places(tmp_path), policy=tmp_path / "own.toml")
+        api.report(places=api.Places(tmp_path), policy=tmp_path / "own.toml")
     assert not (tmp_path / "report.html").exists()
 
 
@@ -192,7 +192,7 @@ def test_unwritable_place_and_missing_policy_are_errors(tmp_path: Path, capsys: 
     write_board(tmp_path)
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(UserError, match="cannot write"):
-        api.report(api.Places(tmp_path), tmp_path / "file" / "report.html")
+        api.report(places=api.Places(tmp_path), out=tmp_path / "file" / "report.html")
     assert cli.main(["report", "--results", str(tmp_path), "--policy", "nowhere.toml"]) == 2
     assert "nowhere.toml" in capsys.readouterr().err
 
@@ -201,7 +201,7 @@ def test_table_has_quality_and_cost_first_and_reasons_below(tmp_path: Path) -> N
     record, scores = make_model(0, "scenes-teacher")
     agreement = Value(name="agreement.ssim", kind="score", direction="higher", unit="SSIM", state="missing", reason="no <teacher> here")
     records.write(record.model_copy(update={"values": (agreement, *record.values)}), scores, {}, tmp_path)
-    (path,) = api.report(api.Places(tmp_path))
+    (path,) = api.report(places=api.Places(tmp_path))
     table, below = path.read_text(encoding="utf-8").partition('<table class="board"')[2].split("</table>")[:2]
     titles = [re.sub("<wbr>", "", title) for title in re.findall('<span class="title">(.*?)</span>', table)]
     assert titles[0] == "model"
@@ -226,7 +226,7 @@ def test_cells_against_another_reference_than_most_are_marked(tmp_path: Path) ->
 @pytest.mark.parametrize("n", [MAX_MODELS, MAX_MODELS + 1])
 def test_limit_of_models_is_said_once_in_a_section_that_has_more(n: int, tmp_path: Path) -> None:
     write_board(tmp_path, ("scenes-teacher", *(f"a{number:02d}" for number in range(n - 1))), ("a red circle", "a blue circle"))
-    (path,) = api.report(api.Places(tmp_path))
+    (path,) = api.report(places=api.Places(tmp_path))
     text = path.read_text(encoding="utf-8")
     assert text.count(f"at most {MAX_MODELS} models") == (n > MAX_MODELS)
     assert f"first {MAX_MODELS}" not in text

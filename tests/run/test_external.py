@@ -64,7 +64,7 @@ def save_images(folder: Path, images: U8, prompts: list[str]) -> tuple[Path, Pat
 
 def test_external_images_score_like_generated_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])  # for the suite's list of metrics
-    values, scores = api.score(*save_images(tmp_path, IMAGES, PROMPTS), api.Places(tmp_path), "quality")
+    values, scores = api.score(*save_images(tmp_path, IMAGES, PROMPTS), "quality", places=api.Places(tmp_path))
     assert list((tmp_path / "runs").glob("*/images/*.png")), "beside the results by default"
     own, columns = score(
         make_subject(tmp_path, IMAGES, PROMPTS, reference="scenes"), [name for name in METRICS if not name.startswith("win_rate")]
@@ -98,7 +98,7 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
     suite = suites.load(str(own))
     prompts = [*suite.prompt_list().values()]
     images = render([parse(prompt) for prompt in prompts], range(6))
-    folder = api.record_images(*save_images(tmp_path, images, prompts), "dall-e", places, str(own))
+    folder = api.record_images(*save_images(tmp_path, images, prompts), str(own), name="dall-e", places=places)
     record, scores = records.read(folder)
     assert (record.suite, list(scores.prompt_ids)) == (suite.id, [*suite.prompt_list()])  # beside the models' rows
     assert record.model == Model(name="dall-e", architecture="", source="images:images, 64 x 64 px, PNG", weights_digest=None)
@@ -111,19 +111,22 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
     (row,) = standings.read_rows(tmp_path)
     assert (row.name, row.is_images_only) == ("dall-e", True)
     assert "sampling: unknown, made elsewhere (images:images, 64 x 64 px, PNG)" in writing.markdown([row])
-    report = api.gate(str(folder), str(folder), policy, places)
+    report = api.gate(str(folder), str(folder), policy=policy, places=places)
     assert (report.verdict, [result.name for result in report.results]) == ("pass", ["preference.scenes"])
     assert report.notes == (
-        "the images of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere; how they were sampled is not known",
+        (
+            "the images of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere; "
+            "how they were sampled is not known"
+        ),
         "not measured, so not weighed: latency.pipeline.p50",
     )
     files, listed = save_images(tmp_path / "other", images, prompts[1:] + prompts[:1])
     Image.fromarray(images[0]).save(files / "000.JPG")
     (files / "000.png").unlink()
-    other = records.read_record(api.record_images(files, listed, "dall-e", places, str(own)))
+    other = records.read_record(api.record_images(files, listed, str(own), name="dall-e", places=places))
     assert (other.suite.name, other.model.source) == ("own-custom", "images:images, 64 x 64 px, JPEG and PNG")
     with pytest.raises(UserError, match="not the name of a model in the catalogue; choose another with --name"):
-        api.record_images(*save_images(tmp_path / "named", images, prompts), "sdxl", places, str(own))
+        api.record_images(*save_images(tmp_path / "named", images, prompts), str(own), name="sdxl", places=places)
 
 
 @pytest.mark.parametrize("layout", ["metadata.jsonl", "text files"])
@@ -141,17 +144,17 @@ def test_captions_in_the_folder_pair_images_with_the_prompts_of_the_suite_in_any
         else:
             with (folder / layout).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"file_name": f"{name}.png", "text": f"{prompt} "}) + "\n")
-    record, scores = records.read(api.record_images(folder, None, "dall-e", places, str(own)))
+    record, scores = records.read(api.record_images(folder, None, str(own), name="dall-e", places=places))
     assert (record.suite, list(scores.prompts or ())) == (suite.id, prompts)
     assert scores.columns["scene_accuracy"].tolist() == [1] * 6, "each image shows its own caption"
     few = "prompts = { n = 5 }"
     own.write_text(OWN.replace("prompts = { n = 6 }", few), encoding="utf-8")
-    other, scores = records.read(api.record_images(folder, None, "dall-e", places, str(own)))
+    other, scores = records.read(api.record_images(folder, None, str(own), name="dall-e", places=places))
     assert (other.suite.name, other.n_images, scores.columns["scene_accuracy"].tolist()) == ("own-custom", 6, [1] * 6)
     assert other.prompts.startswith(f"6 of {folder}, ")
     Image.fromarray(IMAGES[0]).save(folder / "more.png")
     with pytest.raises(UserError, match=r"more\.(png have no caption|txt .*needs its caption)|1 images have no caption, such as more\.png"):
-        api.score(folder, None, places, str(own))
+        api.score(folder, None, str(own), places=places)
 
 
 def test_captions_without_image_files_are_refused(tmp_path: Path) -> None:
@@ -161,16 +164,16 @@ def test_captions_without_image_files_are_refused(tmp_path: Path) -> None:
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     datasets.Dataset.from_dict(packed, features).to_parquet(tmp_path / "packed" / "0.parquet")
     with pytest.raises(UserError, match=r"packed: captions without an image file, .*; remove them, or unpack the images"):
-        api.score(tmp_path / "packed", None, api.Places(tmp_path))
+        api.score(tmp_path / "packed", None, places=api.Places(tmp_path))
 
 
 def test_images_without_captions_need_a_file_of_prompts(tmp_path: Path) -> None:
     images, _ = save_images(tmp_path, IMAGES, PROMPTS)
     with pytest.raises(UserError, match=r"a \.txt beside each image.* Or name a text file of prompts with --prompts"):
-        api.score(images, None, api.Places(tmp_path))
+        api.score(images, None, places=api.Places(tmp_path))
     (images / "000.txt").write_text(PROMPTS[0], encoding="utf-8")
     with pytest.raises(UserError, match=r"001\.txt .*Write one, or remove the image\. Or name a text file"):
-        api.score(images, None, api.Places(tmp_path))
+        api.score(images, None, places=api.Places(tmp_path))
 
 
 def test_python_functions_take_paths_as_strings(tmp_path: Path) -> None:
@@ -182,11 +185,11 @@ def test_python_functions_take_paths_as_strings(tmp_path: Path) -> None:
     Path(own).write_text(OWN, encoding="utf-8")
     Path(policy).write_text(OWN_POLICY, encoding="utf-8")
     places = api.Places(tmp_path / "results")
-    values, _ = api.score(images, prompts, places, own)
-    folder = api.record_images(images, prompts, "dall-e", places, own)
+    values, _ = api.score(images, prompts, own, places=places)
+    folder = api.record_images(images, prompts, own, name="dall-e", places=places)
     assert [value.name for value in values] == ["scene_accuracy", "preference.scenes"]
-    assert api.gate(folder, folder, policy, places).verdict == "pass"
-    assert [path.name for path in api.report(places, str(tmp_path / "page.html"), policy)] == ["page.html"]
+    assert api.gate(folder, folder, policy=policy, places=places).verdict == "pass"
+    assert [path.name for path in api.report(places=places, out=str(tmp_path / "page.html"), policy=policy)] == ["page.html"]
 
 
 def test_source_of_images_has_their_width_first(tmp_path: Path) -> None:
@@ -204,7 +207,7 @@ def test_images_of_equal_bytes_in_other_shapes_are_stored_apart(tmp_path: Path) 
 def test_image_and_prompt_counts_must_match(tmp_path: Path) -> None:
     images, prompts = save_images(tmp_path, IMAGES, PROMPTS[:5])
     with pytest.raises(UserError, match=r"6 images and .* 5 prompts"):
-        api.score(images, prompts, api.Places(tmp_path))
+        api.score(images, prompts, places=api.Places(tmp_path))
 
 
 def test_images_with_ambiguous_file_order_are_rejected(tmp_path: Path) -> None:
@@ -223,7 +226,7 @@ def test_full_size_images_are_scored_with_the_available_weights(tmp_path: Path, 
     towers, images = Clip(tiny(), "tiny"), photographs(70, 40, 56)
     monkeypatch.setitem(TOWERS, "clip.vit-l-14", lambda: towers)
     prompts = [f"a photograph, number {row}" for row in range(70)]
-    values, scores = api.score(*save_images(tmp_path, images, prompts), api.Places(tmp_path))
+    values, scores = api.score(*save_images(tmp_path, images, prompts), places=api.Places(tmp_path))
     assert {value.name for value in values if value.state != "missing"} == {"clip_score.vit-l-14"}
     assert {"fid.clean", "pickscore.v1"} < {value.name for value in values}
     expected = caption_score(towers.images(images), towers.texts(prompts))
@@ -255,22 +258,22 @@ def test_images_of_mixed_sizes_are_rejected_in_any_block(tmp_path: Path) -> None
     Image.fromarray(photographs(1, 40, 40)[0]).save(images / "064.png")
     Image.fromarray(photographs(1, 40, 40)[0]).save(images / "065.png")
     with pytest.raises(UserError, match=r"064\.png is 40 x 40 px, the first is 56 x 40"):
-        api.score(images, prompts, api.Places(tmp_path))
+        api.score(images, prompts, places=api.Places(tmp_path))
 
 
 def test_images_and_prompts_that_are_not_scenes_are_rejected(tmp_path: Path) -> None:
     """The scenes evaluators would fail on such images and give meaningless scores for such prompts."""
     wide = np.concatenate([IMAGES, IMAGES], axis=2)
     with pytest.raises(UserError, match=r"images of 128 x 64 px; scenes are of 64 x 64.*--suite standard"):
-        api.score(*save_images(tmp_path / "wide", wide, PROMPTS), api.Places(tmp_path), "quality")
+        api.score(*save_images(tmp_path / "wide", wide, PROMPTS), "quality", places=api.Places(tmp_path))
     with pytest.raises(UserError, match=r"prompts\.txt: not a caption of the scenes grammar: 'a photo of a cat'"):
         api.score(
             *save_images(tmp_path / "cat", IMAGES, [*PROMPTS[:-1], "a photo of a cat"]),
-            api.Places(tmp_path),
             "quality",
+            places=api.Places(tmp_path),
         )
     with pytest.raises(UserError, match=r"suite 'fid' is a part"):
-        api.score(*save_images(tmp_path / "part", IMAGES, PROMPTS), api.Places(tmp_path), "fid")
+        api.score(*save_images(tmp_path / "part", IMAGES, PROMPTS), "fid", places=api.Places(tmp_path))
     assert not (tmp_path / "runs").exists()
 
 
@@ -279,7 +282,7 @@ def test_images_path_that_is_not_a_folder_is_an_error(path: str, tmp_path: Path)
     _, prompts = save_images(tmp_path, IMAGES, PROMPTS)
     for given in (prompts, None):
         with pytest.raises(UserError, match=rf"^there is no folder {tmp_path / path}; name the folder of the images with --images$"):
-            api.score(tmp_path / path, given, api.Places(tmp_path))
+            api.score(tmp_path / path, given, places=api.Places(tmp_path))
 
 
 def test_metrics_that_cannot_be_measured_are_errors_before_any_work(tmp_path: Path) -> None:
@@ -290,7 +293,7 @@ def test_metrics_that_cannot_be_measured_are_errors_before_any_work(tmp_path: Pa
     ):
         suite = api.Overrides(metrics=[metric]).apply(suites.load("quality"))
         with pytest.raises(UserError, match=said):
-            api.score(images, prompts, api.Places(tmp_path), suite)
+            api.score(images, prompts, suite, places=api.Places(tmp_path))
     assert not (tmp_path / "runs").exists()
 
 
@@ -299,6 +302,6 @@ def test_folder_without_images_and_missing_prompts_are_errors(tmp_path: Path) ->
     images.mkdir(parents=True)
     for missing in (tmp_path, tmp_path / "nowhere.txt"):
         with pytest.raises(UserError, match=f"^there is no file {missing}; name a text file with one prompt per line with --prompts$"):
-            api.score(images, missing, api.Places(tmp_path))
+            api.score(images, missing, places=api.Places(tmp_path))
     with pytest.raises(UserError, match=rf"{images} holds no images \(\.jpeg, \.jpg, \.png, \.webp\)$"):
-        api.score(images, prompts, api.Places(tmp_path))
+        api.score(images, prompts, places=api.Places(tmp_path))

@@ -126,7 +126,10 @@ def test_a_run_says_which_values_only_other_software_measured(
         replace_probes(monkeypatch, *measured)
         runner.run([teacher], prepare_in(tmp_path, PROBED, "probes"))
         said.append(capsys.readouterr().err)
-    lacking = "scenes-teacher: its new record lacks flops.unet, which other versions or environment variables measured; run the whole suite again\n"
+    lacking = (
+        "scenes-teacher: its new record lacks flops.unet, which other versions or environment variables measured; "
+        "run the whole suite again\n"
+    )
     assert said == ["", "", lacking, "", ""]
 
 

@@ -120,8 +120,8 @@ def test_dry_run_lists_missing_inputs_and_fetches_nothing(
 def test_dry_run_reports_a_teacher_that_is_neither_measured_nor_requested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["run", "--model", "scenes-vega", "--dry-run", "--only", "quality", "--results", str(tmp_path)]
     warning = (
-        f"missing: record of the teacher, scenes-teacher under {suites.load('quality').id.title_with_digest}, so win rates and agreement with it will be missing: "
-        "add --model scenes-teacher\n"
+        f"missing: record of the teacher, scenes-teacher under {suites.load('quality').id.title_with_digest}, so win rates and agreement "
+        "with it will be missing: add --model scenes-teacher\n"
     )
     assert cli.main(args) == 0
     assert warning in capsys.readouterr().out

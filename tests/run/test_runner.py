@@ -223,7 +223,7 @@ def test_noise_floor_has_the_distances_to_a_reference_of_ones_own(teacher: Model
         Image.fromarray(image).save(tmp_path / "real" / f"{index}.png")
     places = api.Places(tmp_path / "results", tmp_path / "runs")
     build("mine", images_in_folder(tmp_path / "real"), ENCODERS["scenes.features"], places.work)
-    _, floor = api.noise(teacher, SUITE.model_copy(update={"reference": "mine"}), 2, places, device="cpu", only="quality")
+    _, floor = api.noise(teacher, SUITE.model_copy(update={"reference": "mine"}), seeds=2, places=places, device="cpu", only="quality")
     assert {"fd.scenes", "clip_score.scenes"} <= floor.metrics.keys()
 
 
@@ -278,7 +278,10 @@ def test_model_that_cannot_be_drawn_does_not_stop_the_others(
     monkeypatch.setattr(runner, "load", load_in_small_memory)
     monkeypatch.setattr(machine, "is_slow", lambda dtype, _: dtype == "float32")
     specs, context = [teacher, replace(student, name="large"), student], prepare_in(tmp_path)
-    said = r"^large: too little memory on cpu to draw \d images at once \(CUDA out of memory. Tried to allocate 9 GiB\); draw fewer with --batch"
+    said = (
+        r"^large: too little memory on cpu to draw \d images at once \(CUDA out of memory. Tried to allocate 9 GiB\); "
+        r"draw fewer with --batch"
+    )
     with pytest.raises(PartialError, match=said):
         runner.draw(specs, context, (1, 1))
     with pytest.raises(PartialError, match=said) as error:
@@ -299,8 +302,8 @@ def test_records_without_their_teacher_are_written_and_the_error_says_so(
     with pytest.raises(PartialError) as error:
         runner.run([teacher, student], prepare_in(tmp_path))
     assert str(error.value) == (
-        f"{teacher.name}: too little memory on cpu to load the model (DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes); "
-        "use a device with more (so the records of the others may lack what compares them with it)"
+        f"{teacher.name}: too little memory on cpu to load the model (DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 "
+        "bytes); use a device with more (so the records of the others may lack what compares them with it)"
     )
     assert [folder.parent.name for folder in error.value.folders] == [student.name]
 
@@ -314,7 +317,7 @@ def test_damaged_record_stops_the_run_before_any_work(
     for work in ("load", "weights_digest", "fetch", "generate"):
         monkeypatch.setattr(runner, work, fail_if_called)
     with pytest.raises(UserError, match=rf"record .*{folder.name} was changed.*Restore it, or delete the folder"):
-        api.run([student], SUITE, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu", only="quality")
+        api.run([student], SUITE, places=api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu", only="quality")
     assert modification_times(tmp_path) == before
 
 

@@ -178,21 +178,21 @@ def test_images_made_elsewhere_are_samples_of_the_prompts_that_they_share(tmp_pa
     for row in range(6):
         Image.fromarray(np.full((64, 64, 3), 20 + 40 * row, np.uint8)).save(folder / f"{row}.png")
     prompts.write_text("\n".join(captions), encoding="utf-8")
-    record, scores = records.read(api.record_images(folder, prompts, "dall-e", places, suite, device="cpu"))
+    record, scores = records.read(api.record_images(folder, prompts, suite, name="dall-e", places=places, device="cpu"))
     assert (record.suite, record.n_images, record.samples, record.n_prompts) == (suite.id, 6, 2, 3)
     assert scores.keys == [(prompt_id, sample) for sample in (0, 1) for prompt_id in suite.prompt_list()]
-    values, unrecorded = api.score(folder, prompts, places, suite, device="cpu")
+    values, unrecorded = api.score(folder, prompts, suite, places=places, device="cpu")
     assert {value.n for value in values if value.name == "clip_score.scenes"} == {3}
     assert unrecorded.keys == [(f"{2 * row:05d}", sample) for row in range(3) for sample in (0, 1)]
     recorded = scores.columns["clip_score.scenes"]
     assert unrecorded.columns["clip_score.scenes"].tolist() == [recorded[3 * sample + row] for row in range(3) for sample in (0, 1)]
     prompts.write_text("\n".join([*captions[:5], captions[0]]), encoding="utf-8")
     with pytest.raises(UserError, match=r"takes 2 images of each of its 3 prompts, but the 6 images in .* have other captions"):
-        api.record_images(folder, prompts, "dall-e", places, suite, device="cpu")
+        api.record_images(folder, prompts, suite, name="dall-e", places=places, device="cpu")
 
 
 def test_noise_floor_of_several_samples_is_over_prompts(teacher: ModelSpec, tmp_path: Path) -> None:
-    _, floor = api.noise(teacher, sampled(2), 2, Places(tmp_path / "results", tmp_path / "runs"), device="cpu", only="quality")
+    _, floor = api.noise(teacher, sampled(2), seeds=2, places=Places(tmp_path / "results", tmp_path / "runs"), device="cpu", only="quality")
     sides = [
         records.read_scores(next((tmp_path / "runs/noise/scenes-teacher" / f"{seed}").rglob("scores.parquet")).parent) for seed in (0, 1)
     ]

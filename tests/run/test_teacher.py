@@ -112,7 +112,10 @@ def test_few_step_student_is_compared_with_the_teacher_at_the_teachers_own_sampl
         return [record.value(name) for name in (WIN_RATE, "agreement.clip.scenes")]
 
     advice = f"first sdbench run --model scenes-teacher --suite {tmp_path / 'own.toml'}"
-    missing = f"record of the teacher, scenes-teacher under {SUITE.id.title_with_digest}, so win rates and agreement with it will be missing: {advice}"
+    missing = (
+        f"record of the teacher, scenes-teacher under {SUITE.id.title_with_digest}, "
+        f"so win rates and agreement with it will be missing: {advice}"
+    )
     assert recording.missing_of_teacher([teacher], prepare_in(tmp_path, few_step_suite)) == [missing], "this run makes others"
     for value in found(student):
         assert value

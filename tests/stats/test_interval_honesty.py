@@ -187,7 +187,10 @@ def test_coverage_check_detects_intervals_that_are_too_narrow() -> None:
 
 
 def distances_and_overlaps(generated: F64, real: F64) -> dict[str, tuple[float, F64]]:
-    """The values of n generated and m real features, n x d and m x d, each with its influences, (n,); precision is a share, with an exact one."""
+    """The values of n generated and m real features, n x d and m x d, each with its influences, (n,).
+
+    Precision is left out: it is a share, with an exact interval.
+    """
     unit_generated, unit_real = (features / np.linalg.norm(features, axis=1, keepdims=True) for features in (generated, real))
     overlaps = {name: found for name, found in prdc(generated, real).items() if name != "precision"}
     return {"KID": kid(generated, real), "CMMD": cmmd(unit_generated, unit_real), **overlaps}

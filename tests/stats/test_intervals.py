@@ -128,7 +128,10 @@ def test_time_quantile_pools_calls_and_takes_its_interval_from_rounds(q: float, 
     assert (found.n, found.has_interval) == (12, True)
 
 
-@pytest.mark.parametrize(("rounds", "calls", "q", "enough"), [(2, 2, 0.5, True), (1, 50, 0.5, False), (3, 10, 0.9, True), (3, 9, 0.9, False), (3, 100, 0.99, True), (9, 99, 0.99, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rounds", "calls", "q", "enough"),
+    [(2, 2, 0.5, True), (1, 50, 0.5, False), (3, 10, 0.9, True), (3, 9, 0.9, False), (3, 100, 0.99, True), (9, 99, 0.99, False)],
+)
 def test_time_quantile_has_no_interval_if_n_is_too_small(rounds: int, calls: int, q: float, *, enough: bool) -> None:
     found = intervals.time_quantile([np.arange(1.0, calls + 1)] * rounds, q)
     assert found.has_interval is enough

@@ -171,7 +171,8 @@ def test_non_finite_loss_is_an_error_and_keeps_the_last_good_checkpoint(tmp_path
     net = tiny_net()
     with pytest.raises(
         UserError,
-        match=r"not finite at step 7 \(square nan, small [0-9.e-]+\); the last good checkpoint is .*step-00000007\. Running it again repeats the same steps",
+        match=r"not finite at step 7 \(square nan, small [0-9.e-]+\); the last good checkpoint is .*step-00000007\. Running it again "
+        r"repeats the same steps",
     ):
         fit(net, noisy_loss(net, 6), SCHEDULE, tmp_path, save_every_s=ALWAYS)
     for name in ("model", "average"):

@@ -61,7 +61,7 @@ class Pool:
         return to_pixels(self.images[rows])
 
     def _digest_of_first(self) -> str:
-        """The digest of the first captions and images as this version makes them: those of another grammar or renderer are not taken for its own."""
+        """The digest of the first captions and images, so that those of another grammar or renderer are not taken for this version's."""
         scenes = [scene_at(index, self.split, self.seed) for index in range(8)]
         captions = "\n".join(scene.caption for scene in scenes)
         return hashlib.sha256(captions.encode() + render(scenes, range(len(scenes)), self.seed).tobytes()).hexdigest()[:8]

@@ -27,7 +27,8 @@ def ship(workspace: Workspace, environment: dict[str, Any], logs: Path) -> Path:
     missing += [name for name in STUDENTS if not (workspace.out / "unets" / name / "config.json").exists()]
     if missing:
         raise UserError(
-            f"{workspace.out} lacks {', '.join(missing)}; make them with `sdbench scenes train` and `distillation`, or all at once with `nox -s scenes`"
+            f"{workspace.out} lacks {', '.join(missing)}; make them with `sdbench scenes train` and `distillation`, or all at once with "
+            "`nox -s scenes`"
         )
     for name in SHIPPED:
         shutil.rmtree(WEIGHTS / name, ignore_errors=True)
