@@ -1,8 +1,8 @@
 """The grammar of the names in a record: those of values and those of prompts.
 
-A value's name begins with its family, and points divide its parts: `clip_score.vit-l-14`, `latency.unet_step.p50`. An image metric's name is
-its protocol; a win rate's also has the name of its judge, the score that decides who wins: `win_rate.pickscore.v1`. The name of a probe
-that was measured in another setting than `base` ends in the setting's label: `latency.pipeline.p50@b8+compiled`.
+A value's name begins with its family, and points divide its parts: `clip_score.vit-l-14`, `latency.unet_step.p50`. An image metric's name
+is its protocol; a win rate's also has the name of its judge, the score that decides who wins: `win_rate.pickscore.v1`. The name of a
+probe that was measured in another setting than `base` ends in the setting's label: `latency.pipeline.p50@b8+compiled`.
 """
 
 import hashlib
