@@ -21,7 +21,7 @@ LABELS = st.builds(Setting, batch=st.integers(1, 9), compile=st.sampled_from((No
 def test_settings_are_read_back(name: str, label: str) -> None:
     labelled = names.with_setting(name, label)
     assert (names.without_setting(labelled), names.setting_of(labelled)) == (name, label)
-    assert names.family_of(labelled) == names.family_of(name)
+    assert names.first_part(labelled) == names.first_part(name)
     assert names.is_probe(labelled) == names.is_probe(name)
 
 
@@ -62,11 +62,9 @@ def test_odd_names_are_nothing_special(name: str) -> None:
     assert special == (None, False, False, False)
 
 
-@pytest.mark.parametrize(
-    ("name", "family"), [("images_per_second@b8", "images_per_second"), ("scene_accuracy", "scene_accuracy"), ("", "")]
-)
-def test_names_of_one_part_are_their_own_family(name: str, family: str) -> None:
-    assert names.family_of(name) == family
+@pytest.mark.parametrize(("name", "first"), [("images_per_second@b8", "images_per_second"), ("scene_accuracy", "scene_accuracy"), ("", "")])
+def test_names_of_one_part_are_their_own_first_part(name: str, first: str) -> None:
+    assert names.first_part(name) == first
 
 
 @pytest.mark.parametrize(

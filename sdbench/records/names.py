@@ -1,8 +1,8 @@
 """The grammar of the names in a record: those of values and those of prompts.
 
-A value's name begins with its family, and points divide its parts: `clip_score.vit-l-14`, `latency.unet_step.p50`. An image metric's name
-is its protocol; a win rate's also has the name of its judge, the score that decides who wins: `win_rate.pickscore.v1`. The name of a
-probe that was measured in another setting than `base` ends in the setting's label: `latency.pipeline.p50@b8+compiled`.
+A value's name has parts, divided by points, from the general to the special: `clip_score.vit-l-14`, `latency.unet_step.p50`. An image
+metric's name is its protocol; a win rate's also has the name of its judge, the score that decides who wins: `win_rate.pickscore.v1`. The
+name of a probe that was measured in another setting than `base` ends in the setting's label: `latency.pipeline.p50@b8+compiled`.
 """
 
 import hashlib
@@ -10,12 +10,12 @@ import re
 
 BASE = "base"  # the label of the setting that names do not mention
 STAGES = ("pipeline", "text_encoders", "unet_step", "scheduler", "vae_decode")  # the pipeline first: its first call is the cold start
-# Families of what is measured of the model and not of its images.
+# The first parts of the names of what is measured of the model and not of its images.
 PROBES = frozenset(("latency", "memory", "cold_start", "images_per_second", "ceiling", "share", "machine", "parameters", "flops", "bytes"))
 _WIN_RATE = "win_rate."
 
 
-def family_of(name: str) -> str:
+def first_part(name: str) -> str:
     """The first part of a name, without a setting."""
     return re.split(r"[.@]", name, maxsplit=1)[0]
 
@@ -27,17 +27,17 @@ def begins_with(name: str, start: str) -> bool:
 
 def is_probe(name: str) -> bool:
     """Whether a value is of a model's speed, memory or size and not of its images, by its name alone: a record may lack it."""
-    return family_of(name) in PROBES
+    return first_part(name) in PROBES
 
 
 def is_agreement(name: str) -> bool:
     """Whether a metric scores how near each image is to the teacher's of the same noise."""
-    return family_of(name) == "agreement"
+    return first_part(name) == "agreement"
 
 
 def is_against_images(name: str) -> bool:
     """Whether a metric compares with the teacher's images, one by one or as a set."""
-    return is_agreement(name) or family_of(name) == "fd_to_teacher"
+    return is_agreement(name) or first_part(name) == "fd_to_teacher"
 
 
 def win_rate_by(judge: str) -> str:
