@@ -17,13 +17,13 @@ from pydantic import Field, model_validator
 from sdbench.assets.prompts import check_digest, is_verified, locate, prompts_digest, read_dataset, read_lines
 from sdbench.disk import file_digest
 from sdbench.errors import UserError, unknown_name
+from sdbench.models.architectures import Family
 from sdbench.records import Name, SuiteId, is_one
 from sdbench.records.names import id_of_prompt
 from sdbench.scenes.grammar import scene_at
 from sdbench.settings import Probes, Sampling, is_unset
 from sdbench.validation import Table, read_toml
 
-Family = Literal["sdxl", "scenes"]
 HALVES = ("quality", "probes")  # image metrics; latency and memory
 POLICY = "gate.toml"
 _LOCAL = Path("suites")

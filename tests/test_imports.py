@@ -36,7 +36,7 @@ ALLOWED = {
     "training": {"disk", "errors", "models"},
     "assets": {"disk", "errors", "models", "records"},
     "settings": {"errors", "records", "validation"},
-    "suites": {"disk", "errors", "validation", "settings", "records", "scenes", "assets"},
+    "suites": {"disk", "errors", "validation", "settings", "models", "records", "scenes", "assets"},
     "gate": {"arrays", "disk", "errors", "models", "records", "stats", "suites", "tables", "validation"},
     "leaderboard": {"arrays", "disk", "errors", "models", "records", "stats", "store", "tables", "validation"},
     "report": {"disk", "errors", "gate", "leaderboard", "records", "stats", "store", "tables"},

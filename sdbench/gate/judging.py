@@ -77,8 +77,8 @@ def _build_result(
     old: Side,
     alpha: float,
     *,
-    surely_worse: bool = False,
-    is_look: bool = False,
+    surely_worse: bool,
+    is_look: bool,
 ) -> Result:
     """A metric's result, with its numbers turned back from "plus = better" to candidate minus baseline."""
     new_value, old_value = new.record.value(name), old.record.value(name)

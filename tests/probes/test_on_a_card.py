@@ -19,7 +19,8 @@ from sdbench.probes import capacity
 from sdbench.probes.driver import measure
 from sdbench.probes.meters import MIB
 from sdbench.probes.monitor import Card, Monitor
-from sdbench.probes.stages import PROMPT, Stages
+from sdbench.probes.stages import Stages
+from sdbench.scenes.grammar import EXAMPLE
 from sdbench.settings import Probes, Sampling, Setting
 
 pytestmark = pytest.mark.gpu
@@ -64,7 +65,7 @@ def test_round_on_a_card_agrees_with_manual_timing(tiny_pipeline: Path, tmp_path
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
         torch.cuda.reset_peak_memory_stats()
         start.record()
-        pipe(**call_arguments(SAMPLING, [PROMPT]), generator=torch.Generator().manual_seed(0))
+        pipe(**call_arguments(SAMPLING, [EXAMPLE]), generator=torch.Generator().manual_seed(0))
         end.record()
         end.synchronize()
         seconds.append(start.elapsed_time(end) / 1000)
