@@ -149,7 +149,7 @@ def build_subject(model: Model, context: RunContext, store: Store, jobs: Sequenc
     of_teacher, name = context.suite.teacher_suite(), teacher_name(context.suite)
     subject = replace(
         plain_subject(store, jobs, context.runs),
-        is_teacher=model.name == name and of_teacher is context.suite,
+        is_teacher=model.name == name and not context.suite.other_suite,
         is_made_elsewhere=model.is_made_elsewhere,
         reference=context.suite.reference,
         teacher_name=f"{name} under {of_teacher.name}@{of_teacher.version}",
@@ -173,8 +173,8 @@ def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[
     Raises:
         MissingError, UserError: a record of the teacher cannot be read; or see `list_jobs`.
     """
-    of_teacher, name = context.suite.teacher_suite(), teacher_name(context.suite)
-    if of_teacher is context.suite and name in {spec.name for spec in specs}:
+    name, other_suite = teacher_name(context.suite), context.suite.other_suite
+    if not other_suite and name in {spec.name for spec in specs}:
         return []
     found = _find_teacher(context, list_jobs(context.suite, context.sampling, None))
     available = {"win rates": found, "agreement": found and found[2]}
@@ -185,9 +185,8 @@ def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[
     ]
     if not (missing := [kind for kind in dict.fromkeys(needed) if not available[kind]]):
         return []
-    what, advice = "images" if found else "record", f"add --model {name}"
-    if context.suite.teacher and context.suite.teacher.suite:
-        advice = f"first sdbench run --model {name} --suite {context.suite.teacher.suite}"
+    what, of_teacher = "images" if found else "record", context.suite.teacher_suite()
+    advice = f"first sdbench run --model {name} --suite {other_suite}" if other_suite else f"add --model {name}"
     return [
         (
             f"{what} of the teacher, {name} under {of_teacher.id.title_with_digest}, "
