@@ -263,7 +263,7 @@ class Recorder:
 
     def __call__(self, *, prompt: list[str], latents: torch.Tensor, **_: Any) -> SimpleNamespace:
         self.latents |= dict(zip(prompt, latents, strict=True))
-        return SimpleNamespace(images=np.full((len(prompt), SIZE_PX, SIZE_PX, 3), self.pixel, np.float32))
+        return SimpleNamespace(images=torch.full((len(prompt), 3, SIZE_PX, SIZE_PX), self.pixel))
 
 
 def latents_of(jobs: list[Job], batch: int, folder: Path, noise: Noise) -> dict[str, torch.Tensor]:

@@ -60,8 +60,15 @@ def gate(
     measure = _announced_run(places, device, only, announce)
 
     def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
-        check_reference(suite, rules, places)
-        return measure(specs, suite)
+        check_required(suite, rules, places)
+        kept = {}
+        if len(specs) == 2 and (suite.probes is None or only == "quality"):  # nothing is timed, so there are no turns to take
+            kept = {
+                spec: record for spec in specs if (record := lookup.newest_record(spec, suite.id, _machine_class(device), places.results))
+            }
+        missing = [spec for spec in specs if spec not in kept]
+        found = kept | dict(zip(missing, measure(missing, suite), strict=True))
+        return [found[spec] for spec in specs]
 
     new, old = lookup.find_or_run_pair(new_source, old_source, chosen, rules, places.results, run)
     return judge_records(new, old, rules, places, str(baseline), only=only)
@@ -113,7 +120,7 @@ def until_verdict(
     chosen, rules = find_suite(suite, spec), load_policy(policy)
     weighing.leave_out_probes(rules, chosen.name, only, ())  # a policy that weighs nothing here ends the run before it begins
     check_models([spec], chosen)
-    check_reference(chosen, rules, places)
+    check_required(chosen, rules, places)
     old = find_baseline(as_text(baseline), chosen, places, device)
     if isinstance(old, ModelSpec):
         (old,) = _announced_run(places, device, only, announce)([old], chosen)
@@ -197,17 +204,18 @@ def load_policy(path: str | Path | None) -> Policy:
     return policies.load(Path(path or suites.find(suites.POLICY)))
 
 
-def check_reference(suite: suites.Suite, rules: Policy, places: Places) -> None:
-    """Check, before hours of drawing, that the distances which a policy requires can be computed here.
+def check_required(suite: suites.Suite, rules: Policy, places: Places) -> None:
+    """Check, before hours of drawing, that the metrics which a policy requires can be computed here; fetches their evaluators.
 
     Raises:
-        UserError: the reference of one is missing, or the policy has no rules for the suite.
+        UserError: the reference or an evaluator of one is missing, or the policy has no rules for the suite.
     """
-    from sdbench.run.requirements import missing_reference
+    from sdbench.run.requirements import fetch_evaluators, missing_reference
 
     required = [name for name, rule in rules.rules(suite.name).items() if rule.required]
-    if missing := missing_reference(suite, required, places.work):
-        raise UserError(f"policy {rules.name} requires what this machine lacks: {missing}")
+    missing = missing_reference(suite, required, places.work)
+    if lacking := [*([missing] if missing else []), *fetch_evaluators(required)]:
+        raise UserError(f"policy {rules.name} requires what this machine lacks: {'; '.join(lacking)}")
 
 
 def find_baseline(baseline: str, suite: suites.Suite, places: Places, device: str | None) -> Path | ModelSpec:
@@ -217,13 +225,18 @@ def find_baseline(baseline: str, suite: suites.Suite, places: Places, device: st
         UserError: there is no such baseline, or its record is of another suite.
     """
     source = lookup.find_baseline(baseline, places.results)
-    machine_class = machine.this_machine(machine.choose_device(device)).machine_class
+    machine_class = _machine_class(device)
     if isinstance(source, lookup.RecordedName):
         return source.record_under(suite.id, machine_class)
     if isinstance(source, Path):
         lookup.read_record_under(source, suite.id)  # raises where it is of another suite
         return source
     return lookup.newest_record(source, suite.id, machine_class, places.results) or source
+
+
+def _machine_class(device: str | None) -> str:
+    """The class of this machine with the device for models that are run."""
+    return machine.this_machine(machine.choose_device(device)).machine_class
 
 
 def _announced_run(places: Places, device: str | None, only: str | None, announce: Announce | None) -> lookup.Run:

@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 
 from sdbench.errors import UserError
 from sdbench.machine import version
+from sdbench.run.profiles import FULL_SIZE_GIB
 from sdbench.scenes import embedded
 from sdbench.tables import format_number
 
@@ -64,8 +65,12 @@ def _device() -> Finding:
 
     if not torch.cuda.is_available():
         return Finding(False, f"no CUDA device: the embedded family runs on {os.cpu_count()} CPU cores; full-size suites need a GPU")
-    free, total = torch.cuda.mem_get_info()
-    return Finding(True, f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free: full-size suites can run")
+    free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
+    can_run = total >= FULL_SIZE_GIB
+    advice = (
+        "full-size suites can run" if can_run else f"full-size suites need {FULL_SIZE_GIB:.0f}, or --batch 1; latency at batch 1 needs less"
+    )
+    return Finding(can_run, f"{torch.cuda.get_device_name()}, {free:.1f} of {total:.1f} GiB free: {advice}")
 
 
 def _compiler() -> Finding:
@@ -128,10 +133,11 @@ def _resize() -> Iterator[Finding]:
     import torch
     from cleanfid.resize import build_resizer
 
-    from sdbench.encoders import resize
+    from sdbench.encoders import inference, resize
 
     image = np.random.default_rng(0).integers(0, 256, (400, 300, 3), np.uint8)
-    ours = (resize.clean(torch.from_numpy(image)[None])[0] * 128 + 128).permute(1, 2, 0).numpy()
+    pixels = torch.from_numpy(image)[None].to(inference.device())  # whose kernel runs
+    ours = (resize.clean(pixels)[0] * 128 + 128).permute(1, 2, 0).cpu().numpy()
     levels = float(np.abs(ours - build_resizer("clean")(image)).max())
     is_ok = levels <= MAX_RESIZE_LEVELS
     advice = "" if is_ok else f", at most {MAX_RESIZE_LEVELS} is expected: fid.clean would not be comparable with clean-fid's"

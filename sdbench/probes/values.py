@@ -68,7 +68,8 @@ def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
 def _memory(rounds: Sequence[Round], *, on_cuda: bool) -> list[Value]:
     reason, note = failure_reason(rounds, "pipeline"), failure_note(rounds, "pipeline")
     weights = [number / MIB for number in collect_info(rounds, "weights_bytes")]
-    peaks = (*(("peak_allocated", "peak_reserved") if on_cuda else ()), *HOST_PEAKS)
+    # On a GPU, what the host held while loading depends on the dtype of the file, so `peak_data` would not be the model's.
+    peaks = ("peak_allocated", "peak_reserved", "peak_rss") if on_cuda else HOST_PEAKS
     found = [median_value("memory.weights", "MiB", weights, reason)]
     found += [median_value(f"memory.{name}", "MiB", collect_info(rounds, "memory_mib", name), reason, note=note) for name in peaks]
     if on_cuda:

@@ -11,6 +11,7 @@ from sdbench import suites
 from sdbench.assets import catalogue, prompts, weights
 from sdbench.assets.weights import RemoteFile
 from sdbench.disk import size_text
+from sdbench.errors import UserError
 from sdbench.reference import cards
 from sdbench.suites import Suite
 from sdbench.tables import join_words
@@ -51,11 +52,27 @@ def missing_reference(suite: Suite, metrics: Iterable[str], runs: Path) -> str |
 
 def describe(suite: Suite, runs: Path) -> list[str]:
     """Lines of text on all that the suite needs and this disk lacks."""
-    sizes: dict[str, int] = {}
-    for file in files_to_fetch(suite):
-        sizes[file.repository] = sizes.get(file.repository, 0) + file.size_bytes
-    fetched = ", ".join(f"{place} ({size_text(size)})" for place, size in sizes.items())
+    fetched = sizes_text(files_to_fetch(suite))
     return [*([f"not on this disk: {fetched}"] if fetched else []), *(f"missing: {what}" for what in missing_inputs(suite, runs))]
+
+
+def sizes_text(files: Iterable[RemoteFile]) -> str:
+    """The repositories of files, with how much of each they are; empty without files."""
+    sizes: dict[str, int] = {}
+    for file in files:
+        sizes[file.repository] = sizes.get(file.repository, 0) + file.size_bytes
+    return ", ".join(f"{place} ({size_text(size)})" for place, size in sizes.items())
+
+
+def fetch_evaluators(metrics: Iterable[str]) -> list[str]:
+    """Fetch the evaluators of these metrics, and describe those that cannot be had, with the reasons."""
+    lacking = []
+    for asset in catalogue.evaluators_for(metrics):
+        try:
+            weights.find(asset.name)
+        except UserError as error:
+            lacking.append(str(error))
+    return lacking
 
 
 def inputs_are_here(suite: Suite) -> bool:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sdbench import schedulers
 from sdbench.arrays import U8
-from sdbench.assets.pipelines import fetch
+from sdbench.assets.pipelines import fetch, missing_files
 from sdbench.encoders.memory import evaluators_on
 from sdbench.errors import PartialError, UserError
 from sdbench.generate import Job, generate, make_sampler, render_scenes, select_part
@@ -25,6 +25,7 @@ from sdbench.probes.driver import ProbeResult
 from sdbench.records import Model
 from sdbench.run.context import RunContext, check_models, check_weights, dtypes, slow_dtype_notes, store_and_jobs
 from sdbench.run.recording import build_subject, teacher_name, write_record
+from sdbench.run.requirements import fetch_evaluators, sizes_text
 from sdbench.scenes import embedded
 from sdbench.store import Store
 from sdbench.suites import find
@@ -42,6 +43,9 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
         UserError: see `fetch_models`.
         PartialError: a model cannot be drawn, or its record cannot be written; the records of the others are.
     """
+    if context.with_quality:
+        for lacking in fetch_evaluators(context.suite.own_metrics):  # told before hours of drawing
+            tqdm.write(f"missing: {lacking}", file=sys.stderr)
     ordered = sorted(fetch_models(specs, context), key=lambda spec: spec.name != teacher_name(context.suite))
     models = {spec.name: describe_model(spec, context) for spec in ordered}
 
@@ -125,7 +129,10 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
     check_models(specs, context.suite)
     for note in slow_dtype_notes(context.sampling, context.timed_settings, context.device, draws=context.with_quality):
         tqdm.write(note, file=sys.stderr)
-    for spec, dtype in itertools.product(specs, dtypes(context.sampling, context.timed_settings)):
+    copies = [*itertools.product(specs, dtypes(context.sampling, context.timed_settings))]
+    if files := {*itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)}:
+        tqdm.write(f"fetching {sizes_text(files)}", file=sys.stderr)
+    for spec, dtype in copies:
         fetch(spec, dtype=dtype)
     for spec in specs:
         if spec.source == "embedded":

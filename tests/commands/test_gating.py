@@ -18,6 +18,7 @@ from sdbench.errors import UserError
 from sdbench.gate import baselines, floors
 from sdbench.gate.pairing import Side
 from sdbench.gate.verdicts import Report
+from sdbench.machine import this_machine
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import SuiteId
 from sdbench.run import runner
@@ -91,6 +92,25 @@ def test_gate_and_noise_complete_a_unet_with_the_given_base(
     error_message(["noise", unet, *more], capsys)
     own = resolve(unet, base=teacher, name="mine")
     assert stopped_runs == [([own, resolve("scenes-vega-pruned")], "cpu"), ([own], "cpu")]
+
+
+@pytest.mark.parametrize("only", [None, "quality"])
+def test_record_of_a_catalogue_baseline_is_used_where_nothing_is_timed(
+    only: str | None, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where latency is compared, both take turns, whatever was measured before."""
+    suite, ran = suites.load("quality"), []
+
+    def run(specs: list[ModelSpec], *_: object, **__: object) -> list[Path]:
+        ran.append([spec.name for spec in specs])
+        return [save_record(make_measurement(spec.name, suite=suite.id, machine=here), Path("results")) for spec in specs]
+
+    here = this_machine("cpu")
+    kept = save_record(make_measurement("scenes-teacher", suite=suite.id, machine=here), Path("results"))
+    monkeypatch.setattr(measuring, "run", run)
+    report = api.gate(tiny_pipeline, "scenes-teacher", name="mine", device="cpu", only=only)
+    assert report.inputs
+    assert (ran, report.inputs.baseline == str(kept)) == ([["mine"]], True) if only else ([["mine", "scenes-teacher"]], False)
 
 
 def test_gate_and_noise_change_settings_of_a_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

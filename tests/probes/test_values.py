@@ -80,7 +80,6 @@ def test_memory_values_of_a_card() -> None:
     expected = {
         "weights": 1,
         "peak_rss": 300,
-        "peak_data": 200,
         "peak_allocated": 400,
         "peak_reserved": 500,
         "process": 900,
@@ -88,6 +87,7 @@ def test_memory_values_of_a_card() -> None:
         "smallest_card": 12,
     }
     assert {name: found[f"memory.{name}"].value for name in expected} == expected
+    assert "memory.peak_data" not in found, "it depends on the dtype of the file that the host read"
     assert found["memory.weights"].n == 2
     assert {value.name for value in found.values() if value.state != "ok"} == {"machine.power"}
     assert found["memory.context"].note == ""

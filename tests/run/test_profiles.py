@@ -1,5 +1,7 @@
 """The automatic profile chooses suites by what the machine has; the others are as named."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -8,21 +10,19 @@ from sdbench.run import profiles
 
 
 @pytest.mark.parametrize(
-    ("has_card", "has_weights", "expected"),
+    ("card_gib", "has_weights", "expected"),
     [
-        (False, False, [("quality", None, 5)]),
-        (True, True, [("standard", None, 3)]),
-        (
-            True,
-            False,
-            [("quality", "quality", 5), ("efficiency", "probes", 4)],
-        ),  # launch speed of narrow networks is not measured
+        (None, False, [("quality", None, 5)]),
+        (15.7, True, [("standard", None, 3)]),
+        (11.9, True, [("quality", "quality", 5), ("efficiency", "probes", 4)]),
+        (15.7, False, [("quality", "quality", 5), ("efficiency", "probes", 4)]),  # launch speed of narrow networks is not measured
     ],
 )
 def test_auto_profile_depends_on_the_card_and_the_cached_weights(
-    has_card: bool, has_weights: bool, expected: list[tuple[str, str | None, int]], monkeypatch: pytest.MonkeyPatch
+    card_gib: float | None, has_weights: bool, expected: list[tuple[str, str | None, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: card_gib is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=(card_gib or 0) * 2**30))
     monkeypatch.setattr(pipelines, "is_cached", lambda *_, **__: has_weights)
     monkeypatch.setattr(pipelines, "required_files", lambda *_, **__: [])
     found = profiles.choose("auto")
