@@ -221,7 +221,7 @@ def _is_shown(name: str) -> bool:
     """Whether a probe is shown: of a stage only the median; the pipeline's is in the first table, other settings in tables of their own."""
     if setting_of(name) != BASE:
         return False
-    if name.startswith("latency.") and not name.startswith("latency.pipeline."):
+    if begins_with(name, "latency") and not begins_with(name, "latency.pipeline"):
         return name.endswith(".p50")
     return name != speed.P50
 
