@@ -1,4 +1,4 @@
-"""What both command lines share: the argument parser, answers on stdout, notes on stderr, and exit codes."""
+"""What both command lines share: the argument parser, answers on stdout, and exit codes."""
 
 import argparse
 import contextlib
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from sdbench.errors import UserError, describe_error
+from sdbench.notes import print_note, printable
 
 BAD_INPUT, INTERRUPTED = 2, 130
-_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 P = TypeVar("P", bound=argparse.ArgumentParser)
 
 
@@ -71,14 +71,6 @@ def _parse_part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def printable(text: object) -> str:
-    """Text for a terminal, its control characters but tabs and line ends written as in Python.
-
-    Names and prompts in files may hold some, which could move the cursor and show another verdict.
-    """
-    return str(text).translate(_ESCAPES)
-
-
 def show(text: object) -> None:
     """Print a line of the answer to stdout, made `printable`.
 
@@ -92,12 +84,6 @@ def show(text: object) -> None:
         with contextlib.suppress(OSError):
             sys.stdout.close()  # otherwise Python fails to flush it at exit, and ends with exit code 120
         raise
-
-
-def print_note(text: str) -> None:
-    """Print a note for people, on stderr, made `printable`."""
-    sys.stderr.write(f"{printable(text)}\n")
-    sys.stderr.flush()
 
 
 def print_answer(text: str, arguments: argparse.Namespace) -> None:

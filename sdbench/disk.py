@@ -16,6 +16,7 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from sdbench.errors import UserError, describe_error
+from sdbench.notes import print_note
 from sdbench.validation import error_message
 
 
@@ -105,7 +106,7 @@ def keep_earlier(path: Path, differences: Iterable[str]) -> None:
     """Rename a result that took hours to make, and say so, before one that differs in these settings takes its place."""
     kept = path.with_stem(f"{path.stem}-{file_digest(path)[:8]}")
     path.rename(kept)
-    sys.stderr.write(f"the earlier result of {path.stem} differs in: {', '.join(differences)}; it is now in {kept}\n")
+    print_note(f"the earlier result of {path.stem} differs in: {', '.join(differences)}; it is now in {kept}")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -181,7 +182,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            sys.stderr.write(f"waiting for another command that works in {path.parent}\n")
+            print_note(f"waiting for another command that works in {path.parent}")
             lock.acquire()
     except (OSError, NotImplementedError) as error:
         raise UserError(f"cannot lock {path}: {error}. Make its folder writable, or name another") from error

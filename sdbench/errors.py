@@ -3,10 +3,15 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 
 class UserError(Exception):
     """Bad input or a missing file; the command line prints the message and exits with 2."""
+
+    def followed_by(self, sentence: str) -> Self:
+        """The same kind of error, whose message goes on with a sentence."""
+        return type(self)(f"{str(self).rstrip('.')}. {sentence}")
 
 
 class MissingError(UserError):

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"arguments", "arrays", "disk", "errors", "validation", ""},  # "" is sdbench itself, for its version
+    {"arguments", "arrays", "disk", "errors", "notes", "validation", ""},  # "" is sdbench itself, for its version
     {"metrics", "models", "records", "scenes", "stats", "training"},
     {"assets", "settings", "suites"},
     {"encoders", "gate", "leaderboard", "machine", "reference", "report", "store", "tables", "torchmetrics"},
@@ -25,16 +25,16 @@ ALLOWED = {
     "metrics": {"arrays"},
     "stats": {"arrays"},
     "torchmetrics": {"arrays", "metrics"},
-    "arguments": {"errors"},
+    "arguments": {"errors", "notes"},
     "validation": {"errors"},
-    "disk": {"errors", "validation"},
+    "disk": {"errors", "notes", "validation"},
     "records": {"arrays", "errors", "validation"},
     "tables": {"records"},
     "models": {"errors", "scenes"},
     "scenes": {"arrays", "disk", "errors"},
     "scenes.training": {"arrays", "disk", "errors", "scenes", "models", "training"},
-    "training": {"disk", "errors", "models"},
-    "assets": {"disk", "errors", "models", "records"},
+    "training": {"disk", "errors", "models", "notes"},
+    "assets": {"disk", "errors", "models", "notes", "records"},
     "settings": {"errors", "records", "validation"},
     "suites": {"disk", "errors", "validation", "settings", "models", "records", "scenes", "assets"},
     "gate": {"arrays", "disk", "errors", "models", "records", "stats", "suites", "tables", "validation"},
@@ -55,6 +55,7 @@ DISTILLATION_MAY_IMPORT = {
     "generate",
     "machine",
     "models",
+    "notes",
     "probes",
     "scenes",
     "scenes.training",

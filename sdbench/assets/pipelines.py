@@ -1,6 +1,5 @@
 """Fetches pipelines from the Hub into huggingface_hub's cache: only the configurations and one copy of the weights."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -9,7 +8,6 @@ from typing import Literal
 
 import huggingface_hub
 from huggingface_hub.constants import HF_HUB_CACHE
-from tqdm import tqdm
 
 from sdbench.assets.weights import RemoteFile
 from sdbench.errors import UserError, describe_error
@@ -18,6 +16,7 @@ from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.files import SHARED_PARTS, STEMS, checkpoint_kind, choose_weight_files, read_header
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
+from sdbench.notes import print_note
 
 _CARD = ("README.md", "LICENSE*")
 _CONFIGS = (
@@ -105,7 +104,7 @@ def fetch(spec: ModelSpec, *, dtype: str) -> None:
     except UserError as error:
         if not is_cached(spec, dtype="float16"):
             raise
-        tqdm.write(f"{spec.name}: using its 16-bit copy, the only one on this disk. {error}", file=sys.stderr)
+        print_note(f"{spec.name}: using its 16-bit copy, the only one on this disk. {error}")
 
 
 def fetch_card(spec: ModelSpec) -> None:
@@ -119,7 +118,7 @@ def fetch_card(spec: ModelSpec) -> None:
     try:  # at the commit of the weights: a newer snapshot would replace theirs, and lack the weights
         huggingface_hub.snapshot_download(spec.location, revision=folder.name, allow_patterns=list(_CARD))
     except Exception as error:  # noqa: BLE001  # whatever it was, a missing licence must not stop a run
-        tqdm.write(f"{spec.name}: no README.md in {folder}, and so no licence ({describe_error(error)}); put it there", file=sys.stderr)
+        print_note(f"{spec.name}: no README.md in {folder}, and so no licence ({describe_error(error)}); put it there")
 
 
 def _fetch(download: _Download, *, sixteen_bit: bool) -> None:

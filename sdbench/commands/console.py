@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sdbench.arguments import add_json, print_note
+from sdbench.arguments import add_json
 from sdbench.errors import UserError
+from sdbench.notes import print_note
 
 if TYPE_CHECKING:
     from sdbench.api import Places

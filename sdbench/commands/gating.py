@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdbench.arguments import add_command, print_answer, print_json, print_note
+from sdbench.arguments import add_command, print_answer, print_json
 from sdbench.commands import overrides, showing
 from sdbench.commands.console import (
     AddCommand,
@@ -24,6 +24,7 @@ from sdbench.commands.console import (
     table_width,
 )
 from sdbench.errors import UserError
+from sdbench.notes import print_note
 
 if TYPE_CHECKING:
     from sdbench.gate.comparison import Comparison

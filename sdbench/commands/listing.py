@@ -3,9 +3,10 @@
 import argparse
 from dataclasses import asdict
 
-from sdbench.arguments import BAD_INPUT, add_json, print_answer, print_json, print_note
+from sdbench.arguments import BAD_INPUT, add_json, print_answer, print_json
 from sdbench.commands.console import AddCommand, add_runs, places_from, table_width
 from sdbench.errors import UserError
+from sdbench.notes import print_note
 
 
 def add_commands(add: AddCommand) -> None:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench.arguments import add_part, print_answer, print_json, print_note
+from sdbench.arguments import add_part, print_answer, print_json
 from sdbench.commands import gating, overrides, showing
 from sdbench.commands.console import AddCommand, add_completion, add_device, add_runs, places_from, print_requirements, table_width
 from sdbench.errors import PartialError, UserError
+from sdbench.notes import print_note
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec

@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdbench.arguments import add_command, print_answer, print_json, print_note
+from sdbench.arguments import add_command, print_answer, print_json
 from sdbench.assets.catalogue import ENCODER_OF
 from sdbench.commands.console import AddCommand, add_common, add_device, add_runs, places_from
 from sdbench.errors import UserError, unknown_name
+from sdbench.notes import print_note
 
 if TYPE_CHECKING:
     from sdbench.encoders.catalogue import Encoder

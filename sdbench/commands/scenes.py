@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from sdbench.arguments import print_note
 from sdbench.commands.console import AddCommand, add_device
 from sdbench.errors import UserError
+from sdbench.notes import print_note
 
 PARTS = ("vae", "text", "reader", "features", "clip", "preference", "teacher")  # copied from `scenes.training.make`, which imports torch
 

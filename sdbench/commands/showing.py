@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench.arguments import print_answer, print_json, print_note
+from sdbench.arguments import print_answer, print_json
 from sdbench.commands.console import AddCommand, check_results, table_width
+from sdbench.notes import print_note
 
 if TYPE_CHECKING:
     from sdbench.leaderboard.standings import Row

@@ -81,14 +81,12 @@ def find_baseline(what: str, results: Path) -> RecordOrModel:
     try:
         return find_candidate(what, results)
     except IncompleteError as error:
-        raise UserError(
-            f"{error} But --base completes only the candidate; measure the baseline first, "
-            f"`sdbench run --model {what} --base ...`, and name its record."
-        ) from error
+        advice = f"measure the baseline first, `sdbench run --model {what} --base ...`, and name its record."
+        raise error.followed_by(f"But --base completes only the candidate; {advice}") from error
     except UserError as error:
         if Path(what).exists():
             raise
-        raise UserError(f"{error} Nor is it the name of a baseline: {baselines.describe(results)}.") from error
+        raise error.followed_by(f"Nor is it the name of a baseline: {baselines.describe(results)}.") from error
 
 
 def find_candidate(what: str, results: Path, *, base: str | None = None, lora: str | None = None, name: str | None = None) -> RecordOrModel:
@@ -110,12 +108,12 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
                 raise
             if not (recorded := find_name(what, results)).rows:
                 if near := difflib.get_close_matches(what, _recorded_names(results), 1):
-                    raise type(error)(f"{error} There are records of {near[0]!r}.") from error
+                    raise error.followed_by(f"There are records of {near[0]!r}.") from error
                 raise
             if not Path(what).exists():
                 return recorded
-            raise type(error)(
-                f"{error} If you mean a record of the name {what!r} instead, name its folder: {_join(recorded.folders)}."
+            raise error.followed_by(
+                f"If you mean a record of the name {what!r} instead, name its folder: {_join(recorded.folders)}."
             ) from error
     if (base, lora, name) != (None, None, None):
         raise UserError(

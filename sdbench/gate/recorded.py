@@ -59,11 +59,11 @@ def find(what: str, results: Path) -> Rows:
     try:
         model = lookup.find_candidate(what, results)
     except IncompleteError as error:
-        raise UserError(f"{error}. Only records are compared: measure it first, and name its record") from error
+        raise error.followed_by("Only records are compared: measure it first, and name its record") from error
     except UserError as error:
         if Path(what).exists():
             raise
-        raise UserError(f"{error} Nor is it the name of a record or of a baseline: {baselines.describe(results)}.") from error
+        raise error.followed_by(f"Nor is it the name of a record or of a baseline: {baselines.describe(results)}.") from error
     assert isinstance(model, ModelSpec)
     raise UserError(
         f"{what} is a model, and only records are compared: name one by its folder or, if there is one under {results}, as {model.name!r}; "

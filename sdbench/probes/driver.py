@@ -28,6 +28,7 @@ from sdbench.errors import UserError
 from sdbench.machine import environment, this_machine
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import ModelSpec
+from sdbench.notes import print_note
 from sdbench.probes import counts, meters, plugin, rounds_file
 from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, Request
 from sdbench.probes.rounds import Round, collect_info
@@ -139,7 +140,7 @@ def measure(
                 if _is_in_vain(rounds[label, name]):
                     continue
                 for reason in dict.fromkeys(_write_profiles(request, stems[label, name], folders).values()):
-                    tqdm.write(f"the profile of {name} {label} is incomplete: {reason}", file=sys.stderr)
+                    print_note(f"the profile of {name} {label} is incomplete: {reason}")
         kept = {
             key: [file for index in range(probes.rounds) if (file := folders.work / f"{stem}-{index}.json").exists()]
             for key, stem in stems.items()

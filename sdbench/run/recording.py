@@ -1,12 +1,9 @@
 """Write records: score images, and join the values with the probes and with what earlier runs measured of the rest."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from sdbench import records, tables
 from sdbench.disk import locked
@@ -15,6 +12,7 @@ from sdbench.generate import Job, list_jobs
 from sdbench.machine import environment, this_machine, version
 from sdbench.models.catalogue import TEACHERS
 from sdbench.models.spec import ModelSpec
+from sdbench.notes import print_note
 from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
 from sdbench.records import (
@@ -108,12 +106,9 @@ def write_record(
 def _warn_of_lost_values(before: Record, record: Record) -> None:
     """Say which values the record of a row lacks that its earlier record, by other software, has."""
     if lost := {value.name for value in before.values} - {value.name for value in record.values}:
-        tqdm.write(
-            (
-                f"{record.model.name}: its new record lacks {', '.join(sorted(lost))}, which other versions or environment variables "
-                "measured; run the whole suite again"
-            ),
-            file=sys.stderr,
+        print_note(
+            f"{record.model.name}: its new record lacks {', '.join(sorted(lost))}, which other versions or environment variables "
+            "measured; run the whole suite again"
         )
 
 

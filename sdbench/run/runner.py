@@ -2,13 +2,11 @@
 
 import gc
 import itertools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from sdbench import schedulers
 from sdbench.arrays import U8
@@ -20,6 +18,7 @@ from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.models.spec import ModelSpec, with_cached_architecture
+from sdbench.notes import print_note
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
 from sdbench.records import Model
@@ -45,7 +44,7 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
     """
     if context.with_quality:
         for lacking in fetch_evaluators(context.suite.own_metrics):  # told before hours of drawing
-            tqdm.write(f"missing: {lacking}", file=sys.stderr)
+            print_note(f"missing: {lacking}")
     ordered = sorted(fetch_models(specs, context), key=lambda spec: spec.name != teacher_name(context.suite))
     models = {spec.name: describe_model(spec, context) for spec in ordered}
 
@@ -128,10 +127,10 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
     """
     check_models(specs, context.suite)
     for note in slow_dtype_notes(context.sampling, context.timed_settings, context.device, draws=context.with_quality):
-        tqdm.write(note, file=sys.stderr)
+        print_note(note)
     copies = [*itertools.product(specs, dtypes(context.sampling, context.timed_settings))]
     if files := {*itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)}:
-        tqdm.write(f"fetching {sizes_text(files)}", file=sys.stderr)
+        print_note(f"fetching {sizes_text(files)}")
     for spec, dtype in copies:
         fetch(spec, dtype=dtype)
     for spec in specs:

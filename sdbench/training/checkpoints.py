@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
-from tqdm import tqdm
 
 from sdbench.disk import file_digest, write_json
 from sdbench.errors import UserError
+from sdbench.notes import print_note
 from sdbench.training.processes import broadcast_from_main, rank_and_local_size
 
 SLOW_SAVE_S = 1.2  # if saving takes longer, it is done less often: full-size checkpoints are tens of GB
@@ -88,7 +87,7 @@ class Checkpoints:
                 damaged = damaged or error
                 continue
             if damaged:
-                tqdm.write(f"{damaged}. Continuing from the one before: {folder}", file=sys.stderr)
+                print_note(f"{damaged}. Continuing from the one before: {folder}")
             return folder
         if damaged:
             raise UserError(f"{damaged}. To start again, remove it and any other step-* beside it")

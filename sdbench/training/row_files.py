@@ -5,7 +5,6 @@ the images of the next chunks ahead. Images that cannot be decoded are left out 
 """
 
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from sdbench.disk import create_array, load_array, locked, size_text
 from sdbench.errors import UndecodableError, UserError
+from sdbench.notes import print_note
 from sdbench.training.processes import broadcast_from_main, rank_and_local_size
 
 READERS = 8  # threads that read and decode the next images while the device encodes
@@ -147,7 +147,7 @@ def _fill(file: RowFile) -> None:
                     undecodable += 1
                     if undecodable > MAX_UNDECODABLE * file.n:  # of all processes together, `_finish` checks
                         raise result
-                    tqdm.write(f"left out: {result}", file=sys.stderr)
+                    print_note(f"left out: {result}")
                     continue
                 for name, tensor in result.items():
                     array[name][rows] = tensor.cpu().numpy()

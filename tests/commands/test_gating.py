@@ -82,7 +82,9 @@ def test_gate_and_noise_complete_a_unet_with_the_given_base(
     unet, teacher = str(tiny_pipeline / "unet"), "scenes-teacher"
     more = ["--base", teacher, "--name", "mine", "--device", "cpu"]
     assert "complete" in error_message(["gate", unet, "--baseline", "scenes-vega-pruned"], capsys)
-    assert "But --base completes only the candidate" in error_message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)
+    assert "for example --base scenes-teacher. But --base completes only the candidate" in error_message(
+        ["gate", "scenes-vega-pruned", "--baseline", unet], capsys
+    )
     assert cli.main(["gate", unet, "--baseline", "scenes-vega-pruned", *more]) == 2
     assert re.match(
         r"no matching record of mine and scenes-vega-pruned under quality@\d+ \(digest \w+\): measuring them now, on this machine "
