@@ -25,6 +25,7 @@ from sdbench.arrays import U8
 from sdbench.disk import digest
 from sdbench.encoders.inference import full_float32
 from sdbench.errors import UserError
+from sdbench.records.names import place_of_prompt
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
 from sdbench.schedulers import set_scheduler, set_timesteps
@@ -120,7 +121,7 @@ def render_scenes(group: list[Job]) -> U8:
     Raises:
         ValueError: a caption does not follow the grammar.
     """
-    return render([parse(job.prompt) for job in group], [int(job.prompt_id.split("-")[0]) for job in group], seed=1 + group[0].sample)
+    return render([parse(job.prompt) for job in group], [place_of_prompt(job.prompt_id) for job in group], seed=1 + group[0].sample)
 
 
 def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Noise) -> Callable[[list[Job]], U8]:

@@ -81,7 +81,6 @@ def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[
 def _build_own(spec: ModelSpec) -> Any:
     """The model's own scheduler."""
     if spec.source == "random":
-        assert spec.family != "custom", "its networks are not known"
-        config = PARTS[spec.family]["scheduler"]
+        config = PARTS[spec.known_family]["scheduler"]
         return getattr(diffusers, config["_class_name"]).from_config(config)
     return build_scheduler(locate(spec).pipeline)

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sdbench.errors import unknown_name
+from sdbench.records.names import BASE
 from sdbench.validation import Table
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Scheduler = Literal["model", "ddim", "dpmpp", "euler", "euler-ancestral", "lcm", "tcd"]
 Pixels = Annotated[int, Field(gt=0, le=16_384, multiple_of=8)]
 Batch = Annotated[int, Field(gt=0, le=4096)]  # limits are far beyond any run: a digit too many is an error before anything is planned
-BASE = "base"
 # The options that each scheduler of diffusers supports; it would ignore any other in silence, or fail.
 SUPPORTED_SETTINGS: dict[Scheduler, tuple[str, ...]] = {
     "model": (),  # which scheduler that is, is known only once the pipeline is here

@@ -17,12 +17,13 @@ from pydantic import Field, model_validator
 from sdbench.assets.prompts import check_digest, is_verified, locate, prompts_digest, read_dataset, read_lines
 from sdbench.disk import file_digest
 from sdbench.errors import UserError, unknown_name
+from sdbench.models.architectures import Family
 from sdbench.records import Name, SuiteId, is_one
+from sdbench.records.names import id_of_prompt
 from sdbench.scenes.grammar import scene_at
 from sdbench.settings import Probes, Sampling, is_unset
 from sdbench.validation import Table, read_toml
 
-Family = Literal["sdxl", "scenes"]
 HALVES = ("quality", "probes")  # image metrics; latency and memory
 POLICY = "gate.toml"
 _LOCAL = Path("suites")
@@ -231,10 +232,23 @@ class Suite(Table):
             settings["prompts"] = {
                 key: value for key, value in settings["prompts"].items() if key not in ("path", "split", "column", "digest")
             }
-        if (of_teacher := self.teacher_suite()) is not self:
-            settings["teacher"]["suite"] = of_teacher.id.model_dump()
+        if self.other_suite:
+            settings["teacher"]["suite"] = self.teacher_suite().id.model_dump()
         content = json.dumps([settings, self.prompt_list()], sort_keys=True)
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
+
+    def check_inputs(self) -> None:
+        """Check that prompts and latent are here or reachable, and that the teacher's images can be paired with the suite's.
+
+        Raises:
+            MissingError, UserError: see `id`.
+        """
+        _ = self.id
+
+    @property
+    def other_suite(self) -> str | None:
+        """Name or path of the suite under which the teacher's images were made, where that is not this one."""
+        return self.teacher.suite if self.teacher else None
 
     def teacher_suite(self) -> "Suite":
         """The suite under which the teacher's images were made: the one that `teacher` names, or this one.
@@ -243,12 +257,12 @@ class Suite(Table):
             MissingError, UserError: that suite, its prompts or its latent cannot be read, its images cannot be paired with this suite's,
                 or it names a third suite.
         """
-        if self.teacher is None or self.teacher.suite is None:
+        if self.other_suite is None:
             return self
-        other = load(self.teacher.suite)
+        other = load(self.other_suite)
         intro, prompts = f"suite {self.name!r} takes its teacher from suite {other.name!r}", other.prompt_list()
-        if other.teacher and other.teacher.suite:
-            raise UserError(f"{intro}, which takes its own from {other.teacher.suite!r}; name that one")
+        if other.other_suite:
+            raise UserError(f"{intro}, which takes its own from {other.other_suite!r}; name that one")
         pairs = {
             "family": (self.family, other.family),
             **{side: tuple(getattr(suite.sampling, side, None) for suite in (self, other)) for side in ("size_px", "height_px")},
@@ -275,7 +289,7 @@ class Suite(Table):
         if self.prompts is None:
             return {}
         texts = _read_prompts(self.prompts)
-        by_id = {f"{index:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for index, text in enumerate(texts)}
+        by_id = {id_of_prompt(place, text): text for place, text in enumerate(texts)}
         if self.prompts.looked is None:
             return by_id
         used = set(look_order([*by_id], self.sampling.batch if self.sampling else 1)[: self.prompts.looked])

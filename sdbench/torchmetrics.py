@@ -1,7 +1,7 @@
 """Set metrics as `torchmetrics.Metric`, for any training loop: batches in, one number over all batches and ranks.
 
-    distance = Frechet(gaussian(real_features), extractor)     float64 sums, d x d for any n
-    kernel = OfFeatures(kid, real_features, extractor)         keeps and gathers all features: n x d x 4 bytes per rank
+    distance = FrechetDistance(gaussian(real_features), extractor)      float64 sums, d x d for any n
+    kernel = FeatureSetMetric(kid, real_features, extractor)            keeps and gathers all features: n x d x 4 bytes per rank
 
 `update` takes what the extractor takes, or features (n x d) where there is no extractor. Call `update` for each batch and `compute` at
 the end; do not call the metric itself, since the distance of a single batch means little and costs as much.
@@ -65,7 +65,7 @@ def _move(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-class Frechet(_SetMetric):
+class FrechetDistance(_SetMetric):
     """The Frechet distance to a reference, `metrics.frechet.frechet_distance`; lower is better.
 
     The states are sums over x - m and (x - m)(x - m)^T, where m is the reference's mean. So they add up over ranks, and an offset
@@ -121,13 +121,13 @@ class Frechet(_SetMetric):
         return torch.tensor(frechet_distance(generated, self.reference), dtype=torch.float64, device=self.device)
 
 
-class OfFeatures(_SetMetric):
+class FeatureSetMetric(_SetMetric):
     """Any function of two sets of features, the generated ones first: `kid`, `cmmd`, `prdc`.
 
     Args:
         function: takes features n x d and m x d; returns a number, a number with its influence column, or a mapping of names to either.
         reference: real features, m x d.
-        extractor: see `Frechet`.
+        extractor: see `FrechetDistance`.
         settings: options of torchmetrics.
 
     Raises:

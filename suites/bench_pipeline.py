@@ -16,8 +16,9 @@ import torch
 from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.probes import capacity, ceilings, meters, profiling, setup
 from sdbench.probes.monitor import Monitor, used_mib
-from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES, Request
+from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, Request
 from sdbench.probes.stages import Call, Stages
+from sdbench.records.names import STAGES
 
 
 @dataclass

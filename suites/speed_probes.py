@@ -19,7 +19,7 @@ from sdbench.machine import this_machine
 from sdbench.models.spec import resolve
 from sdbench.probes import meters, setup
 from sdbench.probes.request import Request
-from sdbench.probes.stages import PROMPT
+from sdbench.scenes.grammar import EXAMPLE
 from sdbench.settings import Setting
 
 ROUNDS = 30
@@ -54,7 +54,7 @@ def test_harness(benchmark: Any) -> None:
         machine=this_machine(DEVICE),
     )
     stages, _ = setup.load(request)
-    arguments = call_arguments(sampling, [PROMPT])
+    arguments = call_arguments(sampling, [EXAMPLE])
     by_hand: list[float] = []
 
     def bare() -> None:

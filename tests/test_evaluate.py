@@ -23,10 +23,10 @@ import sdbench
 from sdbench import api, records, suites, tables
 from sdbench.api import measuring
 from sdbench.errors import UserError
-from sdbench.gate.policy import is_probe
 from sdbench.models import in_memory
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
+from sdbench.records.names import is_probe
 from sdbench.reference import cards
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sdbench.metrics.frechet import frechet_distance, gaussian
 from sdbench.metrics.kid import kid
-from sdbench.torchmetrics import Frechet, OfFeatures
+from sdbench.torchmetrics import FeatureSetMetric, FrechetDistance
 
 D = 6
 RANDOM = np.random.default_rng(0)
@@ -25,8 +25,8 @@ BATCHES = np.split(FEATURES, [7, 8, 30])
 REFERENCE = gaussian(REAL)
 
 
-def make_metrics() -> list[Frechet | OfFeatures]:
-    return [Frechet(REFERENCE), OfFeatures(kid, REAL)]
+def make_metrics() -> list[FrechetDistance | FeatureSetMetric]:
+    return [FrechetDistance(REFERENCE), FeatureSetMetric(kid, REAL)]
 
 
 EXPECTED = [frechet_distance(gaussian(FEATURES), REFERENCE), kid(FEATURES, REAL)[0]]
@@ -48,7 +48,9 @@ def test_batches_give_the_same_value_as_all_data_at_once(convert: Callable[[Any]
 
 
 def test_frechet_of_fewer_images_than_dimensions() -> None:
-    assert compute_on(Frechet(REFERENCE), [FEATURES[:4]]) == pytest.approx(frechet_distance(gaussian(FEATURES[:4]), REFERENCE), rel=1e-6)
+    assert compute_on(FrechetDistance(REFERENCE), [FEATURES[:4]]) == pytest.approx(
+        frechet_distance(gaussian(FEATURES[:4]), REFERENCE), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,9 +75,9 @@ def test_dtype_of_a_parent_module_does_not_change_a_computed_value() -> None:
         return {"kid": kid(x, y)}
 
     for metric, expected in (
-        (Frechet(REFERENCE), EXPECTED[0]),
-        (OfFeatures(kid, REAL), EXPECTED[1]),
-        (OfFeatures(both, REAL), EXPECTED[1]),
+        (FrechetDistance(REFERENCE), EXPECTED[0]),
+        (FeatureSetMetric(kid, REAL), EXPECTED[1]),
+        (FeatureSetMetric(both, REAL), EXPECTED[1]),
     ):
         metric.update(FEATURES)
         metric.compute()
@@ -87,9 +89,9 @@ def test_dtype_of_a_parent_module_does_not_change_a_computed_value() -> None:
 
 
 def test_states_move_to_another_device() -> None:
-    metric = Frechet(REFERENCE).to("meta")
+    metric = FrechetDistance(REFERENCE).to("meta")
     assert {metric.device.type, metric.n.device.type, metric.scatter.device.type} == {"meta"}
-    kernel = OfFeatures(kid, REAL)
+    kernel = FeatureSetMetric(kid, REAL)
     kernel.update(FEATURES)
     assert kernel.to("meta").features[0].device.type == "meta"
 
@@ -107,7 +109,7 @@ class MeanColours(nn.Module):
 
 def test_extractor_is_neither_cast_nor_trained_nor_saved() -> None:
     images = torch.randint(0, 256, (20, D, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    metric, plain = Frechet(REFERENCE, MeanColours()), MeanColours()
+    metric, plain = FrechetDistance(REFERENCE, MeanColours()), MeanColours()
     parent = nn.ModuleDict({"metric": metric}).to(torch.bfloat16)
     assert list(parent.parameters()) == []
     assert parent.state_dict() == {}
@@ -119,7 +121,7 @@ def test_function_may_return_several_values() -> None:
     def several(x: Any, y: Any) -> dict[str, Any]:
         return {"kid": kid(x, y), "value": kid(x, y)[0], "n": len(x)}
 
-    metric = OfFeatures(several, REAL)
+    metric = FeatureSetMetric(several, REAL)
     metric.update(FEATURES)
     value = pytest.approx(EXPECTED[1], rel=1e-9)
     assert {name: float(result) for name, result in metric.compute().items()} == {"kid": value, "value": value, "n": 50}
@@ -149,7 +151,7 @@ def test_invalid_features_are_rejected_and_leave_the_state_unchanged(bad: Any, m
 
 def test_features_in_place_of_their_moments_are_rejected() -> None:
     with pytest.raises(TypeError, match="the reference is a ndarray; expected a Gaussian"):
-        Frechet(REAL)  # type: ignore[arg-type]  # what a notebook would not check
+        FrechetDistance(REAL)  # type: ignore[arg-type]  # what a notebook would not check
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")

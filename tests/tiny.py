@@ -2,19 +2,18 @@
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from sdbench.disk import read_json, write_json
-from sdbench.models.architectures import PARTS, unet_config
+from sdbench.models.architectures import PARTS, Family, unet_config
 from sdbench.models.text_encoders import letter_tokenizer, save_text_encoder
 from sdbench.training.diffusion import Batch
 
 SIZE_PX = 16
-Family = Literal["sdxl", "scenes"]
 UNET: dict[str, Any] = {"sample_size": 4, "block_out_channels": [4, 8, 16], "attention_head_dim": [1, 1, 2], "norm_num_groups": 4}
 TEXT: dict[str, Any] = {
     "num_hidden_layers": 2,

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sdbench.errors import unknown_name
+from sdbench.records.names import begins_with, judge_of
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,5 @@ def get_asset(name: str) -> Asset:
 
 def evaluators_for(metrics: Iterable[str]) -> list[Asset]:
     """The evaluators that these protocols need, without those of the embedded family, which come with the package."""
-    names = [name.removeprefix("win_rate.") for name in metrics if not name.endswith(".scenes")]
-    return [asset for asset in ASSETS.values() if any(_serves(asset, name) for name in names)]
-
-
-def _serves(asset: Asset, metric: str) -> bool:
-    return any(metric == prefix or metric.startswith(f"{prefix}.") for prefix in asset.serves)
+    names = [judge_of(name) or name for name in metrics if not name.endswith(".scenes")]
+    return [asset for asset in ASSETS.values() if any(begins_with(name, start) for name in names for start in asset.serves)]

@@ -151,8 +151,8 @@ def noise(arguments: argparse.Namespace) -> int:
     """Run `sdbench noise` and return 0."""
     from sdbench import api, suites
     from sdbench.gate import lookup
-    from sdbench.gate.policy import is_probe
     from sdbench.models.spec import resolve
+    from sdbench.records.names import is_probe
     from sdbench.tables import format_number
 
     spec = resolve(arguments.model, base=arguments.base, lora=arguments.lora, name=arguments.name)

@@ -23,6 +23,7 @@ from sdbench.arrays import U8
 from sdbench.assets import catalogue
 from sdbench.protocols.base import Protocol, Subject
 from sdbench.records import Scores, Value
+from sdbench.records.names import first_part, is_against_images, judge_of
 from sdbench.run import external
 from sdbench.scenes.grammar import scene_at
 from sdbench.scenes.render import render
@@ -91,7 +92,7 @@ def complaints(protocol: Protocol, values: ValuesBySet) -> Iterator[str]:
     numbers = {name: value.value for name, value in values.items() if value.value is not None}
     healthy, again = numbers["healthy"], numbers.get("twice", math.nan)
     sign = -1 if protocol.direction == "lower" else 1
-    unranked = {"healthy", "twice"} | UNRANKED.get(protocol.name.partition(".")[0], set())
+    unranked = {"healthy", "twice"} | UNRANKED.get(first_part(protocol.name), set())
     for name in [name for name in numbers if name not in unranked]:
         tolerated = name == "collapsed" and protocol.name.rpartition(".")[2] in TOLERATES_COLLAPSE
         if tolerated and numbers[name] < healthy / 2:
@@ -105,10 +106,9 @@ def complaints(protocol: Protocol, values: ValuesBySet) -> Iterator[str]:
 
 def _expected_value_again(protocol: Protocol, healthy: float) -> float:
     """The value that healthy images must get when scored again, now compared with themselves as the teacher's."""
-    family = protocol.name.partition(".")[0]
-    if family == "win_rate":
+    if judge_of(protocol.name):
         return 0.5
-    if family in ("agreement", "fd_to_teacher"):
+    if is_against_images(protocol.name):
         return 1.0 if protocol.direction == "higher" else 0.0
     return healthy
 
@@ -126,9 +126,9 @@ def _subject(drawn: U8, runs: Path) -> Subject:
 
 def _score(subject: Subject, teacher_scores: Scores, teacher: Subject, names: list[str]) -> tuple[dict[str, Value], Scores]:
     single = replace(subject, teacher_scores=teacher_scores, teacher_images=teacher)
-    values, scores = score(single, [name for name in names if not name.startswith("diversity.")])
+    values, scores = score(single, [name for name in names if first_part(name) != "diversity"])
     several = replace(subject, prompt_ids=[str(row % KINDS) for row in range(N)], samples=[row // KINDS for row in range(N)])
-    of_prompts, _ = score(several, [name for name in names if name.startswith("diversity.")])
+    of_prompts, _ = score(several, [name for name in names if first_part(name) == "diversity"])
     return {value.name: value for value in (*values, *of_prompts)}, scores
 
 

@@ -18,6 +18,7 @@ from sdbench.disk import digest
 from sdbench.machine import version
 from sdbench.records import ENCODING_PACKAGES
 
+BLOCK = 64  # images in memory at a time, a multiple of every encoder's batch
 RUN_DEVICE: ContextVar[torch.device | None] = ContextVar("RUN_DEVICE", default=None)  # set by `memory.evaluators_on`
 _BACKENDS, _CUDNN, _MKLDNN = (cast("Any", kind) for kind in (torch.backends, torch.backends.cudnn, torch.backends.mkldnn))  # sparsely typed
 # torch has two sets of settings, and raises if an older one is read after a newer one was set to something else: both are set here.

@@ -12,9 +12,10 @@ from dataclasses import replace
 from sdbench import tables
 from sdbench.gate import pairing
 from sdbench.gate.pairing import Obstacle, Side
-from sdbench.gate.policy import Policy, Rule, is_probe
+from sdbench.gate.policy import Policy, Rule
 from sdbench.gate.verdicts import Report, Result, format_change, format_difference
 from sdbench.records import DRAWING_PACKAGES, Record
+from sdbench.records.names import is_agreement, is_probe
 from sdbench.stats import decisions
 from sdbench.stats.decisions import BetweenRuns, Bounds, Verdict
 
@@ -76,8 +77,8 @@ def _build_result(
     old: Side,
     alpha: float,
     *,
-    surely_worse: bool = False,
-    is_look: bool = False,
+    surely_worse: bool,
+    is_look: bool,
 ) -> Result:
     """A metric's result, with its numbers turned back from "plus = better" to candidate minus baseline."""
     new_value, old_value = new.record.value(name), old.record.value(name)
@@ -198,7 +199,7 @@ def _agreement_note(rules: Mapping[str, Rule], new: Side, old: Side, alpha: floa
     changes = []
     for name in sorted((new.metric_names() & old.metric_names()) - rules.keys()):
         value = new.record.value(name)
-        if value and value.kind == "score" and value.direction != "neither" and name.startswith("agreement."):
+        if value and value.kind == "score" and value.direction != "neither" and is_agreement(name):
             rule = Rule(direction=value.direction, margin=0.0, required=False)
             measured = pairing.measure(name, rule, new, old, alpha / 2)
             if isinstance(measured, Bounds):

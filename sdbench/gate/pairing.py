@@ -11,8 +11,9 @@ import numpy as np
 from sdbench import records, tables
 from sdbench.arrays import F64
 from sdbench.errors import unknown_name
-from sdbench.gate.policy import Rule, is_probe
+from sdbench.gate.policy import Rule
 from sdbench.records import Record, Value
+from sdbench.records.names import is_probe
 from sdbench.stats import decisions
 from sdbench.stats.decisions import BetweenRuns, Bounds
 

@@ -1,6 +1,5 @@
 """The gate's policy file: which metrics it weighs, in which direction, and how much loss of each it accepts."""
 
-import re
 from pathlib import Path
 from typing import Literal, Self
 
@@ -9,13 +8,6 @@ from pydantic import Field, PrivateAttr, model_validator
 from sdbench.errors import UserError
 from sdbench.suites import base_name
 from sdbench.validation import Table, read_toml
-
-_PROBES = frozenset(("latency", "memory", "cold_start", "images_per_second", "ceiling", "share", "machine", "parameters", "flops", "bytes"))
-
-
-def is_probe(metric: str) -> bool:
-    """Whether a metric is of a model's speed, memory or size and not of its images, by its name alone: a record may lack it."""
-    return re.split(r"[.@]", metric, maxsplit=1)[0] in _PROBES
 
 
 class Rule(Table):

@@ -6,9 +6,10 @@ from dataclasses import replace
 from sdbench.errors import UserError
 from sdbench.gate import judging
 from sdbench.gate.pairing import Side
-from sdbench.gate.policy import Policy, is_probe
+from sdbench.gate.policy import Policy
 from sdbench.gate.verdicts import Report
 from sdbench.records import Record
+from sdbench.records.names import is_probe
 from sdbench.stats.decisions import BetweenRuns
 
 _ONLY_IMAGES = "left out, as only image metrics are weighed"

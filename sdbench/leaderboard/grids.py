@@ -1,13 +1,11 @@
 """The tables of a section: quality, ranks, scores by group, efficiency; and the titles of their columns and lines."""
 
-from collections.abc import Callable
-from functools import partial
-
 from sdbench import tables
 from sdbench.leaderboard import groups, speed
-from sdbench.leaderboard.standings import TITLES, Row, Section, metrics, probes, title_rank
+from sdbench.leaderboard.standings import TITLES, Section, metrics, probes, title_rank
 from sdbench.models.catalogue import TEACHERS
 from sdbench.records import Record, Value
+from sdbench.records.names import BASE, setting_of
 from sdbench.tables import Grid
 
 BIAS = "Frechet distances and CMMD, like their intervals, depend on the number of images: with more images they would be lower."
@@ -15,33 +13,29 @@ BIAS = "Frechet distances and CMMD, like their intervals, depend on the number o
 
 def quality_grid(section: Section) -> Grid:
     """The first table: models down, image metrics across, then median latency and speed-up; without what no model has."""
-    columns: dict[str, Callable[[Row], str]] = {"model": lambda row: row.name}
+    columns = {"model": [row.name for row in section.rows]}
     if any(record.n_images for record in section.records):
-        columns["images"] = _images_cell
+        columns["images"] = [_images_cell(record) for record in section.records]
     for metric in metrics(section):
-        columns[metric_title(metric)] = partial(_metric_cell, section, name=metric.name)
-    latency, teacher = speed.headline(section.records), section.speed_baseline
-    if any(record.value(latency) for record in section.records):
-        setting = latency.partition("@")[2]
-        columns[f"{setting} latency p50 (s) ↓".strip()] = lambda row: speed.probe_cell(row.record, latency)
+        columns[metric_title(metric)] = [_metric_cell(section, record, metric.name) for record in section.records]
+    if latency := section.latency:
+        setting, teacher = setting_of(latency.name), section.speed_baseline
+        title = "latency p50 (s) ↓" if setting == BASE else f"{setting} latency p50 (s) ↓"
+        columns[title] = [speed.probe_cell(record, latency.name) for record in section.records]
         over = speed.teacher_title(teacher, section.records) if teacher else TEACHERS.get(section.family, "the teacher")
-        columns[f"speed-up over {over} ↑"] = lambda row: _speed_up_cell(row, teacher, latency)
-    return Grid(tuple(columns), tuple(tuple(cell(row) for cell in columns.values()) for row in section.rows))
+        # str() would drop the note of a cell
+        columns[f"speed-up over {over} ↑"] = [found if isinstance(found, str) else str(found) for found in section.speed_ups]
+    return Grid(tuple(columns), tuple(zip(*columns.values(), strict=True)))
 
 
-def _images_cell(row: Row) -> str:
-    n, samples = row.record.n_images, row.record.samples
+def _images_cell(record: Record) -> str:
+    n, samples = record.n_images, record.samples
     return f"{n} ({samples} per prompt)" if samples > 1 else str(n)
 
 
-def _metric_cell(section: Section, row: Row, name: str) -> str:
-    value = row.record.value(name)
-    return tables.format_value(value and value.with_note(section.mark(value)), row.record.n_prompts)
-
-
-def _speed_up_cell(row: Row, teacher: Record | None, latency: str) -> str:
-    times = speed.speed_up(row.record, teacher, latency)
-    return times if isinstance(times, str) else str(times)  # str() would drop the note of a cell
+def _metric_cell(section: Section, record: Record, name: str) -> str:
+    value = record.value(name)
+    return tables.format_value(value and value.with_note(section.mark(value)), record.n_prompts)
 
 
 def rank_grid(section: Section) -> Grid:

@@ -7,6 +7,7 @@ import numpy as np
 from sdbench import tables
 from sdbench.arrays import F64
 from sdbench.records import Record, Scores, mean_per_prompt
+from sdbench.records.names import place_of_prompt
 from sdbench.stats import intervals
 from sdbench.tables import Grid
 
@@ -27,7 +28,7 @@ def _cells(record: Record, scores: Scores, groups: Mapping[str, int], metric: st
     if value is None or value.value is None:
         return (tables.format_value(value),) * len(groups)
     prompts, means = mean_per_prompt(scores.prompt_ids, scores.columns[metric])
-    places = [int(prompt.partition("-")[0]) for prompt in prompts.tolist()]  # see `Suite.prompt_list`
+    places = [place_of_prompt(prompt) for prompt in prompts.tolist()]
     group_of = np.searchsorted(np.cumsum([*groups.values()]), places, side="right")
     samples = len(scores.prompt_ids) // len(prompts) if value.unit == "share" else None
     return tuple(_cell(means[group_of == number], n, samples) for number, n in enumerate(groups.values()))

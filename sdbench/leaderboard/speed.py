@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from sdbench import tables
 from sdbench.leaderboard import published
 from sdbench.records import Record, Value
+from sdbench.records.names import BASE, STAGES, latency_of, setting_of, with_setting, without_setting
 from sdbench.stats import decisions
 from sdbench.stats.intervals import Estimate
 from sdbench.tables import Grid
 
-P50 = "latency.pipeline.p50"
-_STAGES = ("pipeline", "text_encoders", "unet_step", "scheduler", "vae_decode")
+P50 = latency_of("pipeline")
 # Shown for each setting; a record has only the kinds of memory that its machine has.
 _PROBES = (
     P50,
@@ -86,7 +86,7 @@ def speed_up(record: Record, teacher: Record | None, name: str) -> SpeedUp | str
 def headline(records: Sequence[Record]) -> str:
     """The median latency to show first: in `base` or, where no record has it, in the first setting that was measured."""
     labels = _labels(records)
-    return P50 if "" in labels or not labels else _probe_name(P50, labels[0])
+    return P50 if BASE in labels or not labels else with_setting(P50, labels[0])
 
 
 def teacher_title(teacher: Record, records: Sequence[Record]) -> str:
@@ -103,7 +103,7 @@ def grids(records: Sequence[Record], teacher: Record | None) -> dict[str, Grid]:
     found = {}
     if teacher:
         found[f"Speed-up over {teacher_title(teacher, records)} by stage"] = _ratio_grid(records, teacher, full)
-    if any(full):
+    if any(label != BASE for label in full):
         found["By setting"] = _setting_grid(records, full)
     found["With the tiny VAE"] = _setting_grid(records, tiny)
     return {title: grid for title, grid in found.items() if grid.rows}
@@ -117,10 +117,10 @@ def published_grid(records: Sequence[Record], teacher: Record | None) -> Grid:
     header = ("published", "source", "model", "measured as", "ratio published", "ratio measured here")
     if teacher is None:
         return Grid(header, ())
-    nearest, rows = headline(records).partition("@")[2], []
+    nearest, rows = setting_of(headline(records)), []
     for claim in published.load_claims():
         for (probe, numbers), record in itertools.product(claim.numbers.items(), records):
-            name = probe if "@" in probe else _probe_name(probe, nearest)
+            name = with_setting(probe, nearest) if setting_of(probe) == BASE else probe
             if record is not teacher and record.value(name) and record.model.name in claim.values:
                 ratio = _published_ratio(numbers, record.model.name) or claim.values[record.model.name]
                 what = f"{claim.what}: {claim.protocol}"
@@ -134,7 +134,7 @@ def _published_ratio(numbers: dict[published.Name, float], model: str) -> str:
 
 
 def _labels(records: Sequence[Record]) -> list[str]:
-    return list(dict.fromkeys(value.name.partition("@")[2] for record in records for value in _latencies(record)))
+    return list(dict.fromkeys(setting_of(value.name) for record in records for value in _latencies(record)))
 
 
 def _ratio_grid(records: Sequence[Record], teacher: Record, labels: Sequence[str]) -> Grid:
@@ -143,9 +143,9 @@ def _ratio_grid(records: Sequence[Record], teacher: Record, labels: Sequence[str
     if not students:
         return Grid(header, ())
     rows = [
-        (stage, label or "base", *(str(speed_up(record, teacher, name)) for record in students))
-        for stage, label in itertools.product(_STAGES, labels)
-        if teacher.value(name := _probe_name(f"latency.{stage}.p50", label))
+        (stage, label, *(str(speed_up(record, teacher, name)) for record in students))
+        for stage, label in itertools.product(STAGES, labels)
+        if teacher.value(name := with_setting(latency_of(stage), label))
     ]
     if teacher.value("flops.unet"):
         rows.append(("multiply-accumulates of the UNet", "any", *(str(speed_up(record, teacher, "flops.unet")) for record in students)))
@@ -156,9 +156,9 @@ def _setting_grid(records: Sequence[Record], labels: Sequence[str]) -> Grid:
     measured = _with_latency(records)
     rows = []
     for probe, label in itertools.product(_PROBES, labels):
-        values = [record.value(_probe_name(probe, label)) for record in measured]
+        values = [record.value(with_setting(probe, label)) for record in measured]
         if example := next(filter(None, values), None):
-            rows.append((f"{probe} ({example.unit}){tables.ARROWS[example.direction]}", label or "base", *map(tables.format_value, values)))
+            rows.append((f"{probe} ({example.unit}){tables.ARROWS[example.direction]}", label, *map(tables.format_value, values)))
     return Grid(("probe", "setting", *(record.model.title for record in measured)), tuple(rows))
 
 
@@ -168,8 +168,4 @@ def _with_latency(records: Sequence[Record]) -> list[Record]:
 
 def _latencies(record: Record) -> list[Value]:
     """The pipeline's median latency in each setting."""
-    return [value for value in record.values if value.name.partition("@")[0] == P50]
-
-
-def _probe_name(probe: str, label: str) -> str:
-    return f"{probe}@{label}" if label else probe
+    return [value for value in record.values if without_setting(value.name) == P50]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from sdbench import records
 from sdbench.errors import UserError
-from sdbench.leaderboard import ranks
-from sdbench.leaderboard.speed import P50
+from sdbench.leaderboard import ranks, speed
+from sdbench.leaderboard.speed import SpeedUp
 from sdbench.models.catalogue import TEACHERS
 from sdbench.records import NamedTeacher, Record, Scores, SuiteId, Value
+from sdbench.records.names import BASE, begins_with, judge_of, setting_of
 
 # First part of a metric's name -> title of its column; also the order of the columns.
 TITLES = {
@@ -109,6 +110,17 @@ class Section:
         return teacher.record if teacher else None
 
     @cached_property
+    def latency(self) -> Value | None:
+        """An example value of the median latency to show first; None where no row has one."""
+        name = speed.headline(self.records)
+        return next((value for record in self.records if (value := record.value(name))), None)
+
+    @property
+    def speed_ups(self) -> list[SpeedUp | str]:
+        """How many times as fast as the teacher each row is by that latency, see `speed.speed_up`."""
+        return [speed.speed_up(record, self.speed_baseline, speed.headline(self.records)) for record in self.records]
+
+    @cached_property
     def comparable(self) -> dict[str, tuple[Row, ...]]:
         """The models with the same number of prompts and reference behind an image metric, by metric; the largest such group."""
         return {metric.name: tuple(self.models[place] for place in self._largest_group(metric.name)) for metric in metrics(self)}
@@ -126,7 +138,7 @@ class Section:
     @cached_property
     def ranks(self) -> dict[str, dict[str, int | None]]:
         """Ranks by metric and by name of the model; win rates are left out, since they would repeat the ranks of their judge's score."""
-        names = [value.name for value in metrics(self) if not value.name.startswith("win_rate.")]
+        names = [value.name for value in metrics(self) if not judge_of(value.name)]
         by_metric = ranks.ranks([(row.record, row.scores) for row in self.models], names)
         return {name: {row.name: rank for row, rank in zip(self.models, of_models, strict=True)} for name, of_models in by_metric.items()}
 
@@ -207,11 +219,11 @@ def _all_values(section: Section) -> Iterator[Value]:
 
 def _is_shown(name: str) -> bool:
     """Whether a probe is shown: of a stage only the median; the pipeline's is in the first table, other settings in tables of their own."""
-    if "@" in name:
+    if setting_of(name) != BASE:
         return False
-    if name.startswith("latency.") and not name.startswith("latency.pipeline."):
+    if begins_with(name, "latency") and not begins_with(name, "latency.pipeline"):
         return name.endswith(".p50")
-    return name != P50
+    return name != speed.P50
 
 
 def _examples(values: Iterator[Value], order: Sequence[str]) -> list[Value]:
@@ -224,4 +236,4 @@ def _examples(values: Iterator[Value], order: Sequence[str]) -> list[Value]:
 
 def title_rank(name: str, order: Sequence[str]) -> int:
     """The index in `order` of the prefix that a name begins with; `len(order)` where none fits."""
-    return next((place for place, start in enumerate(order) if name == start or name.startswith(f"{start}.")), len(order))
+    return next((place for place, start in enumerate(order) if begins_with(name, start)), len(order))

@@ -8,7 +8,8 @@ prunes both the full-size teacher and the embedded one. The depths come from `co
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-Family = Literal["sdxl", "scenes", "custom"]
+Family = Literal["sdxl", "scenes"]
+AnyFamily = Literal[Family, "custom"]  # "custom": text embeddings of another width
 Config = Mapping[str, Any]
 
 CROSS, PLAIN = "UNetMidBlock2DCrossAttn", "UNetMidBlock2D"
@@ -126,7 +127,7 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def unet_config(architecture: str, family: Literal["sdxl", "scenes"] = "sdxl") -> dict[str, Any]:
+def unet_config(architecture: str, family: Family = "sdxl") -> dict[str, Any]:
     """The keyword arguments of `UNet2DConditionModel` for an architecture in the widths of a family."""
     return {**COMMON_UNET, **TOPOLOGIES[architecture], **WIDTHS[family]}
 
@@ -193,7 +194,7 @@ def architecture_of(config: Config) -> str:
     return next((name for name in TOPOLOGIES if topology == _topology(unet_config(name))), "custom")
 
 
-def family_of(config: Config) -> Family:
+def family_of(config: Config) -> AnyFamily:
     """The family whose text embeddings have the width that a UNet takes; "custom" where none fits."""
     for family in ("sdxl", "scenes"):
         if config.get("cross_attention_dim") == WIDTHS[family]["cross_attention_dim"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sdbench.errors import UserError
 from sdbench.models.files import COPY_AGAIN, Tensor, read_headers, read_metadata, read_model_json
-from sdbench.models.locate import PART_CLASSES, Layout, locate
+from sdbench.models.locate import PART_CLASSES, ModelPaths, locate
 from sdbench.models.spec import ModelSpec
 
 RANDOM_SEED = 0
@@ -37,15 +37,15 @@ def weights_digest(spec: ModelSpec, *, dtype: str = "float32") -> str | None:
         return spec.location  # `in_memory.describe` puts the digest there
     if spec.source == "random":
         return hashlib.sha256(f"random weights: {spec.family}/{spec.architecture}, seed {RANDOM_SEED}, calibrated".encode()).hexdigest()
-    layout = locate(spec)
+    paths = locate(spec)
     sha256 = hashlib.sha256()
-    for part, files in sorted(layout.weights(sixteen_bit=dtype != "float32").items()):
+    for part, files in sorted(paths.weights(sixteen_bit=dtype != "float32").items()):
         _add_tensors(sha256, part, read_headers(files))
-    if layout.lora:
-        _add_tensors(sha256, "lora", read_headers([layout.lora]))
-        if settings := read_metadata(layout.lora).get(_LORA_SETTINGS):
+    if paths.lora:
+        _add_tensors(sha256, "lora", read_headers([paths.lora]))
+        if settings := read_metadata(paths.lora).get(_LORA_SETTINGS):
             sha256.update(f"lora settings\0{settings}\0".encode())
-    for label, path in sorted(_configs(layout).items()):
+    for label, path in sorted(_configs(paths).items()):
         sha256.update(f"{label}\0{_canonical(path)}\0".encode())
     return sha256.hexdigest()
 
@@ -69,13 +69,13 @@ def _read_chunks(tensor: Tensor) -> Iterable[bytes]:
             yield chunk
 
 
-def _configs(layout: Layout) -> dict[str, Path]:
+def _configs(paths: ModelPaths) -> dict[str, Path]:
     """The configuration and vocabulary files of a pipeline by label; that of the UNet comes from the UNet's own folder."""
-    configs = {"model_index": layout.pipeline / "model_index.json"}
+    configs = {"model_index": paths.pipeline / "model_index.json"}
     for part in ("scheduler", *PART_CLASSES.keys() - {"unet"}):
-        paths = (path for path in (layout.pipeline / part).glob("*") if path.suffix in (".json", ".txt") and ".index." not in path.name)
-        configs |= {f"{part}/{path.name}": path for path in paths}
-    return configs | {"unet": layout.unet_config}
+        files = (path for path in (paths.pipeline / part).glob("*") if path.suffix in (".json", ".txt") and ".index." not in path.name)
+        configs |= {f"{part}/{path.name}": path for path in files}
+    return configs | {"unet": paths.unet_config}
 
 
 def _canonical(path: Path) -> str:

@@ -17,7 +17,7 @@ from sdbench.models import lora
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, depths_of_keys
 from sdbench.models.checks import check_checkpoint, check_finite, check_tensors
 from sdbench.models.files import SHARED_PARTS, read_config, read_header, read_headers, read_model_json, strip_prefixes, weight_files
-from sdbench.models.locate import Layout, locate
+from sdbench.models.locate import ModelPaths, locate
 from sdbench.models.random_weights import random_pipeline
 from sdbench.models.spec import ModelSpec
 from sdbench.models.stock import CLASSES, PIPELINE, silence_libraries
@@ -78,27 +78,27 @@ def check_headers(spec: ModelSpec, *, dtype: str) -> None:
     if spec.source in ("random", "rendered"):
         return
     silence_libraries()
-    layout = locate(spec)
-    parts = _build_parts(layout, sixteen_bit=dtype != "float32")
-    with _explained(layout.pipeline):
+    paths = locate(spec)
+    parts = _build_parts(paths, sixteen_bit=dtype != "float32")
+    with _explained(paths.pipeline):
         tokenizers = {
-            part: CLIPTokenizer.from_pretrained(layout.pipeline / part, local_files_only=True) for part in ("tokenizer", "tokenizer_2")
+            part: CLIPTokenizer.from_pretrained(paths.pipeline / part, local_files_only=True) for part in ("tokenizer", "tokenizer_2")
         }
-    _check_tokens(parts | tokenizers, layout.pipeline)
-    build_scheduler(layout.pipeline)
-    if layout.lora:
-        lora.check(parts, layout.lora)
+    _check_tokens(parts | tokenizers, paths.pipeline)
+    build_scheduler(paths.pipeline)
+    if paths.lora:
+        lora.check(parts, paths.lora)
 
 
-def _build_parts(layout: Layout, *, sixteen_bit: bool) -> dict[str, nn.Module]:
+def _build_parts(paths: ModelPaths, *, sixteen_bit: bool) -> dict[str, nn.Module]:
     """Build a pipeline's networks on the meta device, and check that the headers of its files fit them."""
-    if layout.checkpoint:
-        parts = {part: _build_from_config(part, layout.pipeline / part) for part in CLASSES}
-        check_checkpoint(parts, read_header(layout.checkpoint), layout.checkpoint)
+    if paths.checkpoint:
+        parts = {part: _build_from_config(part, paths.pipeline / part) for part in CLASSES}
+        check_checkpoint(parts, read_header(paths.checkpoint), paths.checkpoint)
         return parts
-    folders = {part: layout.pipeline / part for part in SHARED_PARTS} | ({} if layout.unet.is_file() else {"unet": layout.unet})
+    folders = {part: paths.pipeline / part for part in SHARED_PARTS} | ({} if paths.unet.is_file() else {"unet": paths.unet})
     parts = {part: build_part(part, folder, sixteen_bit=sixteen_bit) for part, folder in folders.items()}
-    return parts if "unet" in parts else {"unet": _build_unet_of_file(layout), **parts}
+    return parts if "unet" in parts else {"unet": _build_unet_of_file(paths), **parts}
 
 
 def _available_device(name: str) -> torch.device:
@@ -109,11 +109,11 @@ def _available_device(name: str) -> torch.device:
 
 
 def _read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> Any:
-    layout = locate(spec)
-    pipeline = _read_checkpoint(layout, dtype) if layout.checkpoint else _read_folders(layout, dtype)
-    _check_tokens(pipeline.components, layout.pipeline)
-    if layout.lora:
-        lora.fuse(pipeline, layout.lora)
+    paths = locate(spec)
+    pipeline = _read_checkpoint(paths, dtype) if paths.checkpoint else _read_folders(paths, dtype)
+    _check_tokens(pipeline.components, paths.pipeline)
+    if paths.lora:
+        lora.fuse(pipeline, paths.lora)
     for part in CLASSES:
         check_finite(getattr(pipeline, part), part, Path(spec.location))
     return pipeline
@@ -132,12 +132,12 @@ def _check_tokens(parts: Mapping[str, Any], folder: Path) -> None:
                 )
 
 
-def _read_folders(layout: Layout, dtype: torch.dtype) -> Any:
-    parts = {part: read_part(part, layout.pipeline / part, dtype) for part in SHARED_PARTS}
-    unet = _read_unet_file(layout, dtype) if layout.unet.is_file() else read_part("unet", layout.unet, dtype)
-    with _explained(layout.pipeline):
+def _read_folders(paths: ModelPaths, dtype: torch.dtype) -> Any:
+    parts = {part: read_part(part, paths.pipeline / part, dtype) for part in SHARED_PARTS}
+    unet = _read_unet_file(paths, dtype) if paths.unet.is_file() else read_part("unet", paths.unet, dtype)
+    with _explained(paths.pipeline):
         return PIPELINE.from_pretrained(
-            layout.pipeline, unet=unet, **parts, **_UNUSED_PARTS, use_safetensors=True, local_files_only=True, add_watermarker=False
+            paths.pipeline, unet=unet, **parts, **_UNUSED_PARTS, use_safetensors=True, local_files_only=True, add_watermarker=False
         )
 
 
@@ -227,32 +227,32 @@ def _build_from_config(part: str, folder: Path) -> Any:
         ) from error
 
 
-def _read_unet_file(layout: Layout, dtype: torch.dtype) -> nn.Module:
-    model = _build_unet_of_file(layout)
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in strip_prefixes(load_file(layout.unet)).items()}, assign=True)
+def _read_unet_file(paths: ModelPaths, dtype: torch.dtype) -> nn.Module:
+    model = _build_unet_of_file(paths)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in strip_prefixes(load_file(paths.unet)).items()}, assign=True)
     return model
 
 
-def _build_unet_of_file(layout: Layout) -> nn.Module:
+def _build_unet_of_file(paths: ModelPaths) -> nn.Module:
     """Build, on the meta device, a UNet that has no configuration, with the base's widths and the known topology that its tensors show."""
-    base = read_config(layout.pipeline / "unet" / "config.json")
-    tensors = strip_prefixes(read_header(layout.unet))
+    base = read_config(paths.pipeline / "unet" / "config.json")
+    tensors = strip_prefixes(read_header(paths.unet))
     candidates = (base, *({**base, **topology} for topology in TOPOLOGIES.values()))
     config = next((candidate for candidate in candidates if depths(candidate) == depths_of_keys(tensors)), None)
     if config is None:
         raise UserError(
-            f"{layout.unet}: its transformer blocks {depths_of_keys(tensors)} fit no known architecture; save the UNet as a folder with "
+            f"{paths.unet}: its transformer blocks {depths_of_keys(tensors)} fit no known architecture; save the UNet as a folder with "
             "its config.json"
         )
     model: nn.Module = build_on_meta("unet", config)
-    check_tensors(model, "unet", tensors, layout.unet)
+    check_tensors(model, "unet", tensors, paths.unet)
     return model
 
 
-def _read_checkpoint(layout: Layout, dtype: torch.dtype) -> Any:
-    _build_parts(layout, sixteen_bit=False)
-    assert layout.checkpoint is not None
-    with _explained(layout.checkpoint, f"export it again, or name with --base another pipeline than {layout.pipeline}"):
+def _read_checkpoint(paths: ModelPaths, dtype: torch.dtype) -> Any:
+    _build_parts(paths, sixteen_bit=False)
+    assert paths.checkpoint is not None
+    with _explained(paths.checkpoint, f"export it again, or name with --base another pipeline than {paths.pipeline}"):
         return PIPELINE.from_single_file(
-            str(layout.checkpoint), config=str(layout.pipeline), **_UNUSED_PARTS, dtype=dtype, local_files_only=True, add_watermarker=False
+            str(paths.checkpoint), config=str(paths.pipeline), **_UNUSED_PARTS, dtype=dtype, local_files_only=True, add_watermarker=False
         )

@@ -21,7 +21,7 @@ PART_CLASSES = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class ModelPaths:
     """The paths of a model's parts.
 
     Attributes:
@@ -53,7 +53,7 @@ class Layout:
         return {part: [path] if path.is_file() else weight_files(path, part, sixteen_bit=sixteen_bit)[1] for part, path in folders.items()}
 
 
-def locate(spec: ModelSpec) -> Layout:
+def locate(spec: ModelSpec) -> ModelPaths:
     """Locate the files of a model that has any (neither random nor rendered).
 
     Raises:
@@ -64,14 +64,14 @@ def locate(spec: ModelSpec) -> Layout:
     check_model_index(pipeline)
     check_small_files(pipeline)
     checkpoint = folder if spec.source == "file" and checkpoint_kind(folder, read_header(folder)) == "checkpoint" else None
-    return Layout(pipeline, folder if spec.base else folder / "unet", checkpoint, _lora_file(spec.lora) if spec.lora else None)
+    return ModelPaths(pipeline, folder if spec.base else folder / "unet", checkpoint, _lora_file(spec.lora) if spec.lora else None)
 
 
 def check_local_files(spec: ModelSpec) -> None:
     """Check the weight files of a model's local parts; parts on the Hub may still have to be downloaded.
 
     Raises:
-        UserError: see `locate` and `Layout.weights`.
+        UserError: see `locate` and `ModelPaths.weights`.
     """
     if spec.lora and Path(spec.lora).is_absolute():
         _lora_file(spec.lora)

@@ -8,14 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import diffusers
 import torch
 from transformers import CLIPTextConfig
 
 from sdbench.models import activation_scale
-from sdbench.models.architectures import PARTS, unet_config
+from sdbench.models.architectures import PARTS, Family, unet_config
 from sdbench.models.digest import RANDOM_SEED
 from sdbench.models.spec import ModelSpec
 from sdbench.models.stock import CLASSES, PIPELINE
@@ -28,12 +28,12 @@ def random_pipeline(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -
     Raises:
         RuntimeError: see `activation_scale.calibrate`.
     """
-    parts = PARTS[spec.family]
+    parts = PARTS[spec.known_family]
     text = parts["text_encoder"]
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = letter_tokenizer(Path(folder), vocabulary=text["vocab_size"], tokens=text["max_position_embeddings"])
     with _seeded_construction(dtype, device):
-        networks = random_parts(spec.family, spec.architecture)
+        networks = random_parts(spec.known_family, spec.architecture)
     # The scheduler is built on the CPU, as in a pipeline loaded from disk: NumPy reads its tables there.
     scheduler = getattr(diffusers, parts["scheduler"]["_class_name"]).from_config(parts["scheduler"])
     pipe = PIPELINE(**networks, tokenizer=tokenizer, tokenizer_2=tokenizer, scheduler=scheduler, add_watermarker=False)
@@ -62,11 +62,11 @@ def random_tiny_vae(full: Any) -> Any:
     return tiny
 
 
-def random_parts(family: str, architecture: str) -> dict[str, torch.nn.Module]:
+def random_parts(family: Family, architecture: str) -> dict[str, torch.nn.Module]:
     """Build the four networks of a pipeline as the libraries initialise them, in torch's default dtype and on its default device."""
     parts = PARTS[family]
     return {
-        "unet": CLASSES["unet"](**unet_config(architecture, cast("Any", family))),
+        "unet": CLASSES["unet"](**unet_config(architecture, family)),
         "vae": CLASSES["vae"](**parts["vae"]),
         "text_encoder": CLASSES["text_encoder"](CLIPTextConfig(**parts["text_encoder"])),
         "text_encoder_2": CLASSES["text_encoder_2"](CLIPTextConfig(**parts["text_encoder_2"])),

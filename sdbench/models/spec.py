@@ -8,7 +8,17 @@ from os.path import expanduser
 from pathlib import Path
 
 from sdbench.errors import IncompleteError, UserError, unknown_name
-from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
+from sdbench.models.architectures import (
+    TOPOLOGIES,
+    AnyFamily,
+    Family,
+    architecture_of,
+    depths,
+    depths_of_keys,
+    family_of,
+    ldm_depths,
+    unet_config,
+)
 from sdbench.models.catalogue import CATALOGUE, TEACHERS, Entry, Source
 from sdbench.models.files import (
     ADAPTER,
@@ -51,13 +61,19 @@ class ModelSpec:
     """
 
     name: str
-    family: Family
+    family: AnyFamily
     architecture: str
     source: Source
     location: str
     base: "ModelSpec | None" = None
     lora: str | None = None
     revision: str | None = None
+
+    @property
+    def known_family(self) -> Family:
+        """The family of a model of the catalogue, or of one with random weights: its other networks are known too."""
+        assert self.family != "custom"
+        return self.family
 
     @property
     def label(self) -> str:
@@ -242,13 +258,13 @@ def _architecture_of_tensors(tensors: Mapping[str, Tensor], *, ldm: bool) -> str
     return next((name for name in TOPOLOGIES if expected(unet_config(name)) == actual), "custom")
 
 
-def _family_of_tensors(tensors: Mapping[str, Tensor]) -> Family:
+def _family_of_tensors(tensors: Mapping[str, Tensor]) -> AnyFamily:
     ending = ".transformer_blocks.0.attn2.to_k.weight"  # width of the UNet x width of the text
     widths = {tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(ending)}
     return family_of({"cross_attention_dim": widths.pop()}) if len(widths) == 1 else "custom"
 
 
-def _require_base(base: ModelSpec | None, path: Path, family: Family, *, ldm: bool = False) -> ModelSpec:
+def _require_base(base: ModelSpec | None, path: Path, family: AnyFamily, *, ldm: bool = False) -> ModelSpec:
     if base is not None:
         return base
     holds = "no configuration and tokenizers" if ldm else "only a UNet"

@@ -73,5 +73,5 @@ def _step_times(rounds: Sequence[Round]) -> tuple[float, float]:
 
 
 def _states(rounds: Sequence[Round]) -> list[dict[str, Any]]:
-    """All readings of the card, see `monitor.Card.state`."""
+    """All readings of the card, see `monitor.Gpu.state`."""
     return [state for states in collect_info(rounds, "watch", "states") for state in states]

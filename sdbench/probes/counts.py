@@ -65,6 +65,6 @@ def _find_configs(request: Request, rounds: Sequence[Round]) -> dict[str, Any]:
     """The networks' configurations, as a round found them, else those of a model with random weights; empty where neither is there."""
     if seen := collect_info(rounds, "configs"):
         return {"configs": seen[0], "zero_negative": collect_info(rounds, "zero_negative")[0]}
-    if request.spec.source == "random" and request.spec.family != "custom" and request.setting.vae == "full":
+    if request.spec.source == "random" and request.setting.vae == "full":
         return {"configs": work.random_configs(request.spec), "zero_negative": True}
     return {}

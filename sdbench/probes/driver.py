@@ -30,11 +30,12 @@ from sdbench.models.digest import weights_digest
 from sdbench.models.spec import ModelSpec
 from sdbench.notes import print_note
 from sdbench.probes import counts, meters, plugin, rounds_file
-from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES, Request
+from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, Request
 from sdbench.probes.rounds import Round, collect_info
 from sdbench.probes.values import values
 from sdbench.records import Machine, Value
-from sdbench.settings import BASE, Probes, Sampling, Setting
+from sdbench.records.names import BASE, STAGES
+from sdbench.settings import Probes, Sampling, Setting
 
 BENCHMARK_FILE = "bench_pipeline.py"
 ROUND_TIMEOUT_S = 3600

@@ -23,7 +23,7 @@ _SLOWDOWN_REASONS = {  # bits of NVML's clock event reasons that mean a lower cl
 }
 
 
-class Card:
+class Gpu:
     """One CUDA device, as NVML sees it."""
 
     def __init__(self, device: str) -> None:
@@ -114,12 +114,12 @@ def used_mib(device: str) -> float | None:
     return card.used_mib() if card else None
 
 
-def _find_card(device: str) -> tuple[Card | None, str]:
+def _find_card(device: str) -> tuple[Gpu | None, str]:
     """The card; or None, and the reason where there should be one."""
     if not device.startswith("cuda"):
         return None, ""
     try:
-        return Card(device), ""
+        return Gpu(device), ""
     except Exception as error:  # noqa: BLE001  # the latency can be measured without NVML
         return None, f"NVML: {type(error).__name__}: {error}"
 

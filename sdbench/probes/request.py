@@ -10,7 +10,6 @@ from sdbench.records import Machine
 from sdbench.settings import Dtype, Sampling, Setting
 from sdbench.validation import Table
 
-STAGES = ("pipeline", "text_encoders", "unet_step", "scheduler", "vae_decode")  # the pipeline first: its first call is the cold start
 CEILINGS = ("matmul", "copy")  # the machine's peak rates, measured after the model in the same process
 REQUEST_VARIABLE = "SDBENCH_PROBE_REQUEST"  # the environment variable that names the file of the request
 

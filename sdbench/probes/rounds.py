@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from sdbench.probes.request import CEILINGS, STAGES
+from sdbench.probes.request import CEILINGS
 from sdbench.records import Direction, Value
+from sdbench.records.names import STAGES
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from sdbench.generate import call_arguments, is_guided
+from sdbench.scenes.grammar import EXAMPLE
 from sdbench.schedulers import set_scheduler, set_timesteps
 from sdbench.settings import Sampling
 
-PROMPT = "a large red circle left of a small blue star on a pink background"
 Call = Callable[[], object]
 
 
@@ -27,7 +27,7 @@ class Stages:
         set_scheduler(pipe, sampling)
 
     def prepare(self, stage: str) -> Call:
-        """Prepare a stage, one of `request.STAGES` or "short", and return the call to time."""
+        """Prepare a stage, one of `names.STAGES` or "short", and return the call to time."""
         with torch.no_grad():
             call: Call = getattr(self, stage)()
         return torch.no_grad()(call)
@@ -45,7 +45,7 @@ class Stages:
         return self._pipeline_call(batch or self.batch, self.sampling.with_one_step)
 
     def _pipeline_call(self, batch: int, sampling: Sampling, **changes: str) -> Call:
-        arguments = {**call_arguments(sampling, [PROMPT] * batch), **changes}
+        arguments = {**call_arguments(sampling, [EXAMPLE] * batch), **changes}
 
         def call() -> object:
             return self.pipe(**arguments, generator=torch.Generator().manual_seed(0))
@@ -114,7 +114,7 @@ class Stages:
         return call
 
     def _encode_prompt(self) -> Any:
-        arguments = call_arguments(self.sampling, [PROMPT] * self.batch)
+        arguments = call_arguments(self.sampling, [EXAMPLE] * self.batch)
         return self.pipe.encode_prompt(
             arguments["prompt"],
             device=self.pipe.unet.device,

@@ -7,11 +7,11 @@ from sdbench.probes import roofline
 from sdbench.probes.capacity import CARDS_GB
 from sdbench.probes.conditions import conditions, remarks
 from sdbench.probes.meters import HOST_PEAKS, MIB
-from sdbench.probes.request import STAGES
 from sdbench.probes.rounds import Round, collect_info, failed_value, failure_note, failure_reason, median_value, ratio_value
 from sdbench.probes.work import Load
 from sdbench.records import Value
-from sdbench.settings import BASE, Setting
+from sdbench.records.names import STAGES, latency_of, with_setting
+from sdbench.settings import Setting
 from sdbench.stats import intervals
 
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
@@ -34,15 +34,13 @@ def values(rounds: Sequence[Round], setting: Setting, loads: Mapping[str, Load],
         *roofline.values(rounds, {stage: quantiles[0] for stage, quantiles in latencies.items()}, loads),
         *conditions(rounds),
     ]
-    if setting.label == BASE:
-        return found
-    return [value.model_copy(update={"name": f"{value.name}@{setting.label}"}) for value in found]
+    return [value.model_copy(update={"name": with_setting(value.name, setting.label)}) for value in found]
 
 
 def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
     # rounds x calls
     samples = tuple(measured.seconds[stage] for measured in rounds if stage in measured.seconds)
-    names = {mark: f"latency.{stage}.{mark}" for mark in QUANTILES}
+    names = {mark: latency_of(stage, mark) for mark in QUANTILES}
     if not samples:
         return [failed_value(name, "probe", "s", failure_reason(rounds, stage)) for name in names.values()]
     found = []

@@ -117,10 +117,9 @@ def loads(works: Mapping[str, Work], *, steps: int, batch: int, dtypes: Mapping[
 
 def random_configs(spec: ModelSpec) -> dict[str, Any]:
     """The configurations of the networks of a model with random weights, without loading it."""
-    assert spec.family != "custom", "its networks are not known"
-    parts = PARTS[spec.family]
+    parts = PARTS[spec.known_family]
     return {
-        "unet": unet_config(spec.architecture, spec.family),
+        "unet": unet_config(spec.architecture, spec.known_family),
         **{part: parts[part] for part in ("vae", "text_encoder", "text_encoder_2")},
     }
 

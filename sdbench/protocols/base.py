@@ -10,13 +10,12 @@ import numpy as np
 from tqdm import tqdm
 
 from sdbench.arrays import F32, F64, U8
-from sdbench.encoders.inference import computed_by
+from sdbench.encoders.inference import BLOCK, computed_by
 from sdbench.records import Direction, Scores, State, Value, column_of, mean_per_prompt
 from sdbench.stats import intervals
 from sdbench.store import Store
 
 T = TypeVar("T")
-BLOCK = 64  # images in memory at a time, a multiple of every encoder's batch
 Result = tuple[Value, dict[str, F64]]  # the value, and its columns of `scores.parquet`
 
 

@@ -10,6 +10,7 @@ from sdbench.encoders.clip import BACKBONES
 from sdbench.metrics.aesthetic import aesthetic_score
 from sdbench.metrics.cosine import caption_score
 from sdbench.protocols.base import Protocol, Result, Subject
+from sdbench.records.names import win_rate_by
 from sdbench.stats import intervals
 
 
@@ -23,8 +24,7 @@ def _aesthetic(subject: Subject, protocol: Protocol) -> Result:
     return protocol.mean(subject, aesthetic_score(subject.features(towers.name, towers.images), head.weight, head.bias))
 
 
-def _win_rate(subject: Subject, protocol: Protocol) -> Result:
-    judge = protocol.name.removeprefix("win_rate.")
+def _win_rate(judge: str, subject: Subject, protocol: Protocol) -> Result:
     if subject.is_teacher:
         return protocol.without_value("not_applicable", "the teacher is what the others are compared with")
     if judge not in subject.columns:
@@ -55,6 +55,8 @@ _JUDGES = (
     Protocol("pickscore.v1",        "score", "higher", "logit",   partial(_cosine, "pickscore.v1")),
     Protocol("hpsv2.1",             "score", "higher", "100 cos", partial(_cosine, "hpsv2.1")),
 )  # fmt: skip  # a table
-_WINS = (Protocol(f"win_rate.{judge.name}", "score", "higher", "share", _win_rate, against_teacher=True) for judge in _JUDGES)
+_WINS = (
+    Protocol(win_rate_by(judge.name), "score", "higher", "share", partial(_win_rate, judge.name), against_teacher=True) for judge in _JUDGES
+)
 _AESTHETIC = Protocol("aesthetic.laion-v2", "score", "higher", "points", _aesthetic)
 PROTOCOLS = (*_CLIP, *_JUDGES, *_WINS, _AESTHETIC)

@@ -23,14 +23,12 @@ from sdbench.arrays import F32, F64, U8
 from sdbench.assets.sources import open_image, read_rows
 from sdbench.disk import digest, locked
 from sdbench.encoders.catalogue import Encoder
-from sdbench.encoders.inference import computed_by
+from sdbench.encoders.inference import BLOCK, computed_by
 from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
 from sdbench.models.spec import NAME, NAME_RULE
 from sdbench.reference.cards import MAX_FEATURES, Card, card_of, folder, save
 from sdbench.store import SUFFIXES, UNDECODABLE, decode, load_or_compute
-
-BLOCK = 64  # images in memory at a time
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from sdbench.leaderboard import MAX_MODELS
 from sdbench.leaderboard.speed import P50
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Record, Value
+from sdbench.records.names import STAGES, latency_of
 
 _HREF = "{http://www.w3.org/1999/xlink}href"
 MAX_BARS = 60  # models with error bars; where there are more, they are small points without
@@ -206,7 +207,7 @@ def _draw_bars(axes: Axes, parts: dict[str, dict[str, float]], names: Sequence[s
 
 def _stage_seconds(record: Record) -> dict[str, float]:
     """Median seconds per image by stage, a step's times the number of steps; "rest" is what remains of the pipeline's median."""
-    medians = {value.name.split(".")[1]: value.value for value in record.values if re.fullmatch(r"latency\.\w+\.p50", value.name)}
+    medians = {stage: value.value for stage in STAGES if (value := record.value(latency_of(stage)))}
     pipeline = medians.pop("pipeline", None)
     stages = {}
     for name, seconds in medians.items():

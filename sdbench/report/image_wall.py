@@ -19,6 +19,7 @@ from sdbench.errors import UserError
 from sdbench.leaderboard import MAX_MODELS
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import influenced_metric
+from sdbench.records.names import is_agreement
 from sdbench.report.worst import WorstImages
 from sdbench.store import UNDECODABLE
 
@@ -132,7 +133,7 @@ def _copies_in_students(section: Section, teacher: Row) -> dict[str, Path]:
     return {
         name: path
         for row in section.models
-        if any(value.name.startswith("agreement.") and value.reference == digest for value in row.record.values)
+        if any(is_agreement(value.name) and value.reference == digest for value in row.record.values)
         for name, path in records.thumbnail_files(row.folder, of_teacher=True).items()
     }
 

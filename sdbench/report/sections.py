@@ -17,6 +17,7 @@ from sdbench.gate.policy import Policy
 from sdbench.leaderboard import MAX_MODELS, grids, provenance, speed, standings, truth
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Direction, Value
+from sdbench.records.names import is_against_images, judge_of
 from sdbench.report import figures, wins, worst
 from sdbench.report.image_wall import Album, Wall
 from sdbench.report.worst import Case, Worst
@@ -137,10 +138,8 @@ def _columns(section: Section) -> list[Column]:
     """Metrics, median latency, speed-up, memory, size; last, as a screen may not hold them, comparisons with the teacher's images."""
     costs = {value.name: value for value in standings.probes(section)}
     metrics = [_column(section, metric) for metric in standings.metrics(section)]
-    paired = [column for column in metrics if column.title.startswith(("agreement.", "fd_to_teacher."))]
-    name = speed.headline(section.records)
-    latency = next((value for row in section.rows if (value := row.record.value(name))), None)
-    times = [_column(section, latency), _speed_ups(section, name)] if latency else []
+    paired = [column for column in metrics if is_against_images(column.title)]
+    times = [_column(section, section.latency), _speed_ups(section)] if section.latency else []
     sizes = [_column(section, costs[name]) for name in (*figures.MEMORY, "parameters.unet") if name in costs]
     return [*(column for column in metrics if column not in paired), *times, *sizes, *paired]
 
@@ -159,11 +158,10 @@ def _column(section: Section, value: Value) -> Column:
     return Column(value.name, value.unit, value.direction, _align(cells))
 
 
-def _speed_ups(section: Section, latency: str) -> Column:
+def _speed_ups(section: Section) -> Column:
     teacher = section.speed_baseline
-    cells = [_speed_up(speed.speed_up(record, teacher, latency)) for record in section.records]
     over = speed.teacher_title(teacher, section.records) if teacher and not section.teacher else "the teacher"
-    return Column("speed-up", f"over {over}", "higher", _align(cells))
+    return Column("speed-up", f"over {over}", "higher", _align([*map(_speed_up, section.speed_ups)]))
 
 
 def _speed_up(found: speed.SpeedUp | str) -> Cell:
@@ -181,7 +179,7 @@ def _cell(section: Section, row: Row, name: str, rank: int | None) -> Cell:
         return Cell(tables.format_count(value.value), value.value)
     number, interval = tables.estimate_parts(value.value, value.low, value.high)
     few = f"n = {value.n}" if value.is_image_metric and value.n != row.record.n_prompts else ""
-    own = "" if name.startswith("win_rate.") else value.note  # a win rate's note, wins and losses, is in the matrix
+    own = "" if judge_of(name) else value.note  # a win rate's note, wins and losses, is in the matrix
     note = "; ".join(filter(None, [own, section.mark(value)]))
     return Cell(number, value.value, ", ".join(filter(None, [_interval(interval), few])), note, rank)
 
@@ -207,7 +205,7 @@ def _pad(text: str, decimals: int) -> str:
 
 
 def _charts(section: Section) -> list[figures.Chart]:
-    metrics = [value for value in standings.metrics(section) if not value.name.startswith("win_rate.") and value.direction != "neither"]
+    metrics = [value for value in standings.metrics(section) if not judge_of(value.name) and value.direction != "neither"]
     return list(chain.from_iterable(figures.pareto_charts(section, value, grids.metric_title(value)) for value in metrics))
 
 

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 
 from sdbench.leaderboard import MAX_MODELS, ranks
 from sdbench.leaderboard.standings import Section
+from sdbench.records.names import judge_of
 from sdbench.stats import decisions, intervals
 
 
@@ -40,7 +41,7 @@ def judges(section: Section) -> list[str]:
     """The scores that decide a win: those behind the suite's win rates, else the first score that the models have."""
     values = [value for row in section.models for value in row.record.values if value.kind == "score" and value.direction != "neither"]
     scores = dict.fromkeys(value.name for value in values if value.value is not None)
-    of_suite = dict.fromkeys(value.name.removeprefix("win_rate.") for value in values if value.name.startswith("win_rate."))
+    of_suite = dict.fromkeys(judge for value in values if (judge := judge_of(value.name)))
     return [name for name in of_suite if name in scores] or list(scores)[:1]
 
 

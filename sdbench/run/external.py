@@ -17,13 +17,14 @@ from tqdm import tqdm
 from sdbench.arrays import U8
 from sdbench.assets.prompts import COLUMNS, read_lines
 from sdbench.disk import digest
+from sdbench.encoders.inference import BLOCK
 from sdbench.encoders.memory import evaluators_on
 from sdbench.errors import UserError
 from sdbench.generate import Job
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.spec import NAME, NAME_RULE
 from sdbench.probes.driver import ProbeResult
-from sdbench.protocols.base import BLOCK, Subject
+from sdbench.protocols.base import Subject
 from sdbench.records import Model
 from sdbench.run.context import RunContext, check_captions
 from sdbench.run.recording import build_subject, plain_subject, write_record

@@ -29,11 +29,11 @@ from sdbench.records import (
     Scores,
     Value,
 )
+from sdbench.records.names import judge_of, setting_of
 from sdbench.run.acceptance import add_verdicts
 from sdbench.run.context import RunContext, store_and_jobs
 from sdbench.run.thumbnails import choose_images, thumbnail
 from sdbench.score import find_protocols, score
-from sdbench.settings import BASE
 from sdbench.store import Store
 from sdbench.suites import Suite
 
@@ -144,7 +144,7 @@ def build_subject(model: Model, context: RunContext, store: Store, jobs: Sequenc
     of_teacher, name = context.suite.teacher_suite(), teacher_name(context.suite)
     subject = replace(
         plain_subject(store, jobs, context.runs),
-        is_teacher=model.name == name and of_teacher is context.suite,
+        is_teacher=model.name == name and not context.suite.other_suite,
         is_made_elsewhere=model.is_made_elsewhere,
         reference=context.suite.reference,
         teacher_name=f"{name} under {of_teacher.name}@{of_teacher.version}",
@@ -168,21 +168,20 @@ def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[
     Raises:
         MissingError, UserError: a record of the teacher cannot be read; or see `list_jobs`.
     """
-    of_teacher, name = context.suite.teacher_suite(), teacher_name(context.suite)
-    if of_teacher is context.suite and name in {spec.name for spec in specs}:
+    name, other_suite = teacher_name(context.suite), context.suite.other_suite
+    if not other_suite and name in {spec.name for spec in specs}:
         return []
     found = _find_teacher(context, list_jobs(context.suite, context.sampling, None))
     available = {"win rates": found, "agreement": found and found[2]}
     needed = [
-        "win rates" if protocol.name.startswith("win_rate.") else "agreement"
+        "win rates" if judge_of(protocol.name) else "agreement"
         for protocol in find_protocols(context.suite.own_metrics)
         if protocol.against_teacher
     ]
     if not (missing := [kind for kind in dict.fromkeys(needed) if not available[kind]]):
         return []
-    what, advice = "images" if found else "record", f"add --model {name}"
-    if context.suite.teacher and context.suite.teacher.suite:
-        advice = f"first sdbench run --model {name} --suite {context.suite.teacher.suite}"
+    what, of_teacher = "images" if found else "record", context.suite.teacher_suite()
+    advice = f"first sdbench run --model {name} --suite {other_suite}" if other_suite else f"add --model {name}"
     return [
         (
             f"{what} of the teacher, {name} under {of_teacher.id.title_with_digest}, "
@@ -275,19 +274,14 @@ def _earlier_probes(earlier: tuple[Path, Record] | None, context: RunContext, ne
     """What an earlier run measured in settings that this run does not time and did not count again, and the id of its turns."""
     if earlier is None:
         return [], ""
-    timed, counted = context.timed_settings, {value.name for value in new}
-    return [value for value in probe_values(earlier[1]) if _label(value) not in timed and value.name not in counted], earlier[1].run
+    timed, counted, before = context.timed_settings, {value.name for value in new}, earlier[1]
+    return [value for value in probe_values(before) if setting_of(value.name) not in timed and value.name not in counted], before.run
 
 
 def _sort_by_setting(values: list[Value], suite: Suite) -> list[Value]:
     """The values in the suite's order of settings, whenever they were measured; counts follow the base setting."""
     order = {label: number for number, label in enumerate(suite.probes.select() if suite.probes else ())}
-    return sorted(values, key=lambda value: (order.get(_label(value), len(order)), value.kind == "count"))
-
-
-def _label(value: Value) -> str:
-    """The label of the setting that a value was measured in."""
-    return value.name.partition("@")[2] or BASE
+    return sorted(values, key=lambda value: (order.get(setting_of(value.name), len(order)), value.kind == "count"))
 
 
 def _software(environment: Environment) -> dict[str, Any]:

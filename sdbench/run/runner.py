@@ -66,7 +66,7 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
     with evaluators_on(context.device):
         folders, unwritten = _try_each(sound, record, context.device)
     errors, teacher = refused | unwritten, teacher_name(context.suite)
-    if teacher in errors and folders and context.suite.teacher_suite() is context.suite:
+    if teacher in errors and folders and not context.suite.other_suite:
         errors[teacher] += " (so the records of the others may lack what compares them with it)"
     if errors:
         raise PartialError(_join_errors(errors), [*folders.values()])

@@ -8,6 +8,7 @@ from PIL import Image
 
 from sdbench.arrays import U8
 from sdbench.records import MAX_THUMBNAILS, Scores, Value
+from sdbench.records.names import judge_of
 
 SIDE_PX = 256
 SHARED = 32  # the first images of the suite
@@ -29,7 +30,7 @@ def choose_images(scores: Scores, values: Sequence[Value], teacher: Scores | Non
     """
     signs = {value.column: 1 if value.direction == "higher" else -1 for value in values if value.kind == "set"}
     by_set = [np.argsort(sign * scores.columns[name], kind="stable") for name, sign in signs.items() if name in scores.columns]
-    judges = [name.removeprefix("win_rate.") for name in scores.columns if name.startswith("win_rate.")]
+    judges = [judge for name in scores.columns if (judge := judge_of(name))]
     by_loss = [np.argsort(scores.columns[judge] - teacher.column_for(scores.keys, judge)) for judge in judges if teacher]
     own = [(row, False) for row in range(len(scores.keys))]
     chosen = own[:SHARED]

@@ -33,6 +33,7 @@ from sdbench.models.spec import ModelSpec
 from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Model, Record, Scores, Value
+from sdbench.records.names import win_rate_by
 from sdbench.run import runner
 from sdbench.run.context import RunContext, store_and_jobs
 from sdbench.run.recording import build_subject, probe_values, write_record
@@ -113,7 +114,7 @@ class _Candidate:
         self.samples = self.context.suite.samples
         self.n_prompts = len(self.jobs) // self.samples
         suite, weighed = self.context.suite, policy.rules(self.context.suite.name)
-        measured = [name for name in suite.own_metrics if name in weighed or f"win_rate.{name}" in weighed]
+        measured = [name for name in suite.own_metrics if name in weighed or win_rate_by(name) in weighed]
         self.set_metrics = [name for name in measured if PROTOCOLS[name].kind == "set"]
         self.score_metrics = [name for name in measured if name not in self.set_metrics]
         self.rules = looks.LookRules(policy, suite.name, self.set_metrics, between_runs)

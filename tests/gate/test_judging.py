@@ -22,6 +22,7 @@ from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy, Rule
 from sdbench.gate.verdicts import Report, Result
 from sdbench.records import Machine, NamedTeacher, Record, Scores, SuiteId, Value
+from sdbench.records.names import is_probe
 from sdbench.score import PROTOCOLS
 from sdbench.stats.decisions import decide, paired_mean_bounds
 
@@ -718,9 +719,9 @@ def test_report_notes_margins_taken_from_the_original_suite(tmp_path: Path) -> N
 
 
 def test_probes_are_told_from_image_metrics_by_name() -> None:
-    assert not any(map(policy.is_probe, PROTOCOLS))
+    assert not any(map(is_probe, PROTOCOLS))
     measured = [records.read_record(folder) for folder in records.folders(ROOT / "results")]
-    assert {policy.is_probe(value.name) == value.is_image_metric for record in measured for value in record.values} == {False}
+    assert {is_probe(value.name) == value.is_image_metric for record in measured for value in record.values} == {False}
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED.suites))

@@ -17,9 +17,9 @@ from sdbench.disk import read_json
 from sdbench.models.spec import resolve
 from sdbench.probes import driver, plugin, setup
 from sdbench.probes.driver import BENCHMARK_FILE, measure
-from sdbench.probes.request import STAGES
 from sdbench.probes.work import unet_macs
 from sdbench.records import Value
+from sdbench.records.names import STAGES
 from sdbench.settings import Probes, Sampling, Setting
 
 SUITES = Path(__file__).parents[2] / "suites"

@@ -24,8 +24,9 @@ from sdbench.machine import environment, this_machine
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import driver, plugin, work
 from sdbench.probes.driver import ProbeResult, measure
-from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES, Request
+from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, Request
 from sdbench.records import Value
+from sdbench.records.names import STAGES
 from sdbench.run import runner
 from sdbench.settings import Probes, Sampling, Setting
 from sdbench.suites import Prompts, Suite
@@ -37,7 +38,8 @@ import atexit, itertools, os, signal
 from pathlib import Path
 import pytest
 from sdbench.probes.meters import OUT_OF_MEMORY
-from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES, Request
+from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, Request
+from sdbench.records.names import STAGES
 
 clock = itertools.count(0, 0.5).__next__
 request = Request.from_environment()

@@ -18,8 +18,9 @@ from sdbench.models.spec import resolve
 from sdbench.probes import capacity
 from sdbench.probes.driver import measure
 from sdbench.probes.meters import MIB
-from sdbench.probes.monitor import Card, Monitor
-from sdbench.probes.stages import PROMPT, Stages
+from sdbench.probes.monitor import Gpu, Monitor
+from sdbench.probes.stages import Stages
+from sdbench.scenes.grammar import EXAMPLE
 from sdbench.settings import Probes, Sampling, Setting
 
 pytestmark = pytest.mark.gpu
@@ -30,10 +31,10 @@ SAMPLING = Sampling(steps=20, guidance_scale=3.0, size_px=SIZE_PX, dtype="bfloat
 
 def test_nvml_and_cuda_agree_on_the_card_and_this_process() -> None:
     allocation = torch.empty(2**30, dtype=torch.uint8, device="cuda")
-    state = Card("cuda").state()
+    state = Gpu("cuda").state()
     assert 100 < state["sm_mhz"] < 5000
     assert 10 < state["temperature_c"] < 110
-    listed = Card("cuda").processes()
+    listed = Gpu("cuda").processes()
     assert listed is not None
     if os.getpid() in listed:  # in a container of its own process ids it is not
         assert (Monitor("cuda").process_mib() or 0) >= allocation.numel() / MIB
@@ -41,7 +42,7 @@ def test_nvml_and_cuda_agree_on_the_card_and_this_process() -> None:
 
 def test_card_is_found_before_a_cuda_context_exists() -> None:
     code = (
-        "import torch; from sdbench.probes.monitor import Card; card = Card('cuda'); before = card.used_mib();"
+        "import torch; from sdbench.probes.monitor import Gpu; card = Gpu('cuda'); before = card.used_mib();"
         "torch.zeros(1, device='cuda'); print(card.used_mib() - before)"
     )
     grown_mib = float(subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True).stdout)
@@ -64,7 +65,7 @@ def test_round_on_a_card_agrees_with_manual_timing(tiny_pipeline: Path, tmp_path
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
         torch.cuda.reset_peak_memory_stats()
         start.record()
-        pipe(**call_arguments(SAMPLING, [PROMPT]), generator=torch.Generator().manual_seed(0))
+        pipe(**call_arguments(SAMPLING, [EXAMPLE]), generator=torch.Generator().manual_seed(0))
         end.record()
         end.synchronize()
         seconds.append(start.elapsed_time(end) / 1000)

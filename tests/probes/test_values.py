@@ -11,14 +11,14 @@ import pytest
 import torch
 from factories import LAPTOP
 
-from sdbench.gate.policy import is_probe
 from sdbench.models.spec import resolve
 from sdbench.probes import capacity, counts, work
-from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES, Request
+from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, Request
 from sdbench.probes.rounds import Round
 from sdbench.probes.values import values
 from sdbench.probes.work import Load
 from sdbench.records import Value
+from sdbench.records.names import STAGES, is_probe
 from sdbench.settings import Sampling, Setting
 
 STATE = {"sm_mhz": 1980, "memory_mhz": 2619, "temperature_c": 61, "power_w": None, "slowed_by": ["power cap"]}
