@@ -26,17 +26,17 @@ class Environment:
     Attributes:
         versions: of Python and packages.
         commit: of the checkout, if there is one.
+        dirty: whether anything but the checkout's results differed from that commit; None without a checkout.
         device: name of the GPU or CPU.
         threads: of each process, on CPUs.
-        dirty: whether anything but the checkout's results differed from that commit; None without a checkout, and in older runs.
     """
 
     versions: dict[str, str]
     commit: str | None
+    dirty: bool | None
     device: str
     processes: int
     threads: int
-    dirty: bool | None = None
 
     @classmethod
     def of_this_process(cls, device: str, processes: int) -> Self:
@@ -44,7 +44,7 @@ class Environment:
         machine = this_machine(device)
         name = machine.cpu if device == "cpu" else machine.device
         commit, dirty = _checkout_state()
-        return cls(package_versions(), commit, name, processes, torch.get_num_threads(), dirty)
+        return cls(package_versions(), commit, dirty, name, processes, torch.get_num_threads())
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,16 @@
 All are given the first one's embeddings and latents.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from distillation.teacher import STORED_DTYPES, Teacher
 from sdbench.models.files import SHARED_PARTS, read_headers, weight_files
 from sdbench.models.text_encoders import PREFIX
+from sdbench.notes import print_note
 
 COMPARED_VALUES = 64  # first values of each tensor; fine-tuning changes all of them
 LeadingValues = dict[str, tuple[tuple[int, ...], Tensor]]  # shape and first values, by tensor name
@@ -28,11 +27,10 @@ def warn_of_different_parts(teachers: Sequence[Teacher]) -> None:
     """
     for teacher in teachers[1:]:
         if parts := different_parts(teachers[0].folder, teacher.folder):
-            tqdm.write(
+            print_note(
                 f"the teacher in {teacher.folder} differs from the first one, in {teachers[0].folder}, in its {' and '.join(parts)}, but "
                 "is given the embeddings and latents of the first one, whose parts the student keeps. Choose or tune a teacher with the "
                 "same parts, or expect it to teach less well",
-                file=sys.stderr,
             )
 
 

@@ -8,7 +8,6 @@ checkpoint to continue from. Both name the environments that they were trained i
 import gc
 import json
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
@@ -19,7 +18,6 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from distillation.accelerator import emulates_bfloat16, explain_training_memory, make_accelerator
 from distillation.data.batches import numbered_batches, scene_pool
@@ -40,6 +38,7 @@ from sdbench.errors import UserError
 from sdbench.models.checks import check_finite
 from sdbench.models.loading import read_part
 from sdbench.models.out_of_memory import explain_out_of_memory
+from sdbench.notes import print_note
 from sdbench.scenes.embedded import verified_path
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.evaluation import SceneEvaluation
@@ -145,10 +144,10 @@ def _open_images(
     if accelerator.is_main_process:
         warn_of_different_parts(plan.teachers)
         if settings.dtype == "bfloat16" and emulates_bfloat16(str(accelerator.device)):
-            tqdm.write('this GPU only emulates bfloat16, which is slow: set dtype = "float32" in a copy of the recipe', file=sys.stderr)
-        tqdm.write(f"training on {settings.describe_epochs(len(source.captions), plan.segments[-1].end)}", file=sys.stderr)
+            print_note('this GPU only emulates bfloat16, which is slow: set dtype = "float32" in a copy of the recipe')
+        print_note(f"training on {settings.describe_epochs(len(source.captions), plan.segments[-1].end)}")
         for teacher in plan.teachers:
-            tqdm.write(f"teacher: the {teacher.dtype} weights in {teacher.folder}", file=sys.stderr)
+            print_note(f"teacher: the {teacher.dtype} weights in {teacher.folder}")
     return source
 
 
@@ -169,7 +168,7 @@ def _run_folder(work: Path, name: str, identity: dict[str, Any]) -> Path:
     if not (run / IDENTITY).exists():
         for other in sorted(work.glob(f"{name}-{'?' * 12}/{IDENTITY}")):
             differences = ", ".join(read_json(other, lambda earlier: [key for key, value in identity.items() if earlier.get(key) != value]))
-            tqdm.write(f"starting a new run in {run}; the run in {other.parent} differs in: {differences}", file=sys.stderr)
+            print_note(f"starting a new run in {run}; the run in {other.parent} differs in: {differences}")
         write_json(run / IDENTITY, identity)
     return run
 

@@ -306,7 +306,7 @@ def test_names_in_the_help_are_complete() -> None:
 def test_score_takes_other_metrics_and_another_reference(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found: list[Suite] = []
 
-    def stop(*_: object, suite: Suite, **__: object) -> None:
+    def stop(_: object, __: object, suite: Suite, **___: object) -> None:
         found.append(suite)
         raise UserError("stopped by the test")
 

@@ -3,7 +3,6 @@
 import argparse
 import os
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from distillation.commands.options import (
 from distillation.recipe import Recipe, load_recipe
 from sdbench.arguments import add_device, show
 from sdbench.models.catalogue import CATALOGUE, TEACHERS
+from sdbench.notes import print_note
 
 if TYPE_CHECKING:
     from distillation.data.batches import SquareImages
@@ -169,7 +169,7 @@ def _suggest_measuring(out: Path, teacher: str | None, *, unet_only: bool) -> No
         words[3:] = [str(out.absolute()), "--name", f"my-{out.name}"]
     if unet_only:
         words += ["--base", teacher or TEACHERS["scenes"]]
-    sys.stderr.write(f"measure it: {shlex.join(words)}\n")
+    print_note(f"measure it: {shlex.join(words)}")
 
 
 def _suggest_more_gpus(accumulation: int) -> None:
@@ -181,4 +181,4 @@ def _suggest_more_gpus(accumulation: int) -> None:
     gpus = torch.cuda.device_count()
     n = max_even_processes(accumulation, gpus)
     if n > 1 and "WORLD_SIZE" not in os.environ:
-        sys.stderr.write(f"training on 1 of {gpus} GPUs; to train on {n}: torchrun --nproc-per-node {n} -m distillation run ...\n")
+        print_note(f"training on 1 of {gpus} GPUs; to train on {n}: torchrun --nproc-per-node {n} -m distillation run ...")

@@ -5,11 +5,8 @@ without `metadata.jsonl` is unfinished; the same command continues it.
 """
 
 import hashlib
-import sys
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from distillation.export import check_new_or_empty
 from distillation.provenance import package_versions
@@ -24,6 +21,7 @@ from sdbench.models.digest import weights_digest
 from sdbench.models.files import read_model_json
 from sdbench.models.loading import load
 from sdbench.models.out_of_memory import explain_out_of_memory
+from sdbench.notes import print_note
 from sdbench.settings import Sampling
 from sdbench.store import Store
 from sdbench.suites import Noise
@@ -90,7 +88,7 @@ def draw_images(
         with explain_out_of_memory(device, f"to draw {batch} images at once", fewer):
             generate(own, store, batch, draw_and_claim, "teacher")
     if missing := store.missing([job.image_id for job in jobs]):
-        tqdm.write(f"{out}: {len(jobs) - len(missing)} of {len(jobs)} images; the other parts draw the rest", file=sys.stderr)
+        print_note(f"{out}: {len(jobs) - len(missing)} of {len(jobs)} images; the other parts draw the rest")
     else:
         _finish_folder(out, store, jobs, identity)
     return out

@@ -23,8 +23,8 @@ from sdbench.settings import Sampling, Setting
 from sdbench.suites import Suite
 
 PNG_BYTES_PER_PIXEL = 1.5  # about that of photographs; plain scenes take far less
-# Rough shares of a large matrix product's speed that a pipeline reaches. On GPUs: open-muse's 2.7 s for SDXL in 20 steps on an A100 and 2.9 s on
-# an RTX 4090 (`models.catalogue`) are 104 and 98 TFLOP/s, a third and 0.6 of what these cards' sheets state.
+# Rough shares of a large matrix product's speed that a pipeline reaches. On GPUs: open-muse's 2.7 s for SDXL in 20 steps on an A100 and
+# 2.9 s on an RTX 4090 (`leaderboard/published.toml`) are 104 and 98 TFLOP/s, a third and 0.6 of what these cards' sheets state.
 EFFICIENCY = {"cpu": 0.15, "cuda": 0.4}
 
 
