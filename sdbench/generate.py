@@ -141,8 +141,8 @@ def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise:
         latents = torch.stack([initial_noise(noise, job.prompt_id, job.sample, shape) for job in group]).to(dtype)
         generators = [_step_generator(noise, job) for job in group]
         with full_float32():  # a training loop may have set a lower precision, which makes other images
-            arguments = call_arguments(sampling, [job.prompt for job in group])
-            pixels = pipeline(**arguments | {"output_type": "pt"}, latents=latents, generator=generators).images.float()
+            arguments = call_arguments(sampling, [job.prompt for job in group], output_type="pt")
+            pixels = pipeline(**arguments, latents=latents, generator=generators).images.float()
         for job, is_broken in zip(group, pixels.isnan().flatten(1).any(1).tolist(), strict=True):
             if is_broken:
                 raise UserError(
@@ -165,8 +165,8 @@ def is_guided(sampling: Sampling, unet: Mapping[str, Any]) -> bool:
     return sampling.guidance_scale > 1 and unet.get("time_cond_proj_dim") is None
 
 
-def call_arguments(sampling: Sampling, prompts: list[str]) -> dict[str, Any]:
-    """The arguments with which the stock pipeline is called."""
+def call_arguments(sampling: Sampling, prompts: list[str], *, output_type: str = "np") -> dict[str, Any]:
+    """The arguments with which the stock pipeline is called, by default for images as arrays on the host."""
     given = {"timesteps": sampling.timesteps and [*sampling.timesteps], "eta": sampling.eta}
     height, width = sampling.shape_px
     return {
@@ -176,7 +176,7 @@ def call_arguments(sampling: Sampling, prompts: list[str]) -> dict[str, Any]:
         "guidance_scale": sampling.guidance_scale,
         "height": height,
         "width": width,
-        "output_type": "np",
+        "output_type": output_type,
         **{name: value for name, value in given.items() if value is not None},
     }
 

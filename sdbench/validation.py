@@ -69,7 +69,7 @@ def error_message(error: Exception) -> str:
 
 
 def _message(finding: Mapping[str, Any]) -> str:
-    """A finding of pydantic, without the types of a value that it adds to the path, and its words before a message of our validators."""
+    """A finding of pydantic, without what it adds: types in the path, and `Value error, ` before the messages of our validators."""
     path = ".".join(str(key) for key in finding["loc"] if "[" not in str(key))  # such as `tuple[int, ...]`
     return ": ".join(filter(None, [path, finding["msg"].removeprefix("Value error, ")]))
 

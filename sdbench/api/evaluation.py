@@ -100,8 +100,8 @@ def evaluate(
     chosen, rules, old = find_suite(suite, spec), gating.load_policy(policy), None
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
         gating.check_only(only)
+        old = gating.find_baseline(as_text(baseline), chosen, rules, places, device, only)
         gating.check_required(chosen, rules, places)
-        old = gating.find_baseline(as_text(baseline), chosen, places, device)
     named = [each for each in ((old,) if in_memory else (spec, old)) if isinstance(each, ModelSpec)]
     unmeasured = [*dict.fromkeys(named)]  # in one run, so that changes in the machine's speed meet both alike
     folders = (

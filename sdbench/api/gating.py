@@ -61,13 +61,11 @@ def gate(
 
     def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
         check_required(suite, rules, places)
-        kept = {}
-        if len(specs) == 2 and (suite.probes is None or only == "quality"):  # nothing is timed, so there are no turns to take
-            kept = {
-                spec: record for spec in specs if (record := lookup.newest_record(spec, suite.id, _machine_class(device), places.results))
-            }
-        missing = [spec for spec in specs if spec not in kept]
-        found = kept | dict(zip(missing, measure(missing, suite), strict=True))
+        if len(specs) == 1 or (suite.probes and only != "quality"):  # where latency is weighed, they take turns
+            return measure(specs, suite)
+        found = {spec: record for spec in specs if (record := _usable_record(spec, suite, rules, places, device, only))}
+        missing = [spec for spec in specs if spec not in found]
+        found |= zip(missing, measure(missing, suite), strict=True)
         return [found[spec] for spec in specs]
 
     new, old = lookup.find_or_run_pair(new_source, old_source, chosen, rules, places.results, run)
@@ -120,8 +118,8 @@ def until_verdict(
     chosen, rules = find_suite(suite, spec), load_policy(policy)
     weighing.leave_out_probes(rules, chosen.name, only, ())  # a policy that weighs nothing here ends the run before it begins
     check_models([spec], chosen)
+    old = find_baseline(as_text(baseline), chosen, rules, places, device, only)
     check_required(chosen, rules, places)
-    old = find_baseline(as_text(baseline), chosen, places, device)
     if isinstance(old, ModelSpec):
         (old,) = _announced_run(places, device, only, announce)([old], chosen)
     reference = records.read_record(old)
@@ -218,20 +216,30 @@ def check_required(suite: suites.Suite, rules: Policy, places: Places) -> None:
         raise UserError(f"policy {rules.name} requires what this machine lacks: {'; '.join(lacking)}")
 
 
-def find_baseline(baseline: str, suite: suites.Suite, places: Places, device: str | None) -> Path | ModelSpec:
-    """The record folder to compare a run under `suite` with, or the model to run where this machine class has no record of it.
+def find_baseline(
+    baseline: str, suite: suites.Suite, rules: Policy, places: Places, device: str | None, only: str | None
+) -> Path | ModelSpec:
+    """The record folder to compare a run under `suite` with, or the model to run where there is no usable one of it.
 
     Raises:
         UserError: there is no such baseline, or its record is of another suite.
     """
     source = lookup.find_baseline(baseline, places.results)
-    machine_class = _machine_class(device)
     if isinstance(source, lookup.RecordedName):
-        return source.record_under(suite.id, machine_class)
+        return source.record_under(suite.id, _machine_class(device))
     if isinstance(source, Path):
         lookup.read_record_under(source, suite.id)  # raises where it is of another suite
         return source
-    return lookup.newest_record(source, suite.id, machine_class, places.results) or source
+    return _usable_record(source, suite, rules, places, device, only) or source
+
+
+def _usable_record(
+    spec: ModelSpec, suite: suites.Suite, rules: Policy, places: Places, device: str | None, only: str | None
+) -> Path | None:
+    """The newest record of a catalogue model on this machine class, if it has all that the policy requires and that is weighed."""
+    folder = lookup.newest_record(spec, suite.id, _machine_class(device), places.results)
+    weighed, _ = weighing.leave_out_probes(rules, suite.name, only, ())
+    return folder if folder and not weighed.absent_from(records.read_record(folder)) else None
 
 
 def _machine_class(device: str | None) -> str:

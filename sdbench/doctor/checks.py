@@ -67,9 +67,7 @@ def _device() -> Finding:
         return Finding(False, f"no CUDA device: the embedded family runs on {os.cpu_count()} CPU cores; full-size suites need a GPU")
     free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
     can_run = total >= FULL_SIZE_GIB
-    advice = (
-        "full-size suites can run" if can_run else f"full-size suites need {FULL_SIZE_GIB:.0f}, or --batch 1; latency at batch 1 needs less"
-    )
+    advice = "full-size suites can run" if can_run else f"full-size suites draw four images at once, which takes about {FULL_SIZE_GIB:.0f}"
     return Finding(can_run, f"{torch.cuda.get_device_name()}, {free:.1f} of {total:.1f} GiB free: {advice}")
 
 

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from sdbench.errors import UserError
+from sdbench.records import Record
 from sdbench.suites import base_name
 from sdbench.validation import Table, read_toml
 
@@ -77,6 +78,15 @@ class Policy(Table):
         if not self.suites[table]:
             raise UserError(f"policy {self.name} names no metric in [suites.{table}], so every candidate would pass; name at least one")
         return self.suites[table]
+
+    def absent_from(self, record: Record) -> list[str]:
+        """The metrics that are required under a record's suite and have no value in the record.
+
+        Raises:
+            UserError: see `rules`.
+        """
+        required = (name for name, rule in self.rules(record.suite.name).items() if rule.required)
+        return [name for name in required if not ((value := record.value(name)) and value.state == "ok")]
 
 
 def load(path: Path) -> Policy:

@@ -8,11 +8,12 @@ from sdbench import suites
 from sdbench.errors import UserError, unknown_name
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.spec import ModelSpec, resolve
+from sdbench.probes.capacity import LEAST_SHARE
 from sdbench.suites import Suite
 
 FULL_SIZE = ("sdxl", "ssd-1b", "vega")
 ARCHITECTURES = (*FULL_SIZE, "koala-700m")  # measured with random weights
-FULL_SIZE_GIB = 15.0  # that a GPU of 16 GB shows; four images of SDXL at once in 16 bits are estimated at 14 GB, of which 7 are weights
+FULL_SIZE_GIB = LEAST_SHARE * 16  # four images of SDXL at once in 16 bits are estimated at 13 GiB, half of them weights
 QUICK_SETTINGS = ("base", "b8", "compiled", "b8+compiled")  # those of `efficiency` that take an hour, not a day
 
 

@@ -42,11 +42,11 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
         UserError: see `fetch_models`.
         PartialError: a model cannot be drawn, or its record cannot be written; the records of the others are.
     """
+    ordered = sorted(fetch_models(specs, context), key=lambda spec: spec.name != teacher_name(context.suite))
+    models = {spec.name: describe_model(spec, context) for spec in ordered}
     if context.with_quality:
         for lacking in fetch_evaluators(context.suite.own_metrics):  # told before hours of drawing
             print_note(f"missing: {lacking}")
-    ordered = sorted(fetch_models(specs, context), key=lambda spec: spec.name != teacher_name(context.suite))
-    models = {spec.name: describe_model(spec, context) for spec in ordered}
 
     def draw_all(spec: ModelSpec) -> tuple[dict[str, Any], tuple[Store, list[Job]] | None]:
         scheduler = describe_scheduler(spec, context)
@@ -129,7 +129,8 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
     for note in slow_dtype_notes(context.sampling, context.timed_settings, context.device, draws=context.with_quality):
         print_note(note)
     copies = [*itertools.product(specs, dtypes(context.sampling, context.timed_settings))]
-    if files := {*itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)}:
+    files = dict.fromkeys(itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies))
+    if files:  # models of one base share its files
         print_note(f"fetching {sizes_text(files)}")
     for spec, dtype in copies:
         fetch(spec, dtype=dtype)

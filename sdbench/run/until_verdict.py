@@ -69,8 +69,7 @@ def run_until_verdict(
             f"baseline {baseline_folder} has {baseline.record.n_images} images of {baseline.record.suite.title_with_digest}, but this run "
             f"has {n_images} of {context.suite.id.title_with_digest}: run the baseline under this suite"
         )
-    required = [name for name, rule in policy.rules(context.suite.name).items() if rule.required]
-    if absent := [name for name in required if not ((value := baseline.record.value(name)) and value.state == "ok")]:
+    if absent := policy.absent_from(baseline.record):
         raise UserError(
             f"baseline {baseline_folder} has no value of {tables.join_words(absent)}, which the policy requires, so no verdict could be "
             "reached: measure the baseline with all of them, or weigh image metrics alone with --only quality"

@@ -274,7 +274,7 @@ def needed_n(bounds: Bounds, margin: float, level: float = 0.95) -> int | None:
     between = _half_width_between(bounds.between, level) if bounds.between else 0.0
 
     def quantiles(n: int) -> tuple[float, float]:
-        """In standard errors: half a width of the bounds, and how much nearer to the margin than the truth a difference may lie."""
+        """In standard errors: half a width of the bounds, and how much nearer to the margin a difference may be measured than it is."""
         return _stretch_quantile(student_t.quantile(level, n - 1), skewness * math.sqrt(bounds.n / n)), student_t.quantile(POWER, n - 1)
 
     def decides(n: int) -> bool:

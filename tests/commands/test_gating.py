@@ -108,11 +108,29 @@ def test_record_of_a_catalogue_baseline_is_used_where_nothing_is_timed(
         return [save_record(make_measurement(spec.name, suite=suite.id, machine=here), Path("results")) for spec in specs]
 
     here = this_machine("cpu")
-    kept = save_record(make_measurement("scenes-teacher", suite=suite.id, machine=here), Path("results"))
+    save_record(make_measurement("scenes-teacher", suite=suite.id, machine=here), Path("results"))
     monkeypatch.setattr(measuring, "run", run)
     report = api.gate(tiny_pipeline, "scenes-teacher", name="mine", device="cpu", only=only)
     assert report.inputs
-    assert (ran, report.inputs.baseline == str(kept)) == ([["mine"]], True) if only else ([["mine", "scenes-teacher"]], False)
+    assert Path(report.inputs.baseline).parent.name == "scenes-teacher"
+    assert ran == [["mine"] if only else ["mine", "scenes-teacher"]]
+
+
+def test_baseline_whose_record_lacks_what_the_policy_requires_is_measured_again(
+    tiny_pipeline: Path, stopped_runs: list[tuple[list[ModelSpec], str | None]]
+) -> None:
+    suite = suites.load("quality")
+    record, scores = make_measurement("scenes-teacher", suite=suite.id, machine=this_machine("cpu"))
+    lacking = tuple(value for value in record.values if value.name != "clip_score.scenes")
+    save_record((record.model_copy(update={"values": lacking}), scores), Path("results"))
+    options: dict[str, Any] = {"name": "mine", "device": "cpu", "only": "quality"}
+    for judge in (
+        lambda: api.gate(tiny_pipeline, "scenes-teacher", **options),
+        lambda: api.evaluate(tiny_pipeline, suite, baseline="scenes-teacher", **options),
+    ):
+        with pytest.raises(UserError, match="stopped by the test"):
+            judge()
+    assert [[spec.name for spec in specs] for specs, _ in stopped_runs] == [["mine", "scenes-teacher"]] * 2
 
 
 def test_gate_and_noise_change_settings_of_a_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -214,9 +214,9 @@ def test_name_of_records_fits_by_the_suite_of_the_other_side(results: Results) -
 
 def test_run_may_be_compared_with_a_name_of_records(results: Results) -> None:
     record, places = results.record("my-unet"), api.Places(results.folder)
-    assert gating.find_baseline("my-unet", SUITE, places, "cpu") == record
+    assert gating.find_baseline("my-unet", SUITE, POLICY, places, "cpu", None) == record
     with pytest.raises(UserError, match="no record of 'my-unet' is of suite standard@"):
-        gating.find_baseline("my-unet", suites.load("standard"), places, "cpu")
+        gating.find_baseline("my-unet", suites.load("standard"), POLICY, places, "cpu", None)
 
 
 def test_names_of_records_are_compared_under_the_suite_that_both_have(results: Results) -> None:

@@ -20,6 +20,7 @@ from sdbench.probes.driver import measure
 from sdbench.probes.meters import MIB
 from sdbench.probes.monitor import Gpu, Monitor
 from sdbench.probes.stages import Stages
+from sdbench.records.names import without_setting
 from sdbench.scenes.grammar import EXAMPLE
 from sdbench.settings import Probes, Sampling, Setting
 
@@ -121,4 +122,4 @@ def test_settings_run_on_a_card(setting: Setting, tiny_pipeline: Path, tmp_path:
         settings=[setting.label],
     ).values
     failed = {value.name: value.reason for value in values["tiny"] if value.state != "ok"}
-    assert {name.partition("@")[0] for name in failed} <= NEEDS_NVML, failed
+    assert {without_setting(name) for name in failed} <= NEEDS_NVML, failed

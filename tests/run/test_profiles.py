@@ -13,7 +13,7 @@ from sdbench.run import profiles
     ("card_gib", "has_weights", "expected"),
     [
         (None, False, [("quality", None, 5)]),
-        (15.7, True, [("standard", None, 3)]),
+        (14.7, True, [("standard", None, 3)]),  # a T4 of 16 GB
         (11.9, True, [("quality", "quality", 5), ("efficiency", "probes", 4)]),
         (15.7, False, [("quality", "quality", 5), ("efficiency", "probes", 4)]),  # launch speed of narrow networks is not measured
     ],

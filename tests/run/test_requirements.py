@@ -176,7 +176,10 @@ def test_evaluator_that_cannot_be_had_is_told_before_anything_is_drawn(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     suite = suites.load("standard").model_copy(update={"metrics": {"sdxl": ("clip_score.vit-b-32",)}})
-    monkeypatch.setattr(runner, "fetch_models", lambda *_: pytest.fail(capsys.readouterr().err))
+    monkeypatch.setattr(runner, "fetch_models", lambda specs, _: specs)
+    monkeypatch.setattr(runner, "describe_model", lambda *_: None)
+    monkeypatch.setattr(runner, "_draw_images", lambda *_: pytest.fail(capsys.readouterr().err))
+    monkeypatch.setattr(runner, "describe_scheduler", lambda *_: {})
     with pytest.raises(pytest.fail.Exception, match=r"^missing: weights: 'clip-vit-b-32' is not on this disk and cannot be fetched"):
         api.run("sdxl", suite, places=api.Places(tmp_path), device="cpu", only="quality")
 
