@@ -61,7 +61,8 @@ def lint(session: nox.Session) -> None:
 def distill(session: nox.Session) -> None:
     """Regenerate a student: nox -s distill -- vega [--out FOLDER] [--dry-run]."""
     _install(session)
-    session.run("distillation", "run", *session.posargs)
+    # After Ctrl-C, training finishes its step and saves it.
+    session.run("distillation", "run", *session.posargs, interrupt_timeout=600)
 
 
 @nox.session(default=False)

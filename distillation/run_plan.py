@@ -98,7 +98,9 @@ def check_images(family: Family, images: CaptionedImages | None) -> None:
 
 
 def check_memory(recipe: Recipe, settings: Training, teacher: Teacher, stage: int, device: torch.device) -> None:
-    """Check that a GPU holds what training takes before any image, by the estimate that `distillation plan` prints.
+    """Check that a GPU holds what training takes before any image.
+
+    The estimate is that of `distillation plan`, less autocast's copies where a step has one batch: they go while the gradients come.
 
     Args:
         stage: number of the first stage that is left to train, which is the largest one.
@@ -111,7 +113,6 @@ def check_memory(recipe: Recipe, settings: Training, teacher: Teacher, stage: in
     configs = [teacher.config, *(student_config(teacher.config, plan) for plan in recipe.plans)]
     of_teacher, *of_students = (count_parameters(build_on_meta("unet", config)) for config in configs)
     fixed = [fixed_bytes(n, of_teacher, dtype=settings.dtype, ema=settings.ema > 0) for n in of_students]
-    # where a step has one batch, autocast's copies go while the gradients come
     needed = [sum(each.values()) - (each["autocast_copies"] if settings.accumulation == 1 else 0) for each in fixed]
     available = torch.cuda.mem_get_info(device)[1]
     if needed[stage] > available:

@@ -3,43 +3,48 @@
 import os
 import signal
 import threading
-from typing import Self
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
 
 from sdbench.training.processes import rank_and_local_size
 
-_NOTE = b"\nfinishing this step, then saving a checkpoint; interrupt again to end at once\n"
+_NOTE = b"\nending after this step, with a checkpoint; Ctrl-C ends at once\n"
 
 
 class Interruption:
-    """While open, the first SIGINT or SIGTERM only leaves a mark, and a second one acts at once.
+    """While open, the first Ctrl-C or SIGTERM only leaves a mark, and a Ctrl-C after it acts at once.
 
-    A signal that is ignored, or left to the system, stays so.
+    SIGTERM may come several times: a scheduler of jobs sends it to each process, and torchrun passes on its own. A signal that is
+    ignored, or left to the system, stays so.
     """
 
     def __enter__(self) -> Self:
         self._signal: int | None = None
-        in_main_thread = threading.current_thread() is threading.main_thread()  # only there may handlers be set
-        caught = [each for each in (signal.SIGINT, signal.SIGTERM) if in_main_thread and callable(signal.getsignal(each))]
-        self._handlers = {each: signal.signal(each, self._mark) for each in caught}
+        self._handlers: dict[int, Callable[..., Any]] = {}
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if callable(handler := signal.getsignal(number)):
+                    self._handlers[number] = handler
+                    signal.signal(number, self._mark)
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self._restore_handlers()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         if error is None and self._signal is not None:  # it came after the last step
             self.act()
 
-    def _restore_handlers(self) -> None:
-        for each, handler in self._handlers.items():
-            signal.signal(each, handler)
-
     def _mark(self, number: int, _: object) -> None:
-        self._restore_handlers()
-        self._signal = number
-        if rank_and_local_size()[0] == 0:
-            os.write(2, _NOTE)  # Python's own stderr may be in the middle of a line
+        if signal.SIGINT in self._handlers:
+            signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
+        if self._signal is None and rank_and_local_size()[0] == 0:
+            with suppress(OSError):  # the same Ctrl-C may have ended a reader, such as tee
+                os.write(2, _NOTE)  # Python's own stderr may be in the middle of a line
+        self._signal = self._signal or number
 
     def is_marked(self, accelerator: Accelerator) -> bool:
         """Whether any process of the run was interrupted; all of them have to ask."""
@@ -49,11 +54,12 @@ class Interruption:
         return bool(accelerator.reduce(torch.tensor(float(is_marked), device=accelerator.device), "sum"))
 
     def act(self) -> None:
-        """End this process as the signal would have ended it.
+        """End this process as its handler of the signal does, and otherwise by `KeyboardInterrupt`.
 
         Raises:
-            KeyboardInterrupt: as the handler of the signal does, or because another process was interrupted.
+            KeyboardInterrupt: the handler raises it or returns, or another process was interrupted.
         """
         if self._signal is not None:
+            signal.signal(self._signal, self._handlers[self._signal])
             signal.raise_signal(self._signal)
         raise KeyboardInterrupt

@@ -99,7 +99,7 @@ def fit(
         save_every_s: seconds between two checkpoints; more if saving is slow, so that it takes at most 2 % of the time.
 
     Raises:
-        KeyboardInterrupt: at SIGINT, or where a handler of SIGTERM raises it, once the step is finished and saved.
+        KeyboardInterrupt: at SIGINT or a SIGTERM that has a handler, once the step is finished and saved.
         UserError: the batches of a step cannot be shared evenly by the processes; or two consecutive steps, or the last one, are not
             finite; or a checkpoint cannot be read, or a file cannot be written. The last good checkpoint remains.
     """
@@ -130,12 +130,11 @@ def fit(
                 _update_average(average, plain, schedule.ema, step)
             optimiser.zero_grad(set_to_none=accelerator.num_processes == 1)  # with several, gradients may be views of buckets, which stay
             was_skipped = is_skipped
-            bar.update(schedule.batch * schedule.accumulation)
             if is_skipped:
                 journal.write(step, {"skipped": 1.0})
             elif step % LOG_EVERY == 0:
                 values = {name: round(term.item(), 5) for name, term in accelerator.reduce(terms, "mean").items()}
-                bar.set_postfix(values)
+                bar.set_postfix(values, refresh=False)
                 journal.write(step, values | {"lr": lr, "gradient_norm": round(norm.item(), 5)})
             is_interrupted = interruption.is_marked(accelerator)
             if is_main:
@@ -143,6 +142,7 @@ def fit(
             if is_interrupted:
                 accelerator.wait_for_everyone()  # torchrun ends all processes as soon as one has ended
                 interruption.act()
+            bar.update(schedule.batch * schedule.accumulation)
             journal.evaluate_if_due(step + 1, kept)
     return kept.eval()
 

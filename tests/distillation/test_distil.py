@@ -219,13 +219,17 @@ def old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("old_gpu")
-def test_emulated_bfloat16_is_not_silent(vega: Recipe, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_emulated_bfloat16_is_not_silent(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan, place = plan_run(vega, "scenes", [teacher_folder], STEPS), SimpleNamespace(is_main_process=True, main_process_first=nullcontext)
     for device, dtype, warned in (("cuda", "bfloat16", True), ("cuda", "float32", False), ("cpu", "bfloat16", False)):
         accelerator, settings = SimpleNamespace(device=torch.device(device), **vars(place)), vega.scenes.model_copy(update={"dtype": dtype})
         train._open_images(vega, settings, plan, Pool(tmp_path, 1), tmp_path, cast("Accelerator", accelerator))
         assert ("only emulates bfloat16" in capsys.readouterr().err) == warned
     assert [data._default_dtype(device) for device in ("cpu", "cuda:0")] == ["float32", "float16"]
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert data._default_dtype("cuda:0") == "bfloat16"
 
 
 def test_a_launcher_that_shards_networks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -877,12 +881,12 @@ def test_provenance_tells_whether_the_code_was_that_of_its_commit(
     finish: Callable[[], Path], work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (earlier,) = work.glob("vega-*/1-half/environments.json")
-    write_json(earlier, [{name: value for name, value in row.items() if name != "dirty"} for row in read_json(earlier)])  # of an older run
+    write_json(earlier, [row | {"dirty": False} for row in read_json(earlier)])
     monkeypatch.setattr("distillation.provenance.checkout_state", lambda _: ("abc", True))
     noted = read_json(finish() / "provenance.json")
     assert (noted["commit"], noted["dirty"]) == ("abc", True)
     environments = [environment for stage in noted["stages"] for environment in stage["environments"]]
-    assert [environment["dirty"] for environment in environments] == [None, True]
+    assert [environment["dirty"] for environment in environments] == [False, True]
 
 
 def test_the_commit_is_not_that_of_a_repository_around_the_environment(

@@ -100,17 +100,18 @@ def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(ema: float | None,
 
 
 @pytest.fixture
-def _sigterm_interrupts() -> Iterator[None]:
-    """As under the command line."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _signals_interrupt() -> Iterator[None]:
+    """As under the command line; a shell's background jobs ignore SIGINT."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("_sigterm_interrupts")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_step_is_finished_and_saved_unless_interrupted_again(
-    number: signal.Signals, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("_signals_interrupt")
+@pytest.mark.parametrize(("number", "saved_at_two"), [(signal.SIGINT, []), (signal.SIGTERM, ["step-00000006"])])
+def test_an_interrupted_step_is_finished_and_saved_unless_a_person_insists(
+    number: signal.Signals, saved_at_two: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def train(folder: Path, times: int) -> list[Tensor]:
         net = tiny_net()
@@ -123,15 +124,38 @@ def test_an_interrupted_step_is_finished_and_saved_unless_interrupted_again(
 
         return tensors(fit(net, interrupted, SCHEDULE, folder, save_every_s=1e6))
 
-    for times, saved in ((1, ["step-00000006"]), (2, [])):
+    for times, saved in ((1, ["step-00000006"]), (2, saved_at_two)):
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / str(times), times)
         assert [path.name for path in (tmp_path / str(times)).glob("step-*")] == saved
         assert signal.getsignal(number) is signal.default_int_handler
-        assert capfd.readouterr().err.count("finishing this step, then saving a checkpoint; interrupt again to end at once\n") == 1
+        assert capfd.readouterr().err.count("ending after this step, with a checkpoint; Ctrl-C ends at once\n") == 1
     assert all(map(torch.equal, train(tmp_path / "1", 1), train(tmp_path / "whole", 0)))
 
 
+@pytest.mark.usefixtures("_signals_interrupt")
+def test_an_interrupted_step_is_saved_though_nobody_reads_the_notes_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under `2>&1 | tee log`, where Ctrl-C ends tee first."""
+
+    def gone(*_: object) -> None:
+        raise BrokenPipeError
+
+    def interrupted(step: int) -> dict[str, Tensor]:
+        if step == 5:
+            monkeypatch.setattr("sdbench.training.interruption.os", SimpleNamespace(write=gone))
+            monkeypatch.setattr(tqdm, "refresh", gone)
+            monkeypatch.setattr(tqdm, "update", gone)
+            signal.raise_signal(signal.SIGINT)
+        return loss(step)
+
+    net = tiny_net()
+    loss = noisy_loss(net)
+    with pytest.raises((KeyboardInterrupt, BrokenPipeError)):
+        fit(net, interrupted, SCHEDULE, tmp_path, save_every_s=1e6)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000006"]
+
+
+@pytest.mark.usefixtures("_signals_interrupt")
 def test_an_interruption_after_the_last_step_is_not_lost(tmp_path: Path) -> None:
     def interrupt(_: nn.Module) -> Evaluation:
         signal.raise_signal(signal.SIGINT)
@@ -642,6 +666,7 @@ def train_stopped_and_with_nan(folder: Path) -> None:
 
 
 def train_interrupted(folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         train_with_accumulation(folder, interrupted_batch=13)  # of step 3, and of the second process
     assert (folder / "step-00000004").exists()
