@@ -1,6 +1,7 @@
 """Imports go one way: a module may import packages of its own layer and of those below."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -165,6 +166,19 @@ def import_closure(name: str) -> dict[str, str]:
             if other in modules():
                 pending.append(other)
     return importers
+
+
+def test_rows_of_contributing_name_every_package_once_and_in_the_order_of_their_imports() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| module or package |")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`(\w+)(?:/|\.py)`", line.split("|")[1]) for line in table.splitlines()[2:]]
+    row_of = {name: index for index, names in enumerate(rows) for name in names}
+    known = {package(name).split(".")[0] for name in modules()} - {"", "__main__"}
+    assert sorted(name for names in rows for name in names) == sorted(known)
+    for name in modules():
+        if (own := package(name)) in ("", "__main__", "scenes.training"):
+            continue
+        for other in map(package, own_modules(imports(name))):
+            assert not other or row_of[other.split(".")[0]] <= row_of[own], f"{name} imports {other}, which stands in a later row"
 
 
 def test_modules_and_their_imports_are_found() -> None:

@@ -1,4 +1,4 @@
-"""The commands as Python functions: the same names and the same records.
+"""The commands as Python functions, which make the same records.
 
 What is measured or compared comes first, then the suite; everything else is named.
 """

@@ -1,7 +1,7 @@
 """The gate: is the candidate as good as the baseline, within the margins of a policy?
 
-It reads record folders and nothing else. Scores and set metrics are compared prompt by prompt, probes by the ratio of their
-medians; every bound is one-sided. The candidate passes only if every weighed metric is shown to have lost less than its margin.
+It takes two records, a policy and the noise between runs. Scores and set metrics are compared prompt by prompt, probes by the ratio of
+their medians; every bound is one-sided. The candidate passes only if every weighed metric is shown to have lost less than its margin.
 Records that cannot be compared are refused, and the report names what differs: a gate that compared nothing must not look like one that
 passed.
 """

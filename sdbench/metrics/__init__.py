@@ -1,1 +1,1 @@
-"""Metrics: feature or score arrays in, numbers out. One protocol family per file, numpy float64, no files, no torch."""
+"""Metrics: feature or score arrays in, numbers out. One kind of metric per file, numpy float64, no files, no torch."""

@@ -1,1 +1,1 @@
-"""Latency, memory and MACs of a model, measured in rounds, each in a process of its own."""
+"""Latency and memory of a model, measured in rounds, each in a process of its own; and its work, counted."""

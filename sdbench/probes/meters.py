@@ -63,7 +63,7 @@ def _library_pages_mib() -> float:
     """Resident pages of shared libraries that this process has not written to, in MiB.
 
     A fault maps whatever the page cache holds near it, so their number is of the host's past, not of the model: for PyTorch and
-    diffusers alone 334 MiB, or 461 MiB after a fresh install (results/findings.md, 2026-11-30).
+    diffusers alone 331 MiB, or 461 MiB after a fresh install (results/findings.md, 2026-11-30).
     """
     maps = psutil.Process().memory_maps()  # files of weights, mapped as well, stay in
     return sum(area.rss - area.anonymous for area in maps if ".so" in Path(area.path).suffixes) / MIB

@@ -1,4 +1,4 @@
-"""The record: all that is known about one model under one suite. The gate, the leaderboard and the report read nothing else.
+"""The record: all that is known about one model under one suite, and all that leaderboard, report and gate read of it.
 
 A record is an immutable folder `results/<family>/<suite>@<version>/<model>/<digest>/`. It holds `record.json`, `scores.parquet` (a row
 for each prompt and sample) and `images/` (a few thumbnails). It is written beside its final place and then renamed. The folder's name
