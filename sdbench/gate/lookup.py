@@ -131,8 +131,8 @@ def describe_run(specs: Sequence[ModelSpec], suite: Suite, results: Path) -> str
     measured = [{record.suite for _, record in records.newest_per_model(results, name=spec.name)} for spec in specs]
     others = sorted(each.title_with_digest for each in set.intersection(*measured) - {suite.id}) if len(specs) > 1 else []
     elsewhere = f"; to compare their records under {tables.join_words(others)}, name the folders of these" if others else ""
-    missing = f"no matching record of {names} under {suite.id.title_with_digest} in {results}"
-    return f"{missing}: measuring {them} now, on this machine{why}{elsewhere}"
+    missing = f"no matching record of {names}" if len(specs) == 1 else f"no records of {names} to compare"
+    return f"{missing} under {suite.id.title_with_digest} in {results}: measuring {them} now, on this machine{why}{elsewhere}"
 
 
 def find_record(what: str, results: Path) -> Path:

@@ -87,7 +87,7 @@ def test_gate_and_noise_complete_a_unet_with_the_given_base(
     )
     assert cli.main(["gate", unet, "--baseline", "scenes-vega-pruned", *more]) == 2
     assert re.match(
-        r"no matching record of mine and scenes-vega-pruned under quality@\d+ \(digest \w+\) in results: measuring them now, "
+        r"no records of mine and scenes-vega-pruned to compare under quality@\d+ \(digest \w+\) in results: measuring them now, "
         r"on this machine \(the files of a checkpoint .*\)\nsdbench: ",
         capsys.readouterr().err,
     )
