@@ -119,6 +119,7 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
             "how they were sampled is not known"
         ),
         "not measured, so not weighed: latency.pipeline.p50",
+        "candidate and baseline are the same record",
     )
     files, listed = save_images(tmp_path / "other", images, prompts[1:] + prompts[:1])
     Image.fromarray(images[0]).save(files / "000.JPG")
