@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from sdbench.errors import UserError, describe_error
 from sdbench.notes import print_note, printable
@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that refuses abbreviated options: argparse would read `--base` as `--baseline` where there is no `--base`.
 
     It also refuses two different values of one option, unless the option collects its values: argparse would drop all but the last. Its
-    subcommands are parsers of this class too.
+    subcommands are parsers of this class too, and refuse unknown arguments themselves: argparse would let the top parser do it.
     """
 
     def __init__(self, prog: str | None = None, **options: Any) -> None:
@@ -31,9 +31,16 @@ class Parser(argparse.ArgumentParser):
             self.register("action", action, _StoreOnce)
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:
-        """Parse arguments, as argparse does."""
+        """Parse arguments, as argparse does, all of which must be known."""
         self.given.clear()
-        return super().parse_known_args(*args, **options)
+        namespace, unknown = super().parse_known_args(*args, **options)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and one line, which the usage would hide."""
+        self.exit(BAD_INPUT, printable(f"{self.prog}: error: {message}; see `{self.prog} --help`\n"))
 
 
 class _StoreOnce(argparse.Action):

@@ -249,24 +249,43 @@ def test_repeatable_options_collect_their_values_in_every_use_of_a_parser() -> N
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "message"),
     [
-        [],
-        ["gat"],
-        ["gate", "x"],
-        ["gate", "x", "--base", "y"],
-        ["models", "--js"],
-        ["leaderboard", "--runs", "x"],
-        ["scenes", "ship", "--json"],
-        ["run", "--modle", "x"],
-        ["run", "--model", "x", "--dtype", "float64"],
+        ([], "sdbench: error: the following arguments are required: COMMAND; see `sdbench --help`"),
+        (["gat"], "sdbench: error: argument COMMAND: invalid choice: 'gat' (choose from "),
+        (["gate", "x"], "sdbench gate: error: the following arguments are required: --baseline; see `sdbench gate --help`"),
+        (["gate", "x", "--base", "y"], "sdbench gate: error: the following arguments are required: --baseline"),
+        (["models", "--js"], "sdbench models: error: unrecognized arguments: --js; see `sdbench models --help`"),
+        (["leaderboard", "--runs", "x"], "sdbench leaderboard: error: unrecognized arguments: --runs x; see"),
+        (["scenes", "ship", "--json"], "sdbench scenes: error: unrecognized arguments: --json"),
+        (["run", "--modle", "x"], "sdbench run: error: the following arguments are required: --model"),
+        (
+            ["run", "--model", "x", "--batch-size", "4"],
+            "sdbench run: error: unrecognized arguments: --batch-size 4; see `sdbench run --help`",
+        ),
+        (["run", "--model", "x", "--dtype", "float64"], "sdbench run: error: argument --dtype: invalid choice: 'float64' (choose from "),
+        (
+            ["reference", "list", "--sort"],
+            "sdbench reference list: error: unrecognized arguments: --sort; see `sdbench reference list --help`",
+        ),
+        (["reference", "--sort", "list"], "sdbench reference: error: unrecognized arguments: --sort; see `sdbench reference --help`"),
+        (["--sort", "models", "\x1b[2J"], r"sdbench models: error: unrecognized arguments: \x1b[2J; see"),
+        (["--sort", "models"], "sdbench: error: unrecognized arguments: --sort; see `sdbench --help`"),
     ],
 )
-def test_unknown_arguments_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_or_missing_arguments_exit_with_2_and_one_line_of_their_command(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as done:
         cli.main(words)
     assert done.value.code == 2
-    assert "usage: sdbench" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize("words", [["reference", "--json", "list"], ["reference", "list", "--json"]])
+def test_common_options_stand_before_or_after_an_action(words: list[str]) -> None:
+    assert cli.build_parser().parse_args(words).json
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
