@@ -1,6 +1,7 @@
 """What both command lines share: the argument parser, answers on stdout, and exit codes."""
 
 import argparse
+import codecs
 import contextlib
 import io
 import json
@@ -14,6 +15,7 @@ from sdbench.errors import UserError, describe_error
 from sdbench.notes import print_note, printable
 
 BAD_INPUT, INTERRUPTED = 2, 130
+_SIGNS = {"↑": "^", "↓": "v", "±": "+-", "─": "-"} | {sign: f"*{digit}" for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 P = TypeVar("P", bound=argparse.ArgumentParser)
 
 
@@ -111,7 +113,7 @@ def print_json(content: Any) -> None:
 def run_command(program: str, command: Callable[[], int]) -> int:
     """Run a command and return the exit code: 2, with a message on stderr, for a `UserError` or a file that fails; 130 for an interrupt."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a caller may have put something else there
-        sys.stdout.reconfigure(errors="replace")  # a table with `?` for an arrow is better than none; JSON is ASCII
+        sys.stdout.reconfigure(errors="sdbench.signs")  # a table in ASCII is better than none; JSON always is
     with contextlib.suppress(ValueError):  # only the main thread may set it
         signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -127,6 +129,15 @@ def run_command(program: str, command: Callable[[], int]) -> int:
         code, message = BAD_INPUT, f"{what}. What was finished is kept; put this right, and run the same command again"
     print_note(f"{program}: {message}")  # here, the error and with it the progress bars that it interrupted are gone
     return code
+
+
+def _replace_signs(error: UnicodeError) -> tuple[str, int]:
+    """Replace the signs of tables that a stream cannot encode by similar ones of ASCII, and all else by `?`."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(_SIGNS.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("sdbench.signs", _replace_signs)
 
 
 def _interrupt(*_: object) -> None:
