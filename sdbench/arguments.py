@@ -3,8 +3,10 @@
 import argparse
 import codecs
 import contextlib
+import errno
 import io
 import json
+import os
 import re
 import signal
 import sys
@@ -91,6 +93,8 @@ def show(text: object) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    if sys.stdout is None:  # it was closed when Python started
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "stdout")
     try:
         sys.stdout.write(f"{printable(text)}\n")
         sys.stdout.flush()

@@ -377,6 +377,15 @@ def test_note_numbers_and_other_characters_stay_apart_in_ascii(monkeypatch: pyte
     assert narrow.buffer.getvalue() == b"0.31 *1*2, caf?\n"
 
 
+@pytest.mark.parametrize("words", [["models"], ["models", "--json"]])
+def test_closed_stdout_is_an_error_that_is_told(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as Python does under `>&-`
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.startswith("sdbench: stdout: Bad file descriptor. ")
+
+
 def test_sigterm_ends_child_processes_too(tmp_path: Path) -> None:
     code = """
 import subprocess
