@@ -40,6 +40,9 @@ pytestmark = pytest.mark.usefixtures("empty_working_directory")
         ("sdbench", ["run", "--model", "sdlx"]),
         ("sdbench", ["score", "--images", "nowhere"]),
         ("sdbench", ["noise", "scenes-vega", "--seeds", "1"]),
+        ("sdbench", ["scenes", "train", "--parts", "vae", "reeder"]),
+        ("sdbench", ["scenes", "ship", "--parts", "vae"]),
+        ("sdbench", ["reference", "build", "x", "--images", ".", "--encoder", "scenes.features", "scenes.feature"]),
         ("distillation", ["--help"]),
         ("distillation", ["plan", "vegga"]),
         ("distillation", ["run", "vegga"]),
@@ -176,7 +179,7 @@ def test_models_that_were_measured_are_shown_beside_the_error_of_one_that_was_no
         (["run", "--model", "scenes-vega", "--reference", "mine"], "unknown reference 'mine'; known: scenes. Or build it"),
         (["run", "--model", "scenes-teacher", "--suite", "fid", "--dry-run"], "suite 'fid' is a part"),
         (["score", "--images", "nowhere", "--prompts", "nowhere.txt"], "nowhere"),
-        (["scenes", "train", "--parts", "reeder"], "did you mean 'reader'"),
+        (["scenes", "train", "--parts", "vae", "reeder"], "did you mean 'reader'"),
         (["scenes", "ship", "--parts", "vae"], "--parts is for scenes train"),
         (
             ["reference", "build", "x", "--images", ".", "--column", "image", "--encoder", "scenes.features"],
