@@ -22,7 +22,7 @@ from distillation.recipe import load_recipe
 from sdbench import __version__, api, cli
 from sdbench.arguments import run_command, show
 from sdbench.assets.catalogue import ENCODER_OF
-from sdbench.commands import scenes
+from sdbench.commands import reference, scenes
 from sdbench.errors import PartialError, UserError
 from sdbench.gate.verdicts import Report
 from sdbench.suites import Suite
@@ -60,6 +60,18 @@ print("imported:", sorted({SLOW!r} & set(sys.modules)))
 """
     done = run_in_process(code, tmp_path)
     assert done.stdout.splitlines()[-1:] == ["imported: []"], done.stderr
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_do_not_wait_for_libraries(option: str, tmp_path: Path) -> None:
+    code = f"""
+from sdbench.cli import main
+try:
+    main([{option!r}])
+except SystemExit:
+    print("imported:", sorted({{"numpy", "pydantic"}} & set(sys.modules)))
+"""
+    assert run_in_process(code, tmp_path).stdout.splitlines()[-1] == "imported: []"
 
 
 @pytest.mark.parametrize("package", ["sdbench", "distillation"])
@@ -320,7 +332,7 @@ def test_names_in_the_help_are_complete() -> None:
     from sdbench.encoders.catalogue import ENCODERS
     from sdbench.scenes.training.make import PARTS
 
-    assert set(ENCODERS) == set(ENCODER_OF.values())
+    assert set(ENCODERS) == set(ENCODER_OF.values()) == set(reference.ENCODERS)
     assert tuple(PARTS) == scenes.PARTS
     assert tuple(arm_recipes(load_recipe("vega"), dict)) == ablation.ARMS
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdbench.arguments import add_command, add_device, print_answer, print_json
-from sdbench.assets.catalogue import ENCODER_OF
 from sdbench.commands.console import AddCommand, add_common, add_runs, places_from
 from sdbench.errors import UserError, unknown_name
 from sdbench.notes import print_note
@@ -14,7 +13,15 @@ if TYPE_CHECKING:
     from sdbench.reference.build import Images
     from sdbench.reference.cards import Card
 
-ENCODERS = tuple(dict.fromkeys(ENCODER_OF.values()))  # not from `encoders.catalogue`, which imports torch
+ENCODERS = (  # copied from `assets.catalogue`, which imports numpy and pydantic: half the time of `sdbench --help`
+    "scenes.features",
+    "inception.clean",
+    "inception.tf1",
+    "inception.mlperf",
+    "inception.torchmetrics",
+    "dinov2.vit-l-14",
+    "clip.vit-l-14-336",
+)
 
 
 def add_commands(add: AddCommand) -> None:
