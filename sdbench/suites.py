@@ -341,21 +341,25 @@ def names() -> list[str]:
 
 
 def load(what: str, including: tuple[Path, ...] = ()) -> Suite:
-    """Read a suite by its name, or by the path of a `.toml` file.
+    """Read a suite by its name, by `<name>@<version>`, or by the path of a `.toml` file.
 
     Args:
         including: the files being read that include this one.
 
     Raises:
-        UserError: there is no such suite, it is not TOML, a key is misspelt or missing, a value is out of range, or it includes itself.
+        UserError: there is no such suite, or not in this version; or it is not TOML, a key is misspelt or missing, a value is out of
+            range, or it includes itself.
     """
-    path = Path(what) if what.endswith(".toml") else find(f"{what}.toml")
+    is_path, (name, _, version) = what.endswith(".toml"), what.partition("@")
+    path = Path(what) if is_path else find(f"{name}.toml")
     if not path.is_file():
-        raise UserError(f"no suite file {what}") if what.endswith(".toml") else unknown_name("suite", what, names())
+        raise UserError(f"no suite file {what}") if is_path else unknown_name("suite", name, names())
     if path.resolve() in including:
         trail = " -> ".join(each.stem for each in (*including, path))
         raise UserError(f"suite {path.stem} includes itself: {trail}; take one of these out of an `include`")
     suite = read_toml(Suite, path, f"suite {path}")
+    if not is_path and version not in ("", str(suite.version)):
+        raise UserError(f"there is no suite {what}: {path} has version {suite.version}")
     suite = _with_files_beside(suite, path.parent)
     for name in suite.include:
         beside = path.parent / name

@@ -180,6 +180,10 @@ def test_unknown_suite_is_an_error_with_the_nearest_name(monkeypatch: pytest.Mon
         suites.load("qualty")
     with pytest.raises(UserError, match=r"no suite file elsewhere/own\.toml"):
         suites.load("elsewhere/own.toml")
+    current = suites.load("quality")
+    assert suites.load(current.id.title) == current
+    with pytest.raises(UserError, match=rf"there is no suite quality@1: .*quality\.toml has version {current.version}"):
+        suites.load("quality@1")
     assert "gate" not in suites.names()
 
 

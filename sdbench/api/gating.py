@@ -60,6 +60,9 @@ def gate(
     measure = _announced_run(places, device, only, announce)
 
     def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
+        from sdbench.run.context import check_models
+
+        check_models(specs, suite)
         check_required(suite, rules, places)
         if len(specs) == 1 or (suite.probes and only != "quality"):  # where latency is weighed, they take turns
             return measure(specs, suite)
@@ -279,4 +282,6 @@ def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline:
 
 def _with_inputs(report: Report, new: Path, old: Path, suite: SuiteId, rules: Policy, baseline: str) -> Report:
     """The report, with what was compared and by which policy."""
+    if new.resolve() == old.resolve():
+        report = replace(report, notes=(*report.notes, "candidate and baseline are the same record"))
     return replace(report, inputs=Inputs(str(new), str(old), baseline, suite.title_with_digest, rules.name, rules.alpha))

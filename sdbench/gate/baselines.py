@@ -4,6 +4,7 @@ A name has a table for each time it was moved or removed, the newest last. `sdbe
 ever deleted.
 """
 
+import difflib
 import operator
 import re
 import tomllib
@@ -79,14 +80,15 @@ def find(name: str, results: Path) -> Path | None:
     return folder
 
 
-def describe(results: Path) -> str:
-    """The existing names, for messages.
+def describe(results: Path, word: str) -> str:
+    """The existing names, and the one nearest to a word that is none, for messages.
 
     Raises:
         UserError: see `read`.
     """
-    if names := ", ".join(_current(results)):
-        return f"{_path(results)} has {names}"
+    if names := _current(results):
+        near = difflib.get_close_matches(word, names, 1)
+        return f"{_path(results)} has {', '.join(names)}" + (f"; did you mean {near[0]!r}?" if near else "")
     found = f"{_path(results)} names none" if _path(results).exists() else f"there is no {_path(results)}"
     return f"{found}; name the folder of results with --results, or set a baseline: sdbench baseline set NAME RECORD --why TEXT"
 
@@ -122,7 +124,7 @@ def remove_baseline(name: str, why: str, results: Path) -> Move:
         UserError: there is no such name, there is no reason, or the file of baselines is not valid or cannot be written.
     """
     if name not in (known := _current(results)):
-        raise unknown_name("baseline", name, known) if known else UserError(f"no baseline {name!r} to remove: {describe(results)}")
+        raise unknown_name("baseline", name, known) if known else UserError(f"no baseline {name!r} to remove: {describe(results, name)}")
     return _append(name, Move(removed=True, when=_now(), why=why.strip()), results)
 
 

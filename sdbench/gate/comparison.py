@@ -156,6 +156,7 @@ def compare(a: Path, b: Path, results: Path) -> Comparison:
     survives = dict(zip(uncertain, decisions.holm([_p_value(bounds[name]) for name in uncertain], ALPHA), strict=True))
     found = [_difference(name, rules[name], each, new, old, is_sure=survives.get(name, True)) for name, each in bounds.items()]
     notes = (
+        *(["A and B are the same record"] if new.record == old.record else []),
         *pair_notes({name: rules[name] for name in bounds}, new.record, old.record, between_runs, own=True),
         *_explain_chance(len(uncertain)),
     )

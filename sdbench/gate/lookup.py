@@ -86,7 +86,7 @@ def find_baseline(what: str, results: Path) -> RecordOrModel:
     except UserError as error:
         if Path(what).exists():
             raise
-        raise error.followed_by(f"Nor is it the name of a baseline: {baselines.describe(results)}.") from error
+        raise error.followed_by(f"Nor is it the name of a baseline: {baselines.describe(results, what)}") from error
 
 
 def find_candidate(what: str, results: Path, *, base: str | None = None, lora: str | None = None, name: str | None = None) -> RecordOrModel:
@@ -131,7 +131,8 @@ def describe_run(specs: Sequence[ModelSpec], suite: Suite, results: Path) -> str
     measured = [{record.suite for _, record in records.newest_per_model(results, name=spec.name)} for spec in specs]
     others = sorted(each.title_with_digest for each in set.intersection(*measured) - {suite.id}) if len(specs) > 1 else []
     elsewhere = f"; to compare their records under {tables.join_words(others)}, name the folders of these" if others else ""
-    return f"no matching record of {names} under {suite.id.title_with_digest}: measuring {them} now, on this machine{why}{elsewhere}"
+    missing = f"no matching record of {names}" if len(specs) == 1 else f"no records of {names} to compare"
+    return f"{missing} under {suite.id.title_with_digest} in {results}: measuring {them} now, on this machine{why}{elsewhere}"
 
 
 def find_record(what: str, results: Path) -> Path:

@@ -63,7 +63,7 @@ def find(what: str, results: Path) -> Rows:
     except UserError as error:
         if Path(what).exists():
             raise
-        raise error.followed_by(f"Nor is it the name of a record or of a baseline: {baselines.describe(results)}.") from error
+        raise error.followed_by(f"Nor is it the name of a record or of a baseline: {baselines.describe(results, what)}") from error
     assert isinstance(model, ModelSpec)
     raise UserError(
         f"{what} is a model, and only records are compared: name one by its folder or, if there is one under {results}, as {model.name!r}; "

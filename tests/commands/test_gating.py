@@ -87,13 +87,27 @@ def test_gate_and_noise_complete_a_unet_with_the_given_base(
     )
     assert cli.main(["gate", unet, "--baseline", "scenes-vega-pruned", *more]) == 2
     assert re.match(
-        r"no matching record of mine and scenes-vega-pruned under quality@\d+ \(digest \w+\): measuring them now, on this machine "
-        r"\(the files of a checkpoint .*\)\nsdbench: ",
+        r"no records of mine and scenes-vega-pruned to compare under quality@\d+ \(digest \w+\) in results: measuring them now, "
+        r"on this machine \(the files of a checkpoint .*\)\nsdbench: ",
         capsys.readouterr().err,
     )
     error_message(["noise", unet, *more], capsys)
     own = resolve(unet, base=teacher, name="mine")
     assert stopped_runs == [([own, resolve("scenes-vega-pruned")], "cpu"), ([own], "cpu")]
+
+
+def test_models_of_two_families_are_refused_before_anything_is_fetched(
+    stopped_runs: list[tuple[list[ModelSpec], str | None]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sdbench.run.requirements.fetch_evaluators", lambda _: pytest.fail("fetched"))
+    assert "scenes" in error_message(["gate", "scenes-vega", "--baseline", "sdxl", "--device", "cpu"], capsys)
+    assert stopped_runs == []
+
+
+def test_a_record_against_itself_passes_with_a_note(student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gate(student, student) == 0
+    assert "candidate and baseline are the same record" in capsys.readouterr().out
+    assert "A and B are the same record" in api.compare(student, student, places=api.Places(tmp_path)).notes
 
 
 @pytest.mark.parametrize("only", [None, "quality"])
@@ -157,7 +171,9 @@ def test_missing_record_is_announced_before_it_is_measured(
     record = save_record(make_measurement(suite=suites.load("quality").id), Path("results"))
     assert cli.main(["gate", str(record), "--baseline", "scenes-teacher", "--json"]) == 2
     out, err = capsys.readouterr()
-    assert re.match(r"no matching record of scenes-teacher under quality@\d+ \(digest \w+\): measuring it now, on this machine\n", err)
+    assert re.match(
+        r"no matching record of scenes-teacher under quality@\d+ \(digest \w+\) in results: measuring it now, on this machine\n", err
+    )
     assert json.loads(out)["verdict"] == "incomparable"
     assert cli.main(["run", "--model", "scenes-vega", "--until-verdict", "--baseline", "scenes-teacher"]) == 2
     assert capsys.readouterr().err.startswith("no matching record of scenes-teacher under quality@")

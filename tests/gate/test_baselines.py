@@ -63,7 +63,7 @@ def test_removed_name_stands_for_nothing_and_its_history_says_why(results: Path,
     assert baselines.find("prodution", results) is None
     assert baselines.find("production", results) == folder
     assert cli.main(["gate", str(folder), "--baseline", "prodution", *words]) == 2
-    assert "baselines.toml has production." in capsys.readouterr().err
+    assert "baselines.toml has production; did you mean 'production'?" in capsys.readouterr().err
     for name in ("prodution", "nightly"):
         with pytest.raises(UserError, match=f"unknown baseline '{name}'"):
             baselines.remove_baseline(name, "a typo", results)
@@ -168,7 +168,9 @@ def test_misspelt_name_is_reported_with_the_known_names(results: Path, tmp_path:
         assert cli.main(["gate", str(folder), "--baseline", "prodution", *words]) == 2
         return capsys.readouterr().err
 
-    assert f"Nor is it the name of a baseline: {results / 'baselines.toml'} has production." in error_message("--results", str(results))
+    assert f"Nor is it the name of a baseline: {results / 'baselines.toml'} has production; did you mean 'production'?" in error_message(
+        "--results", str(results)
+    )
     assert (
         f"there is no {tmp_path / 'baselines.toml'}; name the folder of results with --results, or set a baseline: sdbench baseline set"
         in error_message("--results", str(tmp_path))
