@@ -1,19 +1,23 @@
 """What both command lines share: the argument parser, answers on stdout, and exit codes."""
 
 import argparse
+import codecs
 import contextlib
+import errno
 import io
 import json
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from sdbench.errors import UserError, describe_error
 from sdbench.notes import print_note, printable
 
 BAD_INPUT, INTERRUPTED = 2, 130
+_SIGNS = {"↑": "^", "↓": "v", "±": "+-", "─": "-"} | {sign: f"*{digit}" for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 P = TypeVar("P", bound=argparse.ArgumentParser)
 
 
@@ -21,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that refuses abbreviated options: argparse would read `--base` as `--baseline` where there is no `--base`.
 
     It also refuses two different values of one option, unless the option collects its values: argparse would drop all but the last. Its
-    subcommands are parsers of this class too.
+    subcommands are parsers of this class too, and refuse unknown arguments themselves: argparse would let the top parser do it.
     """
 
     def __init__(self, prog: str | None = None, **options: Any) -> None:
@@ -31,9 +35,16 @@ class Parser(argparse.ArgumentParser):
             self.register("action", action, _StoreOnce)
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:
-        """Parse arguments, as argparse does."""
+        """Parse arguments, as argparse does, all of which must be known."""
         self.given.clear()
-        return super().parse_known_args(*args, **options)
+        namespace, unknown = super().parse_known_args(*args, **options)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and one line, which the usage would hide."""
+        self.exit(BAD_INPUT, printable(f"{self.prog}: error: {message}; see `{self.prog} --help`\n"))
 
 
 class _StoreOnce(argparse.Action):
@@ -82,6 +93,8 @@ def show(text: object) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    if sys.stdout is None:  # it was closed when Python started
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "stdout")
     try:
         sys.stdout.write(f"{printable(text)}\n")
         sys.stdout.flush()
@@ -104,7 +117,7 @@ def print_json(content: Any) -> None:
 def run_command(program: str, command: Callable[[], int]) -> int:
     """Run a command and return the exit code: 2, with a message on stderr, for a `UserError` or a file that fails; 130 for an interrupt."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a caller may have put something else there
-        sys.stdout.reconfigure(errors="replace")  # a table with `?` for an arrow is better than none; JSON is ASCII
+        sys.stdout.reconfigure(errors="sdbench.signs")  # a table in ASCII is better than none; JSON always is
     with contextlib.suppress(ValueError):  # only the main thread may set it
         signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -120,6 +133,15 @@ def run_command(program: str, command: Callable[[], int]) -> int:
         code, message = BAD_INPUT, f"{what}. What was finished is kept; put this right, and run the same command again"
     print_note(f"{program}: {message}")  # here, the error and with it the progress bars that it interrupted are gone
     return code
+
+
+def _replace_signs(error: UnicodeError) -> tuple[str, int]:
+    """Replace the signs of tables that a stream cannot encode by similar ones of ASCII, and all else by `?`."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(_SIGNS.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("sdbench.signs", _replace_signs)
 
 
 def _interrupt(*_: object) -> None:

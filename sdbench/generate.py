@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
-from tqdm import tqdm
 
 from sdbench.arrays import U8
 from sdbench.disk import digest
 from sdbench.encoders.inference import full_float32
 from sdbench.errors import UserError
+from sdbench.notes import progress
 from sdbench.records.names import place_of_prompt
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
@@ -94,7 +94,7 @@ def generate(jobs: list[Job], store: Store, batch: int, make: Callable[[list[Job
     """
     missing = set(store.missing([job.image_id for job in jobs]))
     writing: list[Future[None]] = []
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=f"{title}: images", unit="image", mininterval=1)
+    bar = progress(total=len(jobs), initial=len(jobs) - len(missing), desc=f"{title}: images", unit="image")
 
     def wait() -> None:
         for future in writing:

@@ -1,6 +1,10 @@
 """Notes for people, on stderr: progress, and what a command did besides its answer, which is on stdout."""
 
+import os
 import sys
+import time
+from collections.abc import Iterable
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,3 +23,30 @@ def print_note(text: str) -> None:
     """Print a note on stderr, made `printable`, above the progress bars that are there."""
     tqdm.write(printable(text), file=sys.stderr)
     sys.stderr.flush()
+
+
+def progress(items: Iterable[Any] | None = None, *, disable: bool = False, **options: Any) -> Any:
+    """A progress bar of `tqdm` on stderr, redrawn at most once a second, or once a minute in a log, which keeps all that is drawn.
+
+    The environment variables TQDM_MININTERVAL, in seconds, and TQDM_DISABLE overrule that.
+
+    Args:
+        items: what is iterated over, if the bar is to count them itself.
+        options: those of `tqdm`, such as `desc`, `total` and `unit`.
+    """
+    kind, interval_s = (tqdm, 1) if sys.stderr.isatty() else (_BarInLog, 60)
+    if disable:  # False would overrule TQDM_DISABLE
+        options["disable"] = True
+    return kind(items, mininterval=float(os.environ.get("TQDM_MININTERVAL", interval_s)), **options)
+
+
+class _BarInLog(tqdm):  # type: ignore[type-arg]  # tqdm takes none at run time
+    """A bar that keeps its interval where a redraw is forced too, by a new postfix or by a note that cleared the bar."""
+
+    drawn_at = -float("inf")
+
+    def refresh(self, *arguments: Any, **options: Any) -> None:
+        """Draw the bar again if its interval has passed."""
+        if (now := time.monotonic()) - self.drawn_at >= self.mininterval:
+            self.drawn_at = now
+            super().refresh(*arguments, **options)

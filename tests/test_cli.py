@@ -20,9 +20,9 @@ from distillation import cli as distillation
 from distillation.commands import ablation
 from distillation.recipe import load_recipe
 from sdbench import __version__, api, cli
-from sdbench.arguments import run_command
+from sdbench.arguments import run_command, show
 from sdbench.assets.catalogue import ENCODER_OF
-from sdbench.commands import scenes
+from sdbench.commands import reference, scenes
 from sdbench.errors import PartialError, UserError
 from sdbench.gate.verdicts import Report
 from sdbench.suites import Suite
@@ -40,6 +40,9 @@ pytestmark = pytest.mark.usefixtures("empty_working_directory")
         ("sdbench", ["run", "--model", "sdlx"]),
         ("sdbench", ["score", "--images", "nowhere"]),
         ("sdbench", ["noise", "scenes-vega", "--seeds", "1"]),
+        ("sdbench", ["scenes", "train", "--parts", "vae", "reeder"]),
+        ("sdbench", ["scenes", "ship", "--parts", "vae"]),
+        ("sdbench", ["reference", "build", "x", "--images", ".", "--encoder", "scenes.features", "scenes.feature"]),
         ("distillation", ["--help"]),
         ("distillation", ["plan", "vegga"]),
         ("distillation", ["run", "vegga"]),
@@ -57,6 +60,18 @@ print("imported:", sorted({SLOW!r} & set(sys.modules)))
 """
     done = run_in_process(code, tmp_path)
     assert done.stdout.splitlines()[-1:] == ["imported: []"], done.stderr
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_do_not_wait_for_libraries(option: str, tmp_path: Path) -> None:
+    code = f"""
+from sdbench.cli import main
+try:
+    main([{option!r}])
+except SystemExit:
+    print("imported:", sorted({{"numpy", "pydantic"}} & set(sys.modules)))
+"""
+    assert run_in_process(code, tmp_path).stdout.splitlines()[-1] == "imported: []"
 
 
 @pytest.mark.parametrize("package", ["sdbench", "distillation"])
@@ -176,7 +191,7 @@ def test_models_that_were_measured_are_shown_beside_the_error_of_one_that_was_no
         (["run", "--model", "scenes-vega", "--reference", "mine"], "unknown reference 'mine'; known: scenes. Or build it"),
         (["run", "--model", "scenes-teacher", "--suite", "fid", "--dry-run"], "suite 'fid' is a part"),
         (["score", "--images", "nowhere", "--prompts", "nowhere.txt"], "nowhere"),
-        (["scenes", "train", "--parts", "reeder"], "did you mean 'reader'"),
+        (["scenes", "train", "--parts", "vae", "reeder"], "did you mean 'reader'"),
         (["scenes", "ship", "--parts", "vae"], "--parts is for scenes train"),
         (
             ["reference", "build", "x", "--images", ".", "--column", "image", "--encoder", "scenes.features"],
@@ -249,24 +264,43 @@ def test_repeatable_options_collect_their_values_in_every_use_of_a_parser() -> N
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "message"),
     [
-        [],
-        ["gat"],
-        ["gate", "x"],
-        ["gate", "x", "--base", "y"],
-        ["models", "--js"],
-        ["leaderboard", "--runs", "x"],
-        ["scenes", "ship", "--json"],
-        ["run", "--modle", "x"],
-        ["run", "--model", "x", "--dtype", "float64"],
+        ([], "sdbench: error: the following arguments are required: COMMAND; see `sdbench --help`"),
+        (["gat"], "sdbench: error: argument COMMAND: invalid choice: 'gat' (choose from "),
+        (["gate", "x"], "sdbench gate: error: the following arguments are required: --baseline; see `sdbench gate --help`"),
+        (["gate", "x", "--base", "y"], "sdbench gate: error: the following arguments are required: --baseline"),
+        (["models", "--js"], "sdbench models: error: unrecognized arguments: --js; see `sdbench models --help`"),
+        (["leaderboard", "--runs", "x"], "sdbench leaderboard: error: unrecognized arguments: --runs x; see"),
+        (["scenes", "ship", "--json"], "sdbench scenes: error: unrecognized arguments: --json"),
+        (["run", "--modle", "x"], "sdbench run: error: the following arguments are required: --model"),
+        (
+            ["run", "--model", "x", "--batch-size", "4"],
+            "sdbench run: error: unrecognized arguments: --batch-size 4; see `sdbench run --help`",
+        ),
+        (["run", "--model", "x", "--dtype", "float64"], "sdbench run: error: argument --dtype: invalid choice: 'float64' (choose from "),
+        (
+            ["reference", "list", "--sort"],
+            "sdbench reference list: error: unrecognized arguments: --sort; see `sdbench reference list --help`",
+        ),
+        (["reference", "--sort", "list"], "sdbench reference: error: unrecognized arguments: --sort; see `sdbench reference --help`"),
+        (["--sort", "models", "\x1b[2J"], r"sdbench models: error: unrecognized arguments: \x1b[2J; see"),
+        (["--sort", "models"], "sdbench: error: unrecognized arguments: --sort; see `sdbench --help`"),
     ],
 )
-def test_unknown_arguments_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_or_missing_arguments_exit_with_2_and_one_line_of_their_command(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as done:
         cli.main(words)
     assert done.value.code == 2
-    assert "usage: sdbench" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize("words", [["reference", "--json", "list"], ["reference", "list", "--json"]])
+def test_common_options_stand_before_or_after_an_action(words: list[str]) -> None:
+    assert cli.build_parser().parse_args(words).json
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -298,7 +332,7 @@ def test_names_in_the_help_are_complete() -> None:
     from sdbench.encoders.catalogue import ENCODERS
     from sdbench.scenes.training.make import PARTS
 
-    assert set(ENCODERS) == set(ENCODER_OF.values())
+    assert set(ENCODERS) == set(ENCODER_OF.values()) == set(reference.ENCODERS)
     assert tuple(PARTS) == scenes.PARTS
     assert tuple(arm_recipes(load_recipe("vega"), dict)) == ablation.ARMS
 
@@ -334,18 +368,37 @@ def test_tables_have_the_width_of_the_terminal_up_to_160(
 
 
 @pytest.mark.parametrize("more", [[], ["--json"]])
-def test_stream_that_cannot_encode_a_sign_gets_a_question_mark(
+def test_stream_that_cannot_encode_the_signs_of_a_table_gets_similar_ones(
     more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_record(make_measurement(), tmp_path)
     words = ["leaderboard", "--results", str(tmp_path), *more]
     assert cli.main(words) == 0
-    expected = capsys.readouterr().out.encode("ascii", "replace")
-    assert (b"?" in expected) != bool(more), "only the table has arrows"
-    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", narrow)
+    expected = capsys.readouterr().out.replace("↑", "^").replace("↓", "v").replace("±", "+-").replace("─", "-").replace("¹", "*1")
+    assert ({"^", "v"} <= set(expected)) != bool(more), "only the table has arrows"
+    monkeypatch.setattr(sys, "stdout", narrow := io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     assert cli.main(words) == 0
-    assert narrow.buffer.getvalue() == expected
+    assert narrow.buffer.getvalue() == expected.encode("ascii")
+
+
+def test_note_numbers_and_other_characters_stay_apart_in_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", narrow := io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+
+    def answer() -> int:
+        show("0.31 ¹², café")
+        return 0
+
+    assert run_command("sdbench", answer) == 0
+    assert narrow.buffer.getvalue() == b"0.31 *1*2, caf?\n"
+
+
+@pytest.mark.parametrize("words", [["models"], ["models", "--json"]])
+def test_closed_stdout_is_an_error_that_is_told(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as Python does under `>&-`
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.startswith("sdbench: stdout: Bad file descriptor. ")
 
 
 def test_sigterm_ends_child_processes_too(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ ALLOWED = {
     "tables": {"records"},
     "models": {"errors", "scenes"},
     "scenes": {"arrays", "disk", "errors"},
-    "scenes.training": {"arrays", "disk", "errors", "scenes", "models", "training"},
+    "scenes.training": {"arrays", "disk", "errors", "models", "notes", "scenes", "training"},
     "training": {"disk", "errors", "models", "notes"},
     "assets": {"disk", "errors", "models", "notes", "records"},
     "settings": {"errors", "records", "validation"},

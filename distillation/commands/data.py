@@ -8,6 +8,7 @@ from distillation.commands.options import TEACHER, AddCommand, positive_int
 from distillation.data.download import FetchRules
 from sdbench.arguments import add_command, add_device, add_part, show
 from sdbench.errors import UndecodableError
+from sdbench.notes import progress
 
 CAPTIONS_SHOWN = 5
 
@@ -121,12 +122,10 @@ def _default_dtype(device: str) -> str:
 
 
 def _show(options: argparse.Namespace) -> object:
-    from tqdm import tqdm
-
     from distillation.data.images import open_images
 
     images, sizes = open_images(options.source, caption_column=options.caption_column), []
-    for row in tqdm(range(len(images)), desc="sizes", unit="image", mininterval=1):
+    for row in progress(range(len(images)), desc="sizes", unit="image"):
         with suppress(UndecodableError):
             sizes.append(images.size(row))
     sides = {"width": [size[0] for size in sizes], "height": [size[1] for size in sizes], "smaller side": [min(size) for size in sizes]}

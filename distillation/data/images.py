@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from PIL import ExifTags, Image, ImageOps
-from tqdm import tqdm
 
 from sdbench.assets.prompts import COLUMNS
 from sdbench.assets.sources import open_image, read_captions, read_rows
 from sdbench.assets.weights import user_cache
 from sdbench.disk import write_bytes
 from sdbench.errors import UndecodableError, UserError
+from sdbench.notes import progress
 from sdbench.store import FORMATS
 
 DAMAGE = (None, errno.ENOENT, errno.EINVAL)  # `errno` if the image is at fault: for Pillow, missing, or an offset before its start
@@ -140,7 +140,7 @@ def _content_digest(images: Images) -> str:
     """SHA-256 over the digests of each caption and of each image's bytes."""
     digest = hashlib.sha256()
     pairs = zip(images.captions, images.rows, strict=True)
-    bar = tqdm(pairs, desc=f"reading {images.name}", total=len(images), unit="image", mininterval=1)
+    bar = progress(pairs, desc=f"reading {images.name}", total=len(images), unit="image")
     for row, (caption, columns) in enumerate(bar):
         (image,) = columns.values()
         try:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter
-from tqdm import tqdm
 
 from distillation.data.download import FetchRules, Link, download
 from distillation.data.images import open_images
@@ -21,6 +20,7 @@ from sdbench.assets.prompts import COLUMNS
 from sdbench.assets.sources import METADATA, Rows, read_rows, read_texts
 from sdbench.disk import json_line, locked, read_json_lines, write_bytes, write_json_lines
 from sdbench.errors import UserError
+from sdbench.notes import progress
 
 URL_COLUMNS = ("url", "image_url", "link", "attachments")  # the last in lists taken from Discord, such as Vega's Midjourney set
 LINK_LOG, LOCK = "links.jsonl", "links.lock"
@@ -169,7 +169,7 @@ def _follow_links(urls: list[str], out: Path, rules: FetchRules, threads: int, *
     remaining = [url for url in urls if url not in results]
     with (
         log.open("a", encoding="utf-8") as file,
-        tqdm(desc=f"fetching into {out.name}", total=len(urls), initial=len(urls) - len(remaining), unit="link", mininterval=1) as bar,
+        progress(desc=f"fetching into {out.name}", total=len(urls), initial=len(urls) - len(remaining), unit="link") as bar,
         closing(download(remaining, threads, rules)) as downloads,  # ends its threads here, not when the garbage collector gets to it
     ):
         for link, body in downloads:

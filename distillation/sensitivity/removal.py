@@ -18,7 +18,6 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from pydantic import Field
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from distillation.losses import mse
 from distillation.plan import MIDDLE_ATTENTION, block_paths
@@ -28,6 +27,7 @@ from distillation.teacher import Teacher
 from sdbench.arrays import F64
 from sdbench.disk import keep_earlier, write_bytes
 from sdbench.errors import UserError
+from sdbench.notes import progress
 from sdbench.training.diffusion import Batch, add_noise, predict
 from sdbench.training.latents import CaptionedImages, LatentPool
 from sdbench.validation import Table, error_message
@@ -229,7 +229,7 @@ def removal_losses(unet: UNet2DConditionModel, batches: Sequence[Batch], schedul
     reusable = [path for path, module in unet.named_modules() if isinstance(module, ResnetBlock2D | BasicTransformerBlock)]
     losses = {part: np.empty((len(rows), len(batches))) for part, rows in parts.items()}
     removals = [(part, row, paths) for part, rows in parts.items() for row, paths in enumerate(rows)]
-    with tqdm(total=len(batches) * len(removals), desc="removing blocks one by one", mininterval=2) as progress:
+    with progress(total=len(batches) * len(removals), desc="removing blocks one by one") as bar:
         for number, batch in enumerate(batches):
             noised, batch_of_dtype = add_noise(scheduler, batch).to(unet.dtype), batch.to(unet.dtype)
             with collect_outputs(unet, reusable) as outputs:
@@ -238,7 +238,7 @@ def removal_losses(unet: UNet2DConditionModel, batches: Sequence[Batch], schedul
             for part, row, paths in removals:
                 with _skip_modules(unet, paths), _reuse(unet, _before(kept, paths)):
                     losses[part][row, number] = mse(predict(unet, noised, batch_of_dtype), output).item()
-                progress.update()
+                bar.update()
     return losses
 
 

@@ -5,17 +5,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdbench.arguments import add_command, add_device, print_answer, print_json
-from sdbench.assets.catalogue import ENCODER_OF
 from sdbench.commands.console import AddCommand, add_common, add_runs, places_from
 from sdbench.errors import UserError, unknown_name
 from sdbench.notes import print_note
 
 if TYPE_CHECKING:
-    from sdbench.encoders.catalogue import Encoder
     from sdbench.reference.build import Images
     from sdbench.reference.cards import Card
 
-_ENCODERS = dict.fromkeys(ENCODER_OF.values())  # not from `encoders.catalogue`, which imports torch
+ENCODERS = (  # copied from `assets.catalogue`, which imports numpy and pydantic: half the time of `sdbench --help`
+    "scenes.features",
+    "inception.clean",
+    "inception.tf1",
+    "inception.mlperf",
+    "inception.torchmetrics",
+    "dinov2.vit-l-14",
+    "clip.vit-l-14-336",
+)
 
 
 def add_commands(add: AddCommand) -> None:
@@ -32,7 +38,7 @@ def add_commands(add: AddCommand) -> None:
     building.add_argument("--dataset", help="dataset of real images, opened with `datasets`: a file, a folder or a name on the Hub")
     building.add_argument("--split", help="split of the dataset (default: train)")
     building.add_argument("--column", help="column of the dataset's images, if it has several")
-    building.add_argument("--encoder", nargs="+", required=True, help=f"encoders to build for: {', '.join(_ENCODERS)}")
+    building.add_argument("--encoder", nargs="+", required=True, help=f"encoders to build for: {', '.join(ENCODERS)}")
     building.add_argument("--n", type=int, help="use only the first N images (default: all)")
     importing.add_argument("--encoder", nargs="+", required=True, help="encoders that the publisher used, by the names that build takes")
     importing.add_argument("--n", type=int, required=True, help="number of images that the statistics were computed from")
@@ -60,11 +66,15 @@ def _run(arguments: argparse.Namespace, runs: Path) -> "list[Card]":
         from sdbench.reference.cards import list_cards
 
         return list_cards(runs)
+    for name in arguments.encoder:
+        if name not in ENCODERS:
+            raise unknown_name("encoder", name, ENCODERS)
+    from sdbench.encoders import catalogue
     from sdbench.encoders.memory import evaluators_on
     from sdbench.machine import choose_device
     from sdbench.reference.build import build, import_moments
 
-    encoders = [_encoder(name) for name in arguments.encoder]
+    encoders = [catalogue.ENCODERS[name] for name in arguments.encoder]
     if arguments.action == "import":
         return [import_moments(arguments.name, arguments.file, encoder, arguments.n, arguments.source, runs) for encoder in encoders]
     images = _images(arguments)
@@ -78,14 +88,6 @@ def _describe(card: "Card") -> str:
     """A reference in one line."""
     features = f"{card.features} features kept" if card.features else "moments only"
     return f"{card.name:20} {card.encoder:16} n = {card.n:<7} {features:20} digest {card.digest}  from {card.data['source']}"
-
-
-def _encoder(name: str) -> "Encoder":
-    from sdbench.encoders.catalogue import ENCODERS
-
-    if name not in ENCODERS:
-        raise unknown_name("encoder", name, ENCODERS)
-    return ENCODERS[name]
 
 
 def _images(arguments: argparse.Namespace) -> "Images":

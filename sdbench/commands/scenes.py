@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sdbench.arguments import add_device
 from sdbench.commands.console import AddCommand
-from sdbench.errors import UserError
+from sdbench.errors import UserError, unknown_name
 from sdbench.notes import print_note
 
 PARTS = ("vae", "text", "reader", "features", "clip", "preference", "teacher")  # copied from `scenes.training.make`, which imports torch
@@ -26,16 +26,19 @@ def add_commands(add: AddCommand) -> None:
 
 
 def _scenes(arguments: argparse.Namespace) -> int:
+    if arguments.parts and arguments.action == "ship":
+        raise UserError("--parts is for scenes train; scenes ship installs all parts")
+    for part in arguments.parts:
+        if part not in PARTS:
+            raise unknown_name("part of the embedded family", part, PARTS)
     from sdbench.machine import choose_device, environment
     from sdbench.scenes.training import make, ship
 
     work = arguments.work or arguments.results / "runs" / "training"
     workspace = make.Workspace(work, choose_device(arguments.device))
     if arguments.action == "ship":
-        if arguments.parts:
-            raise UserError("--parts is for scenes train; scenes ship installs all parts")
         print_note(f"installed: {ship.ship(workspace, environment().model_dump(), arguments.results / 'training')}")
         return 0
-    for part in arguments.parts or make.PARTS:
+    for part in arguments.parts or PARTS:
         make.train_part(part, workspace)
     return 0

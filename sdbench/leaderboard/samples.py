@@ -4,13 +4,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from sdbench.arrays import U8
 from sdbench.disk import write_bytes
 from sdbench.leaderboard import MAX_MODELS
 from sdbench.leaderboard.standings import Row, Section, sections
-from sdbench.store import read_images
+from sdbench.store import UNDECODABLE, decode, read_images
 
 COLUMNS, GAP_PX, MIN_WIDTH_PX = 8, 4, 96
 
@@ -18,7 +19,8 @@ COLUMNS, GAP_PX, MIN_WIDTH_PX = 8, 4, 96
 def write(board: Sequence[Row], results: Path) -> list[Path]:
     """Write a sheet for each suite with images, from its newest section, `samples-<family>-<suite>.png`, and return their paths.
 
-    Rows are in the order of the leaderboard, the first 24 of those with images, the teacher's in any case.
+    Rows are in the order of the leaderboard, the first 24 of those with images, the teacher's in any case. A sheet whose pixels would not
+    change is left alone: another version of Pillow or zlib would write other bytes.
 
     Raises:
         UserError: an image cannot be read, or a file cannot be written.
@@ -28,12 +30,21 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
         rows = _shown_rows(section)
         if rows and _shared_names(rows):
             newest[results / f"samples-{section.family}-{rows[0].record.suite.name}.png"] = rows
-    paths = []
     for path, rows in newest.items():
-        buffer = io.BytesIO()
-        draw_sheet(rows).save(buffer, "PNG")  # optimize=True takes nine times as long, a minute for 200 models, to save 5 %
-        paths.append(write_bytes(path, buffer.getvalue()))
-    return paths
+        if not _holds(path, sheet := draw_sheet(rows)):
+            buffer = io.BytesIO()
+            sheet.save(buffer, "PNG")  # optimize=True takes nine times as long, a minute for 200 models, to save 5 %
+            write_bytes(path, buffer.getvalue())
+    return [*newest]
+
+
+def _holds(path: Path, sheet: Image.Image) -> bool:
+    """Whether a file holds these pixels; it may be missing or damaged."""
+    try:
+        pixels, mode = decode(path)
+    except UNDECODABLE:
+        return False
+    return mode == sheet.mode and np.array_equal(pixels, np.asarray(sheet))
 
 
 def _shown_rows(section: Section) -> tuple[Row, ...]:

@@ -20,15 +20,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from sdbench.disk import digest as digest_of
 from sdbench.disk import file_digest, locked, write_bytes
 from sdbench.errors import UserError
 from sdbench.machine import environment, this_machine
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import ModelSpec
-from sdbench.notes import print_note
+from sdbench.notes import print_note, progress
 from sdbench.probes import counts, meters, plugin, rounds_file
 from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, Request
 from sdbench.probes.rounds import Round, collect_info
@@ -190,7 +188,7 @@ def _measure_in_turns(
     took_turns = True
     rounds: dict[Key, list[Round]] = {key: [] for key in requests}
     turns = [[*keys] for _, keys in groupby(requests, key=itemgetter(0))]  # all models in one setting
-    with tqdm(total=n * len(requests), desc="probes", unit="round") as bar:
+    with progress(total=n * len(requests), desc="probes", unit="round") as bar:
         for index, turn in product(range(n), turns):
             files = {key: folders.work / f"{stems[key]}-{index}.json" for key in turn}
             kept = {key: found for key, file in files.items() if (found := Round.read(file, {})).is_complete}

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from sdbench.arrays import F32, F64, U8
 from sdbench.encoders.inference import BLOCK, computed_by
+from sdbench.notes import progress
 from sdbench.records import Direction, Scores, State, Value, column_of, mean_per_prompt
 from sdbench.stats import intervals
 from sdbench.store import Store
@@ -76,7 +76,7 @@ class Subject:
         def read(start: int) -> list[U8]:
             return [subject.store.read(subject.image_ids[start : start + BLOCK]) for subject in (self, *others)]
 
-        bar = tqdm(total=n, desc=f"scoring: {title}", unit="image", mininterval=1, delay=5, leave=False)
+        bar = progress(total=n, desc=f"scoring: {title}", unit="image", delay=5, leave=False)
         with ThreadPoolExecutor(1) as reader, bar:
             ahead = reader.submit(read, 0)
             for start in range(0, n, BLOCK):

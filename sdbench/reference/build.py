@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from sdbench.arrays import F32, F64, U8
 from sdbench.assets.sources import open_image, read_rows
@@ -27,6 +26,7 @@ from sdbench.encoders.inference import BLOCK, computed_by
 from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
 from sdbench.models.spec import NAME, NAME_RULE
+from sdbench.notes import progress
 from sdbench.reference.cards import MAX_FEATURES, Card, card_of, folder, save
 from sdbench.store import SUFFIXES, UNDECODABLE, decode, load_or_compute
 
@@ -203,7 +203,7 @@ def _digest(data: str, n: int, encoder: str) -> str:
 def _read_blocks(images: Images, title: str) -> Iterator[tuple[range, list[bytes], bytes]]:
     """Blocks of images: their rows, their contents, and the SHA-256 of each, joined."""
     n = len(images.names)
-    with tqdm(total=n, desc=title, unit="image", mininterval=1) as bar:
+    with progress(total=n, desc=title, unit="image") as bar:
         for start in range(0, n, BLOCK):
             rows = range(start, min(start + BLOCK, n))
             contents = [_read(images, row) for row in rows]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Self
 
 from PIL import Image
-from tqdm import tqdm
 
 from sdbench.arrays import U8
 from sdbench.assets.prompts import COLUMNS, read_lines
@@ -23,6 +22,7 @@ from sdbench.errors import UserError
 from sdbench.generate import Job
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.spec import NAME, NAME_RULE
+from sdbench.notes import progress
 from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
 from sdbench.records import Model
@@ -123,7 +123,7 @@ def store_images(images: Iterable[U8], prompts: Sequence[str], runs: Path) -> Su
             store.put(name, image)
         return name
 
-    bar = tqdm(total=len(prompts), desc="storing images", unit="image", mininterval=1, delay=5, leave=False)
+    bar = progress(total=len(prompts), desc="storing images", unit="image", delay=5, leave=False)
     with bar, ThreadPoolExecutor(os.cpu_count()) as writers:
         while block := list(islice(source, BLOCK)):
             names += writers.map(put, block)

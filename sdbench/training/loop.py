@@ -21,9 +21,9 @@ import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sdbench.errors import UserError
+from sdbench.notes import progress
 from sdbench.training.checkpoints import Checkpoints, describe_last_checkpoint
 from sdbench.training.interruption import Interruption
 from sdbench.training.journal import Evaluate, Journal
@@ -195,7 +195,7 @@ def _update_average(average: nn.Module | None, model: nn.Module, ema: float | No
 def _progress_bar(title: str, start: int, schedule: Schedule, *, quiet: bool) -> Any:
     images, leave = schedule.batch * schedule.accumulation, start < schedule.steps
     initial, total = start * images, schedule.steps * images
-    return tqdm(disable=quiet, initial=initial, total=total, desc=title, unit="image", mininterval=2, leave=leave)
+    return progress(disable=quiet, initial=initial, total=total, desc=title, unit="image", leave=leave)
 
 
 def _not_finite_message(folder: Path, step: int, terms: dict[str, Tensor]) -> str:

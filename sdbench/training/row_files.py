@@ -19,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sdbench.disk import create_array, load_array, locked, size_text
 from sdbench.errors import UndecodableError, UserError
-from sdbench.notes import print_note
+from sdbench.notes import print_note, progress
 from sdbench.training.processes import broadcast_from_main, rank_and_local_size
 
 READERS = 8  # threads that read and decode the next images while the device encodes
@@ -141,7 +140,7 @@ def _fill(file: RowFile) -> None:
     ahead = _read_ahead(file.read, chunks)
     title = f"encoding {file.path.stem.split('-')[0]}"
     try:
-        for chunk, wait_for_input in tqdm(ahead, desc=title, total=len(chunks), mininterval=2, disable=process > 0):
+        for chunk, wait_for_input in progress(ahead, desc=title, total=len(chunks), disable=process > 0):
             for rows, result in _compute_chunk(file, chunk, wait_for_input):
                 if isinstance(result, UndecodableError):
                     undecodable += 1

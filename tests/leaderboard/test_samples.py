@@ -51,6 +51,21 @@ def test_rows_are_models_and_columns_are_prompts_that_all_of_them_have(tmp_path:
     assert samples.write(standings.read_rows(tmp_path), tmp_path) == []
 
 
+def test_sheet_is_written_again_only_where_its_pixels_change(tmp_path: Path) -> None:
+    record = write_record(tmp_path, "scenes-teacher", range(10))
+    write_sheet(tmp_path)
+    sheet = tmp_path / "samples-scenes-quality.png"
+    with Image.open(sheet) as image:
+        image.save(sheet, compress_level=1)  # as another zlib may write it
+    content = sheet.read_bytes()
+    assert write_sheet(tmp_path).tolist() == [[*range(8)]]
+    assert sheet.read_bytes() == content
+    sheet.write_bytes(content[:200])
+    assert write_sheet(tmp_path).tolist() == [[*range(8)]]
+    (record / "images" / "p0000.png").write_bytes(png((99, 99, 99), 32))
+    assert write_sheet(tmp_path).tolist() == [[99, *range(1, 8)]]
+
+
 def test_sheet_of_a_suite_on_several_machines_shows_the_newest_section(tmp_path: Path) -> None:
     write_record(tmp_path, "scenes-teacher", [1], created=datetime(2026, 1, 1, tzinfo=UTC))
     write_record(tmp_path, "scenes-teacher", [2], created=datetime(2026, 1, 2, tzinfo=UTC), machine=GPU)

@@ -19,6 +19,7 @@ from synthetic_images import deep_png
 
 from sdbench import cli
 from sdbench.arrays import F32, U8
+from sdbench.commands import reference
 from sdbench.disk import locked
 from sdbench.encoders import inference, scenes
 from sdbench.encoders.catalogue import ENCODERS, Encoder
@@ -381,6 +382,7 @@ def test_invalid_moments_are_rejected(runs: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def _toy_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENCODERS, "toy", TOY)
+    monkeypatch.setattr(reference, "ENCODERS", ("toy", "far"))
 
 
 @pytest.mark.usefixtures("_toy_encoder")
@@ -408,6 +410,7 @@ def test_encoder_runs_on_the_requested_device(image_folder: Path, runs: Path, mo
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(ENCODERS, "toy", Encoder("toy", lambda: "toy", recorded, 6))
+    monkeypatch.setattr(reference, "ENCODERS", ("toy",))
     args = ["reference", "build", "real", "--images", str(image_folder), "--encoder", "toy", "--runs", str(runs)]
     assert cli.main([*args, "--device", "gpu"]) == 2
     assert cli.main([*args, "--device", "cpu"]) == 0

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from sdbench.arrays import U8
 from sdbench.disk import read_json_lines
 from sdbench.errors import UserError
+from sdbench.notes import progress
 from sdbench.training import checkpoints
 from sdbench.training.checkpoints import DIGESTS, Checkpoints
 from sdbench.training.journal import Journal
@@ -279,12 +280,11 @@ def test_non_finite_steps_apart_from_each_other_are_all_skipped(tmp_path: Path) 
 def test_progress_counts_images_from_where_the_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bars = list[Any]()
 
-    class Noted(tqdm):  # type: ignore[type-arg]  # tqdm takes none at run time
-        def __init__(self, *arguments: Any, **chosen: Any) -> None:
-            super().__init__(*arguments, **chosen)
-            bars.append(self)
+    def noted(*arguments: Any, **chosen: Any) -> Any:
+        bars.append(progress(*arguments, **chosen))
+        return bars[-1]
 
-    monkeypatch.setattr("sdbench.training.loop.tqdm", Noted)
+    monkeypatch.setattr("sdbench.training.loop.progress", noted)
     net, schedule = tiny_net(), replace(SCHEDULE, accumulation=2)
     train_until(10, tmp_path, schedule)
     fit(net, noisy_loss(net), schedule, tmp_path)

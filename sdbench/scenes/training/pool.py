@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sdbench.arrays import U8
 from sdbench.disk import create_array, load_array, locked
+from sdbench.notes import progress
 from sdbench.scenes.grammar import Scene, Split, scene_at
 from sdbench.scenes.networks import to_pixels
 from sdbench.scenes.render import SIZE_PX, render
@@ -69,7 +69,7 @@ class Pool:
     def _render(self) -> None:
         temporary = self.path.with_suffix(".part")
         images = create_array(temporary, np.uint8, (self.n, SIZE_PX, SIZE_PX, 3))
-        for start in tqdm(range(0, self.n, 256), desc=f"rendering {self.split} scenes"):
+        for start in progress(range(0, self.n, 256), desc=f"rendering {self.split} scenes"):
             rows = range(start, min(start + 256, self.n))
             images[start : rows.stop] = render([self.scenes[row] for row in rows], rows, self.seed)
         images.flush()

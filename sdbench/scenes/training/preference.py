@@ -12,11 +12,11 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from sdbench.arrays import U8
 from sdbench.disk import load_array
+from sdbench.notes import progress
 from sdbench.scenes.attributes import AttributeHeads, attribute_loss, labels
 from sdbench.scenes.grammar import Scene
 from sdbench.scenes.networks import to_pixels
@@ -119,7 +119,7 @@ def _smeared_images(path: Path, pipeline: Path, pool: Pool, work: Path) -> U8:
         latents = LatentPool(pipeline, pool, work / "latents")
         unet = train_unet(work, latents, UNDERTRAINED, architecture="vega", name="undertrained")
         vae = AutoencoderKL.from_pretrained(pipeline / "vae", torch_dtype=torch.float32)
-        starts = tqdm(range(0, N_SMEARED, 64), desc="smeared images")
+        starts = progress(range(0, N_SMEARED, 64), desc="smeared images")
         temporary = path.with_suffix(".part.npy")
         np.save(temporary, np.concatenate([_predict_clean(latents, unet, vae, np.arange(start, start + 64)) for start in starts]))
         temporary.rename(path)
