@@ -20,9 +20,10 @@ def printable(text: object) -> str:
 
 
 def print_note(text: str) -> None:
-    """Print a note on stderr, made `printable`, above the progress bars that are there."""
-    tqdm.write(printable(text), file=sys.stderr)
-    sys.stderr.flush()
+    """Print a note on stderr, made `printable`, above the progress bars that are there; nowhere if stderr was closed."""
+    if sys.stderr is not None:
+        tqdm.write(printable(text), file=sys.stderr)
+        sys.stderr.flush()
 
 
 def progress(items: Iterable[Any] | None = None, *, disable: bool = False, **options: Any) -> Any:
@@ -34,8 +35,8 @@ def progress(items: Iterable[Any] | None = None, *, disable: bool = False, **opt
         items: what is iterated over, if the bar is to count them itself.
         options: those of `tqdm`, such as `desc`, `total` and `unit`.
     """
-    kind, interval_s = (tqdm, 1) if sys.stderr.isatty() else (_BarInLog, 60)
-    if disable:  # False would overrule TQDM_DISABLE
+    kind, interval_s = (tqdm, 1) if sys.stderr is not None and sys.stderr.isatty() else (_BarInLog, 60)
+    if disable or sys.stderr is None:  # False would overrule TQDM_DISABLE
         options["disable"] = True
     return kind(items, mininterval=float(os.environ.get("TQDM_MININTERVAL", interval_s)), **options)
 

@@ -55,3 +55,10 @@ def test_bar_is_disabled_by_the_caller_or_by_the_user(
 def test_all_bars_are_made_here() -> None:
     modules = (path for package in ("sdbench", "distillation") for path in (ROOT / package).rglob("*.py"))
     assert [path.name for path in modules if "import tqdm" in path.read_text(encoding="utf-8")] == ["notes.py"]
+
+
+def test_without_stderr_notes_and_bars_go_nowhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    print_note("lost")
+    assert list(progress([1, 2])) == [1, 2]
+    assert capsys.readouterr().out == ""
