@@ -131,7 +131,8 @@ def run_command(program: str, command: Callable[[], int]) -> int:
     except OSError as error:  # a path that is too long, say, or a disk that is full, where no command explains it better
         what = (f"{error.filename}: " if error.filename else "") + (error.strerror or describe_error(error))
         code, message = BAD_INPUT, f"{what}. What was finished is kept; put this right, and run the same command again"
-    print_note(f"{program}: {message}")  # here, the error and with it the progress bars that it interrupted are gone
+    with contextlib.suppress(OSError):  # stderr may be gone, but the exit code must not be lost
+        print_note(f"{program}: {message}")  # here, the error and with it the progress bars that it interrupted are gone
     return code
 
 

@@ -27,16 +27,19 @@ def print_note(text: str) -> None:
 
 
 def progress(items: Iterable[Any] | None = None, *, disable: bool = False, **options: Any) -> Any:
-    """A progress bar of `tqdm` on stderr, redrawn at most once a second, or once a minute in a log, which keeps all that is drawn.
+    """A progress bar of `tqdm` on stderr, redrawn once a second, or once a minute in a log, which keeps all that is drawn.
 
-    The environment variables TQDM_MININTERVAL, in seconds, and TQDM_DISABLE overrule that.
+    A stream that replaces stderr, as in notebooks, is no log. The environment variables TQDM_MININTERVAL, in seconds, and TQDM_DISABLE
+    overrule that.
 
     Args:
         items: what is iterated over, if the bar is to count them itself.
         options: those of `tqdm`, such as `desc`, `total` and `unit`.
     """
-    kind, interval_s = (tqdm, 1) if sys.stderr is not None and sys.stderr.isatty() else (_BarInLog, 60)
-    if disable or sys.stderr is None:  # False would overrule TQDM_DISABLE
+    stream = sys.stderr
+    is_log = stream is not None and not stream.isatty() and stream is sys.__stderr__
+    kind, interval_s = (_BarInLog, 60) if is_log else (tqdm, 1)
+    if disable or stream is None:  # False would overrule TQDM_DISABLE
         options["disable"] = True
     return kind(items, mininterval=float(os.environ.get("TQDM_MININTERVAL", interval_s)), **options)
 

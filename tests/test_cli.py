@@ -486,3 +486,11 @@ def test_prompts_that_are_no_captions_of_scenes_are_refused_for_the_embedded_fam
     assert (
         "such as 'a large red circle left of a small blue star on a pink background'; other prompts need a model of family sdxl" in message
     )
+
+
+def test_exit_code_survives_a_stderr_that_nobody_reads() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "sdbench", "gate", "no", "--baseline", "none"], stderr=write, check=False)
+    os.close(write)
+    assert done.returncode == 2

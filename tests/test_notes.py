@@ -16,9 +16,15 @@ class Stream(io.StringIO):
         self.isatty = lambda: is_terminal  # type: ignore[method-assign]
 
 
+def replace_stderr(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> Stream:
+    for name in ("stderr", "__stderr__"):
+        monkeypatch.setattr(sys, name, stream)
+    return stream
+
+
 def drawn_counts(*, is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The counts that a bar of three rounds shows, each with a new postfix and a note before it."""
-    monkeypatch.setattr(sys, "stderr", stream := Stream(is_terminal=is_terminal))
+    stream = replace_stderr(Stream(is_terminal=is_terminal), monkeypatch)
     with progress(total=3, desc="probes") as bar:
         for number in range(3):
             bar.set_postfix_str(f"round {number}")
@@ -35,12 +41,19 @@ def test_forced_redraws_are_seen_on_a_terminal_but_do_not_fill_a_log(monkeypatch
 @pytest.mark.parametrize(("is_terminal", "interval_s"), [(True, 1), (False, 60)])
 def test_interval_is_longer_in_a_log_unless_the_user_sets_it(is_terminal: bool, interval_s: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TQDM_MININTERVAL", raising=False)
-    monkeypatch.setattr(sys, "stderr", Stream(is_terminal=is_terminal))
+    replace_stderr(Stream(is_terminal=is_terminal), monkeypatch)
     with progress(total=1) as bar:
         assert bar.mininterval == interval_s
     monkeypatch.setenv("TQDM_MININTERVAL", "0.5")
     with progress(total=1) as bar:
         assert bar.mininterval == 0.5
+
+
+def test_a_notebook_is_no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TQDM_MININTERVAL", raising=False)
+    monkeypatch.setattr(sys, "stderr", Stream(is_terminal=False))
+    with progress(total=1) as bar:
+        assert bar.mininterval == 1
 
 
 @pytest.mark.parametrize(("variable", "disable", "expected"), [("", False, True), ("", True, False), ("1", False, False)])

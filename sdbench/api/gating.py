@@ -37,7 +37,9 @@ def gate(
     only: str | None = None,
     announce: Announce | None = None,
 ) -> Report:
-    """Gate a candidate against a baseline. Each is a record folder, a name or a checkpoint; a model without a record is run.
+    """Gate a candidate against a baseline. Each is a record folder, a name or a checkpoint.
+
+    A checkpoint, or a model without a record, is run; where latency is weighed, so is a baseline named as a model, in turns with it.
 
     A name is looked up in the catalogue, then among records. The baseline may also be a name in `baselines.toml`, which is searched first.
 
@@ -282,6 +284,6 @@ def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline:
 
 def _with_inputs(report: Report, new: Path, old: Path, suite: SuiteId, rules: Policy, baseline: str) -> Report:
     """The report, with what was compared and by which policy."""
-    if new.resolve() == old.resolve():
+    if new.resolve().name == old.resolve().name:  # the digest of its content
         report = replace(report, notes=(*report.notes, "candidate and baseline are the same record"))
     return replace(report, inputs=Inputs(str(new), str(old), baseline, suite.title_with_digest, rules.name, rules.alpha))
