@@ -12,7 +12,7 @@ BIAS = "Frechet distances and CMMD, like their intervals, depend on the number o
 
 
 def quality_grid(section: Section) -> Grid:
-    """The first table: models down, image metrics across, then median latency and speed-up; without what no model has."""
+    """The first table: models down, image metrics across, then median latency, speed-up, memory and size; without what no model has."""
     columns = {"model": [row.name for row in section.rows]}
     if any(record.n_images for record in section.records):
         columns["images"] = [_images_cell(record) for record in section.records]
@@ -25,6 +25,8 @@ def quality_grid(section: Section) -> Grid:
         over = speed.teacher_title(teacher, section.records) if teacher else TEACHERS.get(section.family, "the teacher")
         # str() would drop the note of a cell
         columns[f"speed-up over {over} ↑"] = [found if isinstance(found, str) else str(found) for found in section.speed_ups]
+    for cost in section.costs:
+        columns[probe_title(cost)] = [speed.probe_cell(record, cost.name) for record in section.records]
     return Grid(tuple(columns), tuple(zip(*columns.values(), strict=True)))
 
 
@@ -57,9 +59,10 @@ def group_grids(section: Section) -> dict[str, Grid]:
 
 
 def efficiency_grid(section: Section) -> Grid:
-    """Probes and counts down, models across: tails of the latency, its stages, memory, size and work."""
-    header = ("", *(row.name for row in section.rows))
-    lines = ((probe_title(value), *(speed.probe_cell(record, value.name) for record in section.records)) for value in probes(section))
+    """Probes and counts down, models across, without those of the first table: tails of the latency, its stages, memory and work."""
+    header, costs = ("", *(row.name for row in section.rows)), {cost.name for cost in section.costs}
+    shown = [value for value in probes(section) if value.name not in costs]
+    lines = ((probe_title(value), *(speed.probe_cell(record, value.name) for record in section.records)) for value in shown)
     return Grid(header, tuple(lines))
 
 

@@ -13,7 +13,7 @@ from sdbench.leaderboard import ranks, speed
 from sdbench.leaderboard.speed import SpeedUp
 from sdbench.models.catalogue import TEACHERS
 from sdbench.records import NamedTeacher, Record, Scores, SuiteId, Value
-from sdbench.records.names import BASE, begins_with, judge_of, setting_of
+from sdbench.records.names import BASE, begins_with, judge_of, setting_of, with_setting
 
 # First part of a metric's name -> title of its column; also the order of the columns.
 TITLES = {
@@ -119,6 +119,14 @@ class Section:
     def speed_ups(self) -> list[SpeedUp | str]:
         """How many times as fast as the teacher each row is by that latency, see `speed.speed_up`."""
         return [speed.speed_up(record, self.speed_baseline, speed.headline(self.records)) for record in self.records]
+
+    @property
+    def costs(self) -> list[Value]:
+        """Example values of peak memory, in the setting of that latency, and of the UNet's size, as far as any row has them."""
+        setting = setting_of(speed.headline(self.records))
+        names = (*(with_setting(name, setting) for name in speed.MEMORY), "parameters.unet")
+        examples = {value.name: value for value in _all_values(self)}
+        return [examples[name] for name in names if name in examples]
 
     @cached_property
     def comparable(self) -> dict[str, tuple[Row, ...]]:

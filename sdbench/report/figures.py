@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sdbench import tables
 from sdbench.leaderboard import MAX_MODELS
-from sdbench.leaderboard.speed import P50
+from sdbench.leaderboard.speed import MEMORY, P50
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Record, Value
 from sdbench.records.names import STAGES, latency_of
@@ -24,7 +24,6 @@ from sdbench.records.names import STAGES, latency_of
 _HREF = "{http://www.w3.org/1999/xlink}href"
 MAX_BARS = 60  # models with error bars; where there are more, they are small points without
 MAX_LABELS = 12  # models with a name in a scatter; where there are more, only those on the frontier are named
-MEMORY = ("memory.peak_allocated", "memory.peak_data")
 # Stand-ins for the page's colours.
 _COLOURS = {
     "#000001": "var(--ink)", "#000002": "var(--muted)", "#000003": "var(--line)", "#000004": "var(--accent)", "#000005": "var(--paper)",

@@ -136,11 +136,10 @@ def _role(section: Section, row: Row) -> str:
 
 def _columns(section: Section) -> list[Column]:
     """Metrics, median latency, speed-up, memory, size; last, as a screen may not hold them, comparisons with the teacher's images."""
-    costs = {value.name: value for value in standings.probes(section)}
     metrics = [_column(section, metric) for metric in standings.metrics(section)]
     paired = [column for column in metrics if is_against_images(column.title)]
     times = [_column(section, section.latency), _speed_ups(section)] if section.latency else []
-    sizes = [_column(section, costs[name]) for name in (*figures.MEMORY, "parameters.unet") if name in costs]
+    sizes = [_column(section, cost) for cost in section.costs]
     return [*(column for column in metrics if column not in paired), *times, *sizes, *paired]
 
 
