@@ -14,7 +14,7 @@ from sdbench.stats.intervals import Estimate
 from sdbench.tables import Grid
 
 P50 = latency_of("pipeline")
-MEMORY = ("memory.peak_allocated", "memory.peak_data")  # of a model's rows one or the other, by the machine
+MEMORY = ("memory.peak_allocated", "memory.peak_data")  # a record has one of the two, by its device
 # Shown for each setting; a record has only the kinds of memory that its machine has.
 _PROBES = (
     P50,
