@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from distillation.commands.options import TEACHER, AddCommand, add_recipe, add_training, positive_int, training_device
+from distillation.commands.options import TEACHER, AddCommand, add_recipe, add_steps, add_work, positive_int, training_device
 from distillation.recipe import load_recipe
 from sdbench.arguments import add_device, show
 
@@ -16,7 +16,8 @@ def add_commands(add: AddCommand) -> None:
         "ablate", _ablate, "train variants of a student of family scenes, with several seeds each, and compare them; a stopped run resumes"
     )
     add_recipe(command)
-    add_training(command)
+    add_work(command)
+    add_steps(command)
     add_device(command)
     command.add_argument("--teacher", help=TEACHER)
     command.add_argument("--seeds", type=positive_int, default=3, help="number of seeds per arm (default: %(default)s)")

@@ -41,7 +41,8 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
 
 
 def add_estimate(command: argparse.ArgumentParser) -> None:
-    """Add the options of an estimate of what training takes."""
+    """Add the options of an estimate of what training takes, `--steps` among them."""
+    add_steps(command)
     command.add_argument(
         "--family", choices=get_args(Family), default="scenes", help="family whose widths and settings to use (default: %(default)s)"
     )
@@ -56,9 +57,13 @@ def add_estimate(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_training(command: argparse.ArgumentParser) -> None:
-    """Add `--work` and `--steps`."""
+def add_work(command: argparse.ArgumentParser) -> None:
+    """Add `--work`."""
     command.add_argument("--work", type=Path, default=WORK, help="folder for intermediate results and checkpoints (default: %(default)s)")
+
+
+def add_steps(command: argparse.ArgumentParser) -> None:
+    """Add `--steps`."""
     command.add_argument("--steps", type=positive_int, help="number of training steps, over all stages (default: the recipe's)")
 
 

@@ -20,7 +20,7 @@ def _plan(options: argparse.Namespace) -> int:
 
     from distillation.describe import describe_recipe
 
-    plan = describe_recipe(recipe, options.family, tflops=options.tflops, usd_per_hour=options.usd_per_hour)
+    plan = describe_recipe(recipe, options.family, steps=options.steps, tflops=options.tflops, usd_per_hour=options.usd_per_hour)
     print_answer(plan["text"], options)
     if options.json:
         print_json(plan)

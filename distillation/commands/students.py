@@ -13,7 +13,7 @@ from distillation.commands.options import (
     add_data,
     add_estimate,
     add_recipe,
-    add_training,
+    add_work,
     check_data,
     training_device,
 )
@@ -39,7 +39,7 @@ def add_commands(add: AddCommand) -> None:
     add_recipe(running)
     add_estimate(running)
     _add_output(running)
-    add_training(running)
+    add_work(running)
     add_device(running)
     running.add_argument(
         "--teacher", action="append", help=f"{TEACHER}; repeat it, in the recipe's order, for teachers that follow one another"

@@ -63,6 +63,9 @@ def test_a_plan_as_json_has_the_numbers_of_the_text(capsys: pytest.CaptureFixtur
     assert plan["usd"] == [3 * plan["gpu_hours"][0]]
     assert plan["settings"]["steps"] == recipe.sdxl.steps
     assert (len(plan["taps"]), plan["loss"]["feature"]) == (26, 0.5)
+    assert main(["plan", "ssd-1b", "--family", "sdxl", "--steps", "1000", "--json"]) == 0
+    fewer = json.loads(capsys.readouterr().out)
+    assert [stage["steps"] for stage in fewer["stages"]] == recipe.stage_steps(1000)
     assert main(["plan", "ssd-1b", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["family"], plan["gpu_hours"], plan["usd"]) == ("scenes", None, None)
