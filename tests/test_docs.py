@@ -27,7 +27,14 @@ from sdbench.settings import Setting
 from sdbench.stats import decisions, sequential
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/methods.md", "results/findings.md", "results/calibration/gate.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(f"docs/{page}.md" for page in ("measuring", "gate", "distillation", "methods")),
+    "results/findings.md",
+    "results/calibration/gate.md",
+]
 METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 QUOTED = re.findall(r"`([^`\n]+)`", METHODS)
 
@@ -160,6 +167,7 @@ def test_methods_quote_the_error_rates_of_the_calibration() -> None:
         ["no difference, other noise, 5 rounds of the same speed and memory"],
         margins,
         [f"a loss of one margin by 5 to 60 prompts in 512, at the rate that passes most: {clip}"],
+        ["fault: half of the training", "fault: guidance 1.5 for 3"],
         ["10 % slower, 5 rounds", "10 % slower, 20 rounds"],
         sequential_clip,
     ]

@@ -1,4 +1,4 @@
-"""The README agrees with the code and the results: its table is the leaderboard's, and its command lines parse."""
+"""The README and the guides agree with the code and the results: tables are the leaderboard's, command lines parse, and examples run."""
 
 import re
 import shlex
@@ -8,16 +8,25 @@ from unittest.mock import MagicMock
 import pytest
 
 import sdbench
+from distillation import cli as distillation_cli
 from sdbench import api, cli, suites
 from sdbench.gate import policy
 from sdbench.score import PROTOCOLS
 
 ROOT = Path(__file__).parents[1]
-README, LEADERBOARD, CONTRIBUTING = (
-    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "results/LEADERBOARD.md", "CONTRIBUTING.md")
+README, LEADERBOARD, MEASURING, GATE, DISTILLATION = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "results/LEADERBOARD.md", "docs/measuring.md", "docs/gate.md", "docs/distillation.md")
 )
-ROWS = [line.strip("| ").split(" | ") for line in README.splitlines() if line.startswith("| scenes-")]
-COMMANDS = re.findall(r"^sdbench .*", README, re.MULTILINE)
+MODELS = ("| scenes-", "| sdxl |", "| ssd-1b |", "| vega |")
+ROWS = [line.strip("| ").split(" | ") for line in README.splitlines() if line.startswith(MODELS)]
+GUIDES = f"{README}\n{MEASURING}\n{GATE}\n{DISTILLATION}"
+
+
+def commands(program: str) -> list[list[str]]:
+    """The arguments of each command line of the README and the guides that runs a program."""
+    lines = re.findall(rf"^(?:\$ |\w+=\w+ torchrun .* -m )?{program} (.*?)(?: &)?$", GUIDES, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
@@ -32,16 +41,32 @@ def test_readme_table_is_of_the_shipped_suite(monkeypatch: pytest.MonkeyPatch) -
     suite = suites.load("quality")
     assert re.findall(r"`quality@\d+`", README) == [f"`quality@{suite.version}`"]
     assert f"suite digest: {suite.id.digest}" in LEADERBOARD
-    assert len(ROWS) == 5
+    assert len(ROWS) == 8
 
 
 def test_every_command_line_parses_and_uses_only_references_that_one_builds() -> None:
-    assert len(COMMANDS) > 12
-    commands = [cli.build_parser().parse_args(shlex.split(line, comments=True)[1:]) for line in COMMANDS]
-    built = {each.name for each in commands if each.command.__name__ == "_reference"}
-    used = {each.reference for each in commands if each.command.__name__ == "_run"} - {None}
+    lines = commands("sdbench")
+    assert len(lines) > 30
+    parsed = [cli.build_parser().parse_args(line) for line in lines]
+    built = {each.name for each in parsed if each.command.__name__ == "_reference"}
+    used = {each.reference for each in parsed if each.command.__name__ == "_run"} - {None}
     assert used == {"mine"}
     assert used <= built
+
+
+def test_every_command_line_of_distillation_parses() -> None:
+    lines = commands("distillation")
+    assert len(lines) > 8
+    for line in lines:
+        distillation_cli.build_parser().parse_args(line)
+
+
+def test_example_verdict_is_what_the_gate_prints(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "140")
+    line, printed = re.findall(r"^\$ sdbench (.*?)\n(.*?)```", GATE, re.DOTALL | re.MULTILINE)[0]
+    assert cli.main(shlex.split(line)) == 1
+    assert capsys.readouterr().out == printed
 
 
 def test_python_example_evaluates_few_prompts_into_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,8 +88,8 @@ def test_python_example_evaluates_few_prompts_into_a_folder_of_its_own(monkeypat
     ]
 
 
-def test_example_suite_and_policy_of_contributing_load(tmp_path: Path) -> None:
-    suite_text, policy_text = re.findall(r"```toml\n(.*?)```", CONTRIBUTING, re.DOTALL)
+def test_example_suite_and_policy_load(tmp_path: Path) -> None:
+    suite_text, policy_text = re.findall(r"```toml\n(.*?)```", MEASURING, re.DOTALL)
     (tmp_path / "mine.txt").write_text("\n".join(f"prompt {row}" for row in range(200)), encoding="utf-8")
     for name, text in (("mine.toml", suite_text), ("policy.toml", policy_text)):
         (tmp_path / name).write_text(text, encoding="utf-8")

@@ -53,7 +53,7 @@ class Inputs:
         baseline_asked: the baseline as the user named it, such as its name in `baselines.toml`.
         suite: name, version and digest.
         policy: the policy's file.
-        alpha: the policy's chance of a wrong verdict.
+        alpha: the policy's one-sided error rate of each bound.
     """
 
     candidate: str
