@@ -39,7 +39,9 @@ def add_commands(add: AddCommand) -> None:
     judging = add("gate", gate, "compare a candidate with a baseline; exit code: 0 pass, 1 regressed, 2 cannot compare, 3 inconclusive")
     judging.add_argument("candidate", help="record folder, name of a model or of its row, or checkpoint")
     judging.add_argument("--baseline", required=True, help="baseline name, record folder, name of a model or of its row, or checkpoint")
-    judging.add_argument("--suite", help="suite to compare under (default: that of a record that is given, else the family's: standard or quality)")
+    judging.add_argument(
+        "--suite", help="suite to compare under (default: that of a record that is given, else the family's: standard or quality)"
+    )
     judging.add_argument("--only", choices=("quality",), help="weigh only the image metrics, not latency, memory and size")
     add_completion(judging)
     add_device(judging)
