@@ -96,9 +96,9 @@ def table(content: dict[str, Any]) -> str:
     return (
         "<!-- written by `python suites/calibrate_gate.py judge` -->\n\n# How often the gate errs\n\n"
         "From 10,240 images of embedded Vega and of six faults, of which draws of 512 prompts go through the gate. A size is the true\n"
-        "loss over the margin, of the metric in brackets; below 0 is better than the baseline. The share of the prompts is what a run that\n"
-        "stops when sure needs. Rates without an interval are computed, not drawn. The rules: [docs/methods.md]"
-        "(../../docs/methods.md#measured-errors).\n\n"
+        "loss over the margin, of the metric in brackets; below 0 is better than the baseline. The share of the prompts is what a run\n"
+        "that stops when sure needs. Rates without an interval are computed, not drawn. The rules:\n"
+        "[docs/methods.md](../../docs/methods.md#measured-errors).\n\n"
         f"{tables.markdown(tables.Grid(header, tuple(rows)))}\n\n"
         "Prompts that an unpaired test of the same images needs, over those of the paired one:\n\n"
         f"{tables.markdown(tables.Grid(ratio_header, tuple(ratios)))}\n"
