@@ -138,9 +138,9 @@ def _check_has_images(options: argparse.Namespace, family: str) -> None:
 
 
 def _open_images(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: int) -> "CaptionedImages":
-    from distillation.data.batches import FirstImages, open_square_images, scene_pool
+    from distillation.data.batches import open_square_images, scene_pool
 
     if options.data:
         size_px = like.size_px("scenes" if teacher.spec.family == "scenes" else "sdxl")
-        return FirstImages(open_square_images(options.data, options.caption_column, size_px), n)
+        return open_square_images(options.data, options.caption_column, size_px, n)
     return scene_pool(n, options.work)
