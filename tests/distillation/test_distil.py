@@ -46,7 +46,7 @@ from distillation.run_plan import check_memory, plan_run, run_identity
 from distillation.sensitivity.budget import TIED_TO_MIDDLE
 from distillation.succession import different_parts, warn_of_different_parts
 from distillation.taps import Tap
-from distillation.teacher import EMBEDDED, Teacher, fetch_folder, open_teacher_for
+from distillation.teacher import EMBEDDED, Teacher, fetch_folder, local_folder, open_teacher_for
 from distillation.train import distil
 from sdbench.disk import digest, read_json, read_json_lines, write_json
 from sdbench.errors import UserError
@@ -737,6 +737,12 @@ def test_a_teacher_in_one_file_is_refused_with_the_way_to_make_a_folder_of_it(te
     file = teacher_folder / "unet" / WEIGHTS
     with pytest.raises(UserError, match=r"is a file; .*from_single_file\('.*'\)\.save_pretrained\('diffusion_pytorch_model'\)"):
         fetch_folder(str(file))
+
+
+def test_a_damaged_folder_is_not_taken_for_one_to_fetch(teacher_folder: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(teacher_folder, tmp_path / "damaged")
+    (damaged / "unet" / WEIGHTS).unlink()  # which opening it reports
+    assert local_folder(str(damaged)) == fetch_folder(str(damaged)) == damaged
 
 
 def test_a_teachers_folder_may_be_in_a_home_folder(teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
