@@ -191,7 +191,7 @@ def as_published(bench: Bench) -> Callable[[], None]:
     @torch.no_grad()
     def encoded_anew(number: int) -> Batch:
         rows = draw_rows(number, bench.case.images, settings.batch, settings.seed)
-        made = pool.encode_images(rows) | pool.embed_captions(rows)
+        made = pool.encode_images(pool.images.read(rows)) | pool.embed_captions(rows)
         noise, timesteps = torch.randn_like(made["latents"], dtype=torch.float32), torch.randint(1000, (len(rows),))
         return Batch(**made, noise=noise, timesteps=timesteps).to(DEVICE).to(torch.float32)
 
