@@ -122,33 +122,28 @@ class Recipe(Table):
             )
         return counts
 
-    def teacher_shares(self, teachers: int) -> list[float]:
+    def teacher_shares(self, n_teachers: int) -> list[float]:
         """Each teacher's share of the steps: a single one teaches all of them, several each teach the share that the recipe states.
-
-        Args:
-            teachers: number of teachers.
 
         Raises:
             UserError: neither one teacher nor as many as the recipe names.
         """
-        shares = [1.0] if teachers == 1 else [teacher.share for teacher in self.sdxl.teachers]
-        if len(shares) != teachers:
+        shares = [1.0] if n_teachers == 1 else [teacher.share for teacher in self.sdxl.teachers]
+        if len(shares) != n_teachers:
             names = ", ".join(teacher.name for teacher in self.sdxl.teachers)
             raise UserError(
-                f"{teachers} teachers for recipe {self.name!r}, which names {len(shares)} ({names}); give one, or all of them in that order"
+                f"{n_teachers} teachers for recipe {self.name!r}, which names {len(shares)} ({names}); "
+                "give one, or all of them in that order"
             )
         return shares
 
-    def segments(self, steps: int, teachers: int) -> list[Segment]:
+    def segments(self, steps: int, n_teachers: int) -> list[Segment]:
         """The run in segments of one stage and one teacher each; none is empty.
-
-        Args:
-            teachers: number of teachers.
 
         Raises:
             UserError: neither one teacher nor as many as the recipe names, or too few steps.
         """
-        shares = self.teacher_shares(teachers)
+        shares = self.teacher_shares(n_teachers)
         stage_ends, teacher_ends = (list(itertools.accumulate(counts)) for counts in (self.stage_steps(steps), _split_steps(steps, shares)))
         ends = sorted({*stage_ends, *teacher_ends} - {0})
         return [
