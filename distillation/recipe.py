@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pydantic import Field
 
@@ -24,13 +24,12 @@ from distillation.recipe_tables import (
     Stage,
 )
 from sdbench.errors import UserError, unknown_name
-from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnet_counts, unet_config
+from sdbench.models.architectures import TOPOLOGIES, Config, Family, depths, resnet_counts, unet_config
 from sdbench.scenes.render import SIZE_PX
 from sdbench.validation import Table, read_toml
 
 RECIPES = Path(__file__).parent / "recipes"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9.-]*$"
-Family = Literal["scenes", "sdxl"]
 _OWN_SHAPE = "For a shape of your own, leave `student` out of the recipe"
 
 

@@ -8,10 +8,10 @@ from diffusers import UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
 from yaml import YAMLError
 
-from distillation.recipe import Family, Recipe
+from distillation.recipe import Recipe
 from sdbench.assets.pipelines import fetch, fetch_card, is_cached, is_local
 from sdbench.errors import UserError
-from sdbench.models.architectures import Config
+from sdbench.models.architectures import Config, Family
 from sdbench.models.catalogue import CATALOGUE, TEACHERS
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import read_headers, read_model_json, weight_files

@@ -31,9 +31,10 @@ from distillation.data.batches import numbered_batches, scene_pool
 from distillation.estimate import step_flops
 from distillation.losses import mse
 from distillation.prune import prune, student_config
-from distillation.recipe import Family, load_recipe
+from distillation.recipe import load_recipe
 from distillation.taps import collect_outputs, resolve_taps
 from distillation.train import StepContext, batch_loss_terms
+from sdbench.models.architectures import Family
 from sdbench.models.loading import load, load_unet
 from sdbench.models.spec import resolve as model
 from sdbench.probes import ceilings, meters, profiling
