@@ -16,11 +16,11 @@ from distillation.estimate import (
 )
 from distillation.plan import MIDDLE_ATTENTION
 from distillation.prune import prune
-from distillation.recipe import Family, Recipe
+from distillation.recipe import Recipe
 from distillation.recipe_tables import TeacherShare, Training
 from distillation.taps import Tap, resolve_taps
 from sdbench.disk import size_text
-from sdbench.models.architectures import PARTS, pooled_width, unet_config
+from sdbench.models.architectures import PARTS, Family, pooled_width, unet_config
 from sdbench.models.loading import build_on_meta, count_parameters
 from sdbench.probes.work import input_sizes, unet_macs
 from sdbench.training.checkpoints import MAX_CHECKPOINTS

@@ -4,7 +4,6 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Self
 
 import torch
@@ -43,7 +42,7 @@ class Environment:
         """That of one of `processes` processes, which trains on `device` ("cpu", "cuda" or "cuda:<index>")."""
         machine = this_machine(device)
         name = machine.cpu if device == "cpu" else machine.device
-        commit, dirty = _checkout_state()
+        commit, dirty = checkout_state()
         return cls(package_versions(), commit, dirty, name, processes, torch.get_num_threads())
 
 
@@ -113,7 +112,7 @@ class Provenance:
     ) -> Self:
         """Describe a student of a recipe, cut from the first of its teachers, and the software that writes it."""
         steps = sum(stage.steps for stage in stages or [])
-        commit, dirty = _checkout_state()
+        commit, dirty = checkout_state()
         return cls(
             recipe=recipe.name,
             recipe_digest=recipe.digest,
@@ -178,7 +177,3 @@ def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide weights and images."""
     packages = ("torch", "accelerate", "diffusers", "transformers")
     return {"python": platform.python_version(), "sdbench": __version__} | {name: version(name) for name in packages}
-
-
-def _checkout_state() -> tuple[str | None, bool | None]:
-    return checkout_state(Path(__file__).resolve().parents[1])

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pydantic import Field
 
@@ -24,13 +24,12 @@ from distillation.recipe_tables import (
     Stage,
 )
 from sdbench.errors import UserError, unknown_name
-from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnet_counts, unet_config
+from sdbench.models.architectures import TOPOLOGIES, Config, Family, depths, resnet_counts, unet_config
 from sdbench.scenes.render import SIZE_PX
 from sdbench.validation import Table, read_toml
 
 RECIPES = Path(__file__).parent / "recipes"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9.-]*$"
-Family = Literal["scenes", "sdxl"]
 _OWN_SHAPE = "For a shape of your own, leave `student` out of the recipe"
 
 
@@ -122,33 +121,28 @@ class Recipe(Table):
             )
         return counts
 
-    def teacher_shares(self, teachers: int) -> list[float]:
+    def teacher_shares(self, n_teachers: int) -> list[float]:
         """Each teacher's share of the steps: a single one teaches all of them, several each teach the share that the recipe states.
-
-        Args:
-            teachers: number of teachers.
 
         Raises:
             UserError: neither one teacher nor as many as the recipe names.
         """
-        shares = [1.0] if teachers == 1 else [teacher.share for teacher in self.sdxl.teachers]
-        if len(shares) != teachers:
+        shares = [1.0] if n_teachers == 1 else [teacher.share for teacher in self.sdxl.teachers]
+        if len(shares) != n_teachers:
             names = ", ".join(teacher.name for teacher in self.sdxl.teachers)
             raise UserError(
-                f"{teachers} teachers for recipe {self.name!r}, which names {len(shares)} ({names}); give one, or all of them in that order"
+                f"{n_teachers} teachers for recipe {self.name!r}, which names {len(shares)} ({names}); "
+                "give one, or all of them in that order"
             )
         return shares
 
-    def segments(self, steps: int, teachers: int) -> list[Segment]:
+    def segments(self, steps: int, n_teachers: int) -> list[Segment]:
         """The run in segments of one stage and one teacher each; none is empty.
-
-        Args:
-            teachers: number of teachers.
 
         Raises:
             UserError: neither one teacher nor as many as the recipe names, or too few steps.
         """
-        shares = self.teacher_shares(teachers)
+        shares = self.teacher_shares(n_teachers)
         stage_ends, teacher_ends = (list(itertools.accumulate(counts)) for counts in (self.stage_steps(steps), _split_steps(steps, shares)))
         ends = sorted({*stage_ends, *teacher_ends} - {0})
         return [

@@ -9,12 +9,13 @@ import torch
 
 from distillation.estimate import fixed_bytes
 from distillation.prune import student_config
-from distillation.recipe import Family, Recipe, Segment
+from distillation.recipe import Recipe, Segment
 from distillation.recipe_tables import Training
 from distillation.taps import Tap, resolve_taps
 from distillation.teacher import Teacher, check_family, open_teacher_for
 from sdbench.disk import size_text
 from sdbench.errors import UserError
+from sdbench.models.architectures import Family
 from sdbench.models.loading import build_on_meta, count_parameters
 from sdbench.training.diffusion import check_diffusion
 from sdbench.training.latents import CaptionedImages

@@ -8,10 +8,10 @@ from diffusers import UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
 from yaml import YAMLError
 
-from distillation.recipe import Family, Recipe
-from sdbench.assets.pipelines import fetch, fetch_card, is_cached
+from distillation.recipe import Recipe
+from sdbench.assets.pipelines import fetch, fetch_card, is_cached, is_local
 from sdbench.errors import UserError
-from sdbench.models.architectures import Config
+from sdbench.models.architectures import Config, Family
 from sdbench.models.catalogue import CATALOGUE, TEACHERS
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import read_headers, read_model_json, weight_files
@@ -87,40 +87,29 @@ def fetch_folder(name: str | None) -> Path:
     """Fetch a pipeline from the Hub if it is not on this disk, and return its folder.
 
     Args:
-        name: a name of the catalogue such as "sdxl", a folder, or `owner/name` on the Hub; None: the embedded teacher.
+        name: see `teacher_spec`.
 
     Raises:
-        UserError: there is no such pipeline, or the Hub cannot be reached.
+        UserError: there is no such pipeline, its small files are damaged, or the Hub cannot be reached.
     """
-    if isinstance(source := _resolve_name(name), Path):
-        return source
-    fetch(source, dtype="float32")
-    fetch_card(source)
-    return locate(source).pipeline
+    spec = teacher_spec(name)
+    fetch(spec, dtype="float32")
+    fetch_card(spec)
+    return locate(spec).pipeline
 
 
 def local_folder(name: str | None) -> Path | None:
-    """The folder that `fetch_folder` gives, or None if the pipeline is not on this disk.
+    """The folder that `fetch_folder` gives, or None if the pipeline is on the Hub and not on this disk.
 
     Raises:
-        UserError: there is no such pipeline.
+        UserError: there is no such pipeline, or its small files are damaged.
     """
-    if isinstance(source := _resolve_name(name), Path):
-        return source
-    return locate(source).pipeline if is_cached(source, dtype="float32") else None
-
-
-def named_family(name: str | None) -> str | None:
-    """The family of a teacher that is not a folder, before it is fetched; a Hub repository that is not on this disk counts as full size.
-
-    Raises:
-        UserError: there is no such pipeline.
-    """
-    return source.family if isinstance(source := _resolve_name(name), ModelSpec) else None
+    spec = teacher_spec(name)
+    return locate(spec).pipeline if is_local(spec) or is_cached(spec, dtype="float32") else None
 
 
 def check_named_teacher(name: str | None, recipe: Recipe, family: Family | None = None) -> None:
-    """Check what a teacher's name says of it, before anything is fetched. A folder is not opened here.
+    """Check what is known of a teacher before it is fetched.
 
     Args:
         family: that it must have; None: any.
@@ -128,12 +117,12 @@ def check_named_teacher(name: str | None, recipe: Recipe, family: Family | None 
     Raises:
         UserError: there is no such pipeline, or it is of another family or architecture.
     """
-    if isinstance(source := _resolve_name(name), ModelSpec):
-        what = f"the teacher {name or TEACHERS['scenes']!r}"
-        if family:
-            check_family(what, source.family, family)
-        if source.architecture != "custom":  # that of a Hub repository may not be known yet
-            _check_architecture(what, source, recipe)
+    spec = teacher_spec(name)
+    what = f"the teacher in {spec.location}" if spec.source == "folder" else f"the teacher {name or TEACHERS['scenes']!r}"
+    if family:
+        check_family(what, spec.family, family)
+    if spec.architecture != "custom":  # that of a Hub repository may not be known yet
+        _check_architecture(what, spec, recipe)
 
 
 def check_family(what: str, found: str, family: Family) -> None:
@@ -150,12 +139,20 @@ def check_family(what: str, found: str, family: Family) -> None:
         )
 
 
-def _resolve_name(name: str | None) -> Path | ModelSpec:
+def teacher_spec(name: str | None) -> ModelSpec:
+    """The spec of a teacher that may still have to be fetched; a Hub repository that is not on this disk counts as full size.
+
+    Args:
+        name: a name of the catalogue such as "sdxl", a folder, or `owner/name` on the Hub; None: the embedded teacher.
+
+    Raises:
+        UserError: there is no such pipeline.
+    """
     name = name or TEACHERS["scenes"]
     path = path_of(name)
     if name not in CATALOGUE and path.is_dir():
-        return path
-    if path.is_file():
+        return pipeline_spec(path)
+    if name not in CATALOGUE and path.is_file():
         raise UserError(
             f"{name!r} is a file; a teacher is a folder with a complete pipeline in diffusers layout. Write a checkpoint with all parts as "
             f"one: StableDiffusionXLPipeline.from_single_file({name!r}).save_pretrained({path.stem!r}). To teach with a LoRA, call "

@@ -26,7 +26,7 @@ from distillation.losses import min_snr_weights, weighted_terms
 from distillation.plan import Plan
 from distillation.provenance import Environment, Provenance, SegmentResult
 from distillation.prune import prune
-from distillation.recipe import Family, Recipe
+from distillation.recipe import Recipe
 from distillation.recipe_tables import Training
 from distillation.run_plan import RunPlan, check_images, check_memory, plan_run, run_identity
 from distillation.samples import StudentSampler
@@ -35,6 +35,7 @@ from distillation.taps import Tap, collect_outputs
 from distillation.teacher import Teacher
 from sdbench.disk import digest, locked, read_json, write_json
 from sdbench.errors import UserError
+from sdbench.models.architectures import Family
 from sdbench.models.checks import check_finite
 from sdbench.models.loading import read_part
 from sdbench.models.out_of_memory import explain_out_of_memory

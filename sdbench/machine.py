@@ -38,6 +38,7 @@ PACKAGES = (
     "torchvision",
     "transformers",
 )
+_ROOT = Path(__file__).resolve().parents[1]  # of the checkout, if sdbench runs from one
 # Environment variables that change how the same code computes, from PyTorch's documentation (its pages on CUDA's variables, on threads
 # and on compiling) and NVIDIA's (the CUDA programming guide, and cuBLAS on emulated precision); not those that name places or devices.
 _SWITCHES = re.compile(
@@ -99,7 +100,7 @@ def this_machine(device: str) -> Machine:
 def environment() -> Environment:
     """The versions of Python and of the packages that affect numbers, and the commit if sdbench runs from a checkout."""
     packages = {"sdbench": __version__} | {name: found for name in PACKAGES if (found := version(name))}
-    commit, dirty = checkout_state(Path(__file__).resolve().parents[1])
+    commit, dirty = checkout_state()
     return Environment(python=platform.python_version(), packages=packages, variables=variables(), commit=commit, dirty=dirty)
 
 
@@ -108,8 +109,8 @@ def variables() -> dict[str, str]:
     return {name: value for name, value in sorted(os.environ.items()) if _SWITCHES.fullmatch(name)}
 
 
-def checkout_state(root: Path) -> tuple[str | None, bool | None]:
-    """The commit of a checkout, and whether anything but its results differs from it; (None, None) where `root` is not a checkout."""
+def checkout_state(root: Path = _ROOT) -> tuple[str | None, bool | None]:
+    """The commit of the checkout at `root`, and whether anything but its results differs from it; (None, None) where there is none."""
     commit = _git(root, "rev-parse", "--verify", "HEAD") if (root / ".git").exists() else None
     if not commit:
         return None, None

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from sdbench.arrays import F64
@@ -47,22 +47,9 @@ class _SetMetric(Metric):
             raise ValueError(f"features must be finite, found NaN or infinity in {bad} of {len(features)} rows")
         return features
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> "_SetMetric":
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> nn.Module:
         """Follow a move to another device, but keep the dtype."""
-        states = {name: getattr(self, name) for name in (*self._defaults, "_computed", "_forward_cache")}
-        super()._apply(fn, exclude_state=[*exclude_state, *self._defaults])
-        for name, value in states.items():
-            setattr(self, name, _move(value, self.device))
-        self._defaults = _move(self._defaults, self.device)
-        return self
-
-
-def _move(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _move(part, device) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_move(part, device) for part in value]
-    return value.to(device) if isinstance(value, Tensor) else value
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)
 
 
 class FrechetDistance(_SetMetric):
@@ -154,7 +141,7 @@ class FeatureSetMetric(_SetMetric):
 
     def sync(self, *words: Any, **settings: Any) -> None:
         """Gather the features of all ranks; a rank without any takes part with an empty tensor of the right width."""
-        if not self.features:
+        if isinstance(self.features, list) and not self.features:  # after a sync they are one tensor
             self.features.append(self._no_rows())
         super().sync(*words, **settings)
 

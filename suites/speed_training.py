@@ -31,9 +31,10 @@ from distillation.data.batches import numbered_batches, scene_pool
 from distillation.estimate import step_flops
 from distillation.losses import mse
 from distillation.prune import prune, student_config
-from distillation.recipe import Family, load_recipe
+from distillation.recipe import load_recipe
 from distillation.taps import collect_outputs, resolve_taps
 from distillation.train import StepContext, batch_loss_terms
+from sdbench.models.architectures import Family
 from sdbench.models.loading import load, load_unet
 from sdbench.models.spec import resolve as model
 from sdbench.probes import ceilings, meters, profiling
@@ -191,7 +192,7 @@ def as_published(bench: Bench) -> Callable[[], None]:
     @torch.no_grad()
     def encoded_anew(number: int) -> Batch:
         rows = draw_rows(number, bench.case.images, settings.batch, settings.seed)
-        made = pool.encode_images(rows) | pool.embed_captions(rows)
+        made = pool.encode_images(pool.images.read(rows)) | pool.embed_captions(rows)
         noise, timesteps = torch.randn_like(made["latents"], dtype=torch.float32), torch.randint(1000, (len(rows),))
         return Batch(**made, noise=noise, timesteps=timesteps).to(DEVICE).to(torch.float32)
 

@@ -167,3 +167,4 @@ def test_checkout_is_dirty_for_changed_code_but_not_for_results(tmp_path: Path) 
     assert checkout_state(tmp_path) == (commit, False)
     (tmp_path / "code.py").write_text("2\n", encoding="utf-8")
     assert checkout_state(tmp_path) == (commit, True)
+    assert checkout_state(tmp_path / "results") == (None, None), "a package in an environment within a checkout is not of its commit"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from processes import by_two
 from torch import Tensor, nn
+from torchmetrics.utilities.exceptions import TorchMetricsUserError
 
 from sdbench.metrics.frechet import frechet_distance, gaussian
 from sdbench.metrics.kid import kid
@@ -161,6 +162,15 @@ def test_value_of_too_few_images_is_rejected() -> None:
             metric.compute()
         with pytest.raises(ValueError, match="at least 2 rows, found 1"):
             compute_on(metric, [FEATURES[:1]])
+
+
+def test_a_second_sync_is_refused_as_torchmetrics_refuses_it() -> None:
+    for metric in make_metrics():
+        metric.update(FEATURES)
+        as_of_two_ranks: dict[str, Any] = {"dist_sync_fn": lambda state, **_: [state, state], "distributed_available": lambda: True}
+        metric.sync(**as_of_two_ranks)
+        with pytest.raises(TorchMetricsUserError, match="already been synced"):
+            metric.sync(**as_of_two_ranks)
 
 
 def compute_on_rank(folder: Path) -> None:

@@ -68,9 +68,7 @@ def save_tiny_pipeline(folder: Path, architecture: str = "vega", seed: int = 0, 
         name: encoder(CLIPTextConfig(**{**parts[name], **TEXT}))
         for name, encoder in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection))
     }
-    length = parts["text_encoder"]["max_position_embeddings"]
-    tokens = letter_tokenizer(folder / "tokenizer", vocabulary=514, tokens=length)
-    letter_tokenizer(folder / "tokenizer_2", vocabulary=514, tokens=length)
+    tokens = letter_tokenizer(vocabulary=514, tokens=parts["text_encoder"]["max_position_embeddings"])
     StableDiffusionXLPipeline(
         vae=AutoencoderKL(**{**PARTS["scenes"]["vae"], **VAE}),
         **encoders,
@@ -83,4 +81,6 @@ def save_tiny_pipeline(folder: Path, architecture: str = "vega", seed: int = 0, 
     ).save_pretrained(folder)
     for name, encoder in encoders.items():
         save_text_encoder(encoder, folder / name)
+    for name in ("tokenizer", "tokenizer_2"):
+        tokens.backend_tokenizer.model.save(str(folder / name))  # vocab.json and merges.txt, as on the Hub, beside tokenizer.json
     return folder

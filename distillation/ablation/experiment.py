@@ -25,7 +25,6 @@ from distillation.sensitivity.removal import pick_most_missed, removal_losses
 from distillation.train import distil
 from sdbench.arrays import F64
 from sdbench.disk import digest, keep_earlier, locked, read_json, write_bytes
-from sdbench.errors import unknown_name
 from sdbench.models.architectures import depths, unet_config
 from sdbench.scenes.embedded import verified_path
 from sdbench.scenes.networks import SceneNet
@@ -100,10 +99,10 @@ def run_sweep(
         work: images, latents and students are kept in its subfolder `ablation/<digest of the versions>`.
         seeds: number of seeds per arm.
         steps: of each student; default: the recipe's.
-        only: names of arms; default: all.
+        only: names of arms, see `arm_recipes`; default: all.
 
     Raises:
-        UserError: an arm is unknown, or a student cannot be made.
+        UserError: a student cannot be made.
     """
     (teacher,) = plan_run(recipe, "scenes", [teacher_folder], steps).teachers
     versions = package_versions()
@@ -116,8 +115,6 @@ def run_sweep(
         return removal_losses(unet, [batch(number) for number in range(SENSITIVITY_BATCHES)], pool.scheduler)
 
     arms = arm_recipes(recipe, measure_losses)
-    if unknown_names := [name for name in only if name not in arms]:
-        raise unknown_name("arm", unknown_names[0], arms)
     pool = LatentPool(teacher_folder, scene_pool(recipe.scenes.images, work), work / "latents", device)
     evaluation = SceneEvaluation(pool, SceneNet.load(verified_path("evaluators/reader.safetensors")), CAPTIONS)
     outcomes = []

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
-from distillation.recipe import Family, shipped_recipes
+from distillation.recipe import shipped_recipes
 from sdbench.errors import UserError
+from sdbench.models.architectures import Family
 
 Command = Callable[[argparse.Namespace], int]  # returns the process's exit code
 AddCommand = Callable[[str, Command, str], argparse.ArgumentParser]  # from name, command and help text

@@ -64,14 +64,12 @@ def _sensitivity(options: argparse.Namespace) -> int:
     from distillation.sensitivity.derive import check_recipe_path
     from distillation.sensitivity.plot import plot_sensitivity
     from distillation.sensitivity.removal import Settings, measure_sensitivity, rank_parts, ranking_table
-    from distillation.teacher import fetch_folder, named_family, open_teacher
+    from distillation.teacher import fetch_folder, open_teacher, teacher_spec
 
     if options.write_recipe:
         check_recipe_path(options.write_recipe, budget=bool(options.parameters or options.latency))
-    if family := named_family(options.teacher):
-        _check_has_images(options, family)
+    _check_has_images(options, teacher_spec(options.teacher).family)
     teacher = open_teacher(fetch_folder(options.teacher))
-    _check_has_images(options, teacher.spec.family)
     name = Path(options.teacher).resolve().name if options.teacher else "scenes-teacher"
     settings = Settings(bins=options.bins, batches=options.batches, images=options.images)
     images = _open_images(options, teacher, like, settings.n)
@@ -138,9 +136,9 @@ def _check_has_images(options: argparse.Namespace, family: str) -> None:
 
 
 def _open_images(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: int) -> "CaptionedImages":
-    from distillation.data.batches import FirstImages, open_square_images, scene_pool
+    from distillation.data.batches import open_square_images, scene_pool
 
     if options.data:
         size_px = like.size_px("scenes" if teacher.spec.family == "scenes" else "sdxl")
-        return FirstImages(open_square_images(options.data, options.caption_column, size_px), n)
+        return open_square_images(options.data, options.caption_column, size_px, n)
     return scene_pool(n, options.work)

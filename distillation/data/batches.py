@@ -19,7 +19,7 @@ from sdbench.arrays import U8
 from sdbench.scenes.networks import to_pixels
 from sdbench.scenes.training.pool import Pool
 from sdbench.training.diffusion import Batch
-from sdbench.training.latents import CaptionedImages, LatentPool
+from sdbench.training.latents import LatentPool
 from sdbench.training.row_files import MAX_UNDECODABLE
 
 
@@ -27,21 +27,29 @@ class SquareImages:
     """Captioned images as SDXL trains on them: the shorter side scaled to `size_px`, then cropped to the central square.
 
     SDXL's micro-conditioning (arXiv 2307.01952, 2.2) tells the UNet about scaling and crop. Several sources are concatenated.
+
+    Args:
+        n: number of images that are needed; of more, the first ones are taken, with spares for those that cannot be decoded. Default: all.
     """
 
-    def __init__(self, sources: Sequence[Images], size_px: int) -> None:
+    def __init__(self, sources: Sequence[Images], size_px: int, n: int | None = None) -> None:
         self._sources, self.size_px = sources, size_px
-        self.captions = [caption for source in sources for caption in source.captions]
+        captions = [caption for source in sources for caption in source.captions]
+        self.captions = captions if n is None else captions[: math.ceil(n / (1 - MAX_UNDECODABLE))]
         self._ends = list(itertools.accumulate(map(len, sources)))
 
     @property
     def digest(self) -> str:
-        """The SHA-256 (hex) of the sources' digests, in order, and of the size. Reads all images of a local source, once.
+        """The SHA-256 (hex) of the sources' digests, in order, and of the size; and of the number of images where some are left out.
+
+        Reads all images of a local source, once.
 
         Raises:
             UserError: an image is missing or cannot be read.
         """
-        return hashlib.sha256(" ".join([*(source.digest for source in self._sources), str(self.size_px)]).encode()).hexdigest()
+        whole = hashlib.sha256(" ".join([*(source.digest for source in self._sources), str(self.size_px)]).encode()).hexdigest()
+        left_out = len(self.captions) < self._ends[-1]
+        return hashlib.sha256(f"{whole} {len(self.captions)}".encode()).hexdigest() if left_out else whole
 
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Read images as SDXL trains on them; see `CaptionedImages.read`."""
@@ -51,26 +59,6 @@ class SquareImages:
     def _image(self, row: int) -> Image.Image:
         source = bisect.bisect_right(self._ends, row)
         return self._sources[source].image(row - self._ends[source] + len(self._sources[source]))
-
-
-class FirstImages:
-    """The first images of a source that may have millions more, which then need not be encoded.
-
-    There are n, and spares for those that cannot be decoded.
-    """
-
-    def __init__(self, images: CaptionedImages, n: int) -> None:
-        self._images, self.size_px = images, images.size_px
-        self.captions = images.captions[: math.ceil(n / (1 - MAX_UNDECODABLE))]
-
-    @property
-    def digest(self) -> str:
-        """The SHA-256 (hex) of the source's digest and the number of images."""
-        return hashlib.sha256(f"{self._images.digest} {len(self.captions)}".encode()).hexdigest()
-
-    def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Read images of the source; see `CaptionedImages.read`."""
-        return self._images.read(rows)
 
 
 def crop_square(image: Image.Image, size_px: int) -> tuple[U8, tuple[int, ...]]:
@@ -83,13 +71,13 @@ def crop_square(image: Image.Image, size_px: int) -> tuple[U8, tuple[int, ...]]:
     return np.asarray(square, np.uint8), (height, width, top, left, size_px, size_px)
 
 
-def open_square_images(sources: Sequence[str], caption_column: str | None, size_px: int) -> SquareImages:
-    """Open the sources that a command line names, each with `open_images`.
+def open_square_images(sources: Sequence[str], caption_column: str | None, size_px: int, n: int | None = None) -> SquareImages:
+    """Open the sources that a command line names, each with `open_images`; see `SquareImages`.
 
     Raises:
         UserError: a source cannot be read.
     """
-    return SquareImages([open_images(source, caption_column=caption_column) for source in sources], size_px)
+    return SquareImages([open_images(source, caption_column=caption_column) for source in sources], size_px, n)
 
 
 def scene_pool(n: int, work: Path) -> Pool:

@@ -61,7 +61,7 @@ def draw_images(
         UserError: the captions cannot be read or are too few, the teacher or device is missing, or a setting is out of range.
         UserError: `out` holds something else or cannot be written, the device has too little memory, or an image holds NaN.
     """
-    captions, spec = read_captions(prompts, n), pipeline_spec(teacher)
+    captions, spec = read_caption_lines(prompts, n), pipeline_spec(teacher)
     size_px = size_px or _native_size_px(teacher)
     settings = {"steps": steps, "guidance_scale": guidance_scale, "size_px": size_px, "dtype": dtype, "batch": batch}
     sampling = validate(Sampling, settings, "sampling")
@@ -109,7 +109,7 @@ def _finish_folder(out: Path, store: Store, jobs: list[Job], identity: dict[str,
     write_json(out / SETTINGS_FILE, {**identity, "n": len(jobs), "captions": captions_digest, "versions": _versions(out)})
 
 
-def read_captions(path: Path, n: int | None = None) -> list[str]:
+def read_caption_lines(path: Path, n: int | None = None) -> list[str]:
     """The first `n` captions of a text file, or all.
 
     Raises:

@@ -55,8 +55,7 @@ class Rows:
         Raises:
             UserError: there is no such column, or no such row.
         """
-        if column not in self.dataset.column_names:
-            raise unknown_name(f"column of {self.name}", column, self.dataset.column_names)
+        self.column(column, (), "--where")  # checks that there is one
         cells = [str(cell) for cell in self.dataset[column]]
         if not (selected := [row for row, cell in enumerate(cells) if cell.casefold() == value.casefold()]):
             found = ", ".join(sorted(set(cells))[:5])

@@ -6,8 +6,9 @@ A layer that ends a residual branch gets an output of `BRANCH_STD`, so that a st
 `OUTPUT_STD_RANGE`.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,10 +50,9 @@ def calibrate_networks(networks: list[nn.Module], call: Callable[[], object]) ->
         RuntimeError: the output of a block is still outside `OUTPUT_STD_RANGE`.
     """
     layers = [(name, part) for network in networks for name, part in network.named_modules() if isinstance(part, _LAYERS)]
-    with (
-        _forward_hooks([(part, _scaling_hook(BRANCH_STD if name.endswith(_BRANCH_ENDS) else 1.0)) for name, part in layers]),
-        torch.no_grad(),
-    ):
+    with torch.no_grad(), ExitStack() as hooks:
+        for name, part in layers:
+            hooks.enter_context(part.register_forward_hook(_scaling_hook(BRANCH_STD if name.endswith(_BRANCH_ENDS) else 1.0)))
         call()
     low, high = OUTPUT_STD_RANGE
     outside = {title: std for title, std in output_stds(networks, call).items() if not low <= std <= high}
@@ -69,13 +69,12 @@ def output_stds(networks: list[nn.Module], call: Callable[[], object]) -> dict[s
     stds: dict[str, float] = {}
     blocks = [(name, part) for network in networks for name, part in network.named_modules() if type(part).__name__ in _BLOCKS]
 
-    def recording_hook(title: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            stds[title] = _std(output if isinstance(output, torch.Tensor) else output[0])
+    def record(title: str, _: nn.Module, __: Any, output: Any) -> None:
+        stds[title] = _std(output if isinstance(output, torch.Tensor) else output[0])
 
-        return hook
-
-    with _forward_hooks([(part, recording_hook(f"{type(part).__name__} {name}")) for name, part in blocks]), torch.no_grad():
+    with torch.no_grad(), ExitStack() as hooks:
+        for name, part in blocks:
+            hooks.enter_context(part.register_forward_hook(partial(record, f"{type(part).__name__} {name}")))
         call()
     return stds
 
@@ -105,11 +104,3 @@ def _draw_image(pipe: Any) -> object:
     size_px = LATENT_SIDE * pipe.vae_scale_factor
     noise = torch.Generator().manual_seed(0)
     return pipe(_PROMPT, num_inference_steps=1, height=size_px, width=size_px, output_type="pt", generator=noise)
-
-
-@contextmanager
-def _forward_hooks(hooks: list[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for part, hook in hooks:
-            stack.enter_context(part.register_forward_hook(hook))
-        yield

@@ -61,8 +61,8 @@ def locate(spec: ModelSpec) -> ModelPaths:
     """
     folder = _folder(spec)
     pipeline = _folder(spec.base) if spec.base else folder
-    check_model_index(pipeline)
-    check_small_files(pipeline)
+    _check_model_index(pipeline)
+    _check_small_files(pipeline)
     checkpoint = folder if spec.source == "file" and checkpoint_kind(folder, read_header(folder)) == "checkpoint" else None
     return ModelPaths(pipeline, folder if spec.base else folder / "unet", checkpoint, _lora_file(spec.lora) if spec.lora else None)
 
@@ -81,7 +81,7 @@ def check_local_files(spec: ModelSpec) -> None:
         locate(replace(spec, lora=None)).weights(sixteen_bit=False)
 
 
-def check_model_index(folder: Path) -> None:
+def _check_model_index(folder: Path) -> None:
     """Check that a folder is an SDXL pipeline of stock parts, so that no other code is loaded for it.
 
     Raises:
@@ -107,7 +107,7 @@ def check_model_index(folder: Path) -> None:
             )
 
 
-def check_small_files(folder: Path) -> None:
+def _check_small_files(folder: Path) -> None:
     """Check that a pipeline has its scheduler and tokenizers: the libraries would make up a tokenizer of two words.
 
     Raises:

@@ -4,11 +4,11 @@ Since transformers 5.6 a newly built `CLIPTextModel` names its tensors without t
 published checkpoint has and other readers expect; `save_text_encoder` writes the published names.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -39,30 +39,17 @@ def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
     return ids
 
 
-def letter_tokenizer(folder: Path, *, vocabulary: int, tokens: int) -> CLIPTokenizer:
-    """Build a CLIP tokenizer without merges, one token a letter, and save it to `folder`.
+def letter_tokenizer(*, vocabulary: int, tokens: int) -> CLIPTokenizer:
+    """Build a CLIP tokenizer without merges, one token a letter.
 
     The ids agree with those of the real tokenizer: bytes are 0..255, bytes that end a word 256..511, and start and end of
     text the last two of the vocabulary.
 
     Args:
-        folder: created if it is missing.
         vocabulary: size of the text encoder's embedding, at least 514.
         tokens: length to pad or cut prompts to.
     """
-    letters = _byte_letters()
+    letters = sorted(ByteLevel.alphabet())  # the order of CLIP's vocabulary
     ids = {letter: number for number, letter in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
     ids |= {START: vocabulary - 2, END: vocabulary - 1}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=tokens, pad_token=END)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-def _byte_letters() -> list[str]:
-    """The printable character for each byte, in the order of CLIP's vocabulary (GPT-2's byte-level encoding)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = 256 - len(printable)
-    return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(hidden)]
+    return CLIPTokenizer(vocab=ids, merges=[], model_max_length=tokens)

@@ -111,13 +111,6 @@ class Subject:
         """Whether a prompt has several images."""
         return self.n_prompts < len(self.prompt_ids)
 
-    def compute_once(self, name: str, compute: Callable[[], T]) -> T:
-        """The result of `compute`, which several protocols need; computed for the first of them."""
-        if name not in self.cache:
-            self.cache[name] = compute()
-        result: T = self.cache[name]
-        return result
-
 
 @dataclass(frozen=True)
 class Protocol:

@@ -110,8 +110,7 @@ def build(name: str, images: Images, encoder: Encoder, runs: Path) -> Card:
             kept.append(features[[_is_kept(row, n) for row in rows]])
         data = {"source": images.source, "sha256": sha256.hexdigest()}
         reference_digest = _digest(data["sha256"], n, encoder.id())
-        card = Card(name=name, digest=reference_digest, encoder=encoder.name, encoder_id=encoder.id(), data=data, n=n)
-        card = save(card, moments.gaussian(), np.concatenate(kept), runs)
+        card = save(name, encoder, reference_digest, data, moments.gaussian(), np.concatenate(kept), runs)
         shutil.rmtree(blocks, ignore_errors=True)
         return card
 
@@ -143,8 +142,7 @@ def import_moments(name: str, file: Path, encoder: Encoder, n: int, source: str,
     if existing and existing.digest != reference_digest:
         raise _conflict(existing, f"{file} with n = {n} ({sha256[:12]})", runs)
     data = {"source": source, "sha256": sha256, "git": git}
-    card = Card(name=name, digest=reference_digest, encoder=encoder.name, encoder_id=None, data=data, n=n)
-    return existing or save(card, Gaussian(mean, covariance, n), None, runs)
+    return existing or save(name, encoder, reference_digest, data, Gaussian(mean, covariance, n), None, runs)
 
 
 def _read_moments(file: Path) -> tuple[bytes, F64, F64]:

@@ -65,9 +65,9 @@ class Card(Table):
     encoder_id: str | None
     data: dict[str, Any]
     n: int
-    features: int = 0
-    file: str = ""
-    sha256: str = ""
+    features: int
+    file: str
+    sha256: str
     packages: dict[str, str] = Field(default_factory=lambda: environment().packages)
 
 
@@ -157,8 +157,14 @@ def load(card: Card, runs: Path) -> Reference:
         return Reference(card.digest, Gaussian(arrays["mean"], arrays["covariance"], card.n), arrays["features"] if card.features else None)
 
 
-def save(card: Card, statistics: Gaussian, features: F32 | None, runs: Path) -> Card:
-    """Write the numbers of a reference, then its card with their file and SHA-256, and return the card as written.
+def save(
+    name: str, encoder: "Encoder", reference_digest: str, data: dict[str, Any], statistics: Gaussian, features: F32 | None, runs: Path
+) -> Card:
+    """Write the numbers of a reference, then its card, and return the card.
+
+    Args:
+        reference_digest, data: the card's `digest` and `data`.
+        features: see `Reference`; None for published moments, whose authors only name the encoder.
 
     Raises:
         UserError: see `write_bytes`.
@@ -167,11 +173,19 @@ def save(card: Card, statistics: Gaussian, features: F32 | None, runs: Path) -> 
     arrays = {"mean": statistics.mean, "covariance": statistics.covariance} | ({} if features is None else {"features": features})
     np.savez(buffer, allow_pickle=False, **arrays)
     sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
-    card = card.model_copy(
-        update={"features": 0 if features is None else len(features), "file": f"{card.encoder}-{sha256[:12]}.npz", "sha256": sha256}
+    card = Card(
+        name=name,
+        digest=reference_digest,
+        encoder=encoder.name,
+        encoder_id=None if features is None else encoder.id(),
+        data=data,
+        n=statistics.n,
+        features=0 if features is None else len(features),
+        file=f"{encoder.name}-{sha256[:12]}.npz",
+        sha256=sha256,
     )
-    write_bytes(folder(card.name, runs) / card.file, buffer.getvalue())
-    write_bytes(folder(card.name, runs) / f"{card.encoder}.json", card.model_dump_json(indent=1).encode() + b"\n")
+    write_bytes(folder(name, runs) / card.file, buffer.getvalue())
+    write_bytes(folder(name, runs) / f"{encoder.name}.json", card.model_dump_json(indent=1).encode() + b"\n")
     return card
 
 
@@ -193,8 +207,7 @@ def _scenes(encoder: "Encoder", runs: Path) -> Reference:
     card = card_of("scenes", encoder.name, runs)
     if card is None or card.digest != digest(recipe):
         features = encoder.features(_render_scenes(SCENES_N))
-        card = Card(name="scenes", digest=digest(recipe), encoder=encoder.name, encoder_id=encoder.id(), data=recipe, n=SCENES_N)
-        card = save(card, gaussian(features), features, runs)
+        card = save("scenes", encoder, digest(recipe), recipe, gaussian(features), features, runs)
     return load(card, runs)
 
 

@@ -117,7 +117,7 @@ class LatentPool:
             lambda: [_digest(images.digest, kind, pipeline_folder, parts) for parts in (["vae"], text_parts)]
         )
         n, chunk_size = len(images.captions), max(1, ENCODE_BATCH_PX[kind] // images.size_px**2)
-        latents = RowFile(work / f"latents-{images_digest}.npy", n, chunk_size, self._encode, images.read)
+        latents = RowFile(work / f"latents-{images_digest}.npy", n, chunk_size, self.encode_images, images.read)
         captions = RowFile(work / f"captions-{captions_digest}.npy", n, 64, self.embed_captions)
         unconditional = RowFile(work / f"unconditional-{captions_digest}.npy", 1, 1, lambda _: self._embed([""]))
         files = [latents, captions] if _has_zero_unconditional(pipeline_folder) else [latents, captions, unconditional]
@@ -177,15 +177,11 @@ class LatentPool:
             return conditional
         return conditional + torch.from_numpy(self._unconditional[name][[0]]).float() * (1 - kept)
 
-    def encode_images(self, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
-        """Encode images and return their rows in the file; a GPU may compute in TF32, which has as many digits as the file's float16.
+    def encode_images(self, images: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Encode images as `CaptionedImages.read` returns them, and return their rows in the file.
 
-        Raises:
-            UndecodableError: an image cannot be decoded.
+        A GPU may compute in TF32, which has as many digits as the file's float16.
         """
-        return self._encode(self.images.read(rows))
-
-    def _encode(self, images: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         pixels, time_ids = images
         return {"latents": encode(self.parts["vae"], pixels.to(self._device)).half(), "time_ids": time_ids}
 

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -46,7 +45,7 @@ from distillation.run_plan import check_memory, plan_run, run_identity
 from distillation.sensitivity.budget import TIED_TO_MIDDLE
 from distillation.succession import different_parts, warn_of_different_parts
 from distillation.taps import Tap
-from distillation.teacher import EMBEDDED, Teacher, fetch_folder, open_teacher_for
+from distillation.teacher import EMBEDDED, Teacher, fetch_folder, local_folder, open_teacher_for
 from distillation.train import distil
 from sdbench.disk import digest, read_json, read_json_lines, write_json
 from sdbench.errors import UserError
@@ -739,6 +738,12 @@ def test_a_teacher_in_one_file_is_refused_with_the_way_to_make_a_folder_of_it(te
         fetch_folder(str(file))
 
 
+def test_a_damaged_folder_is_not_taken_for_one_to_fetch(teacher_folder: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(teacher_folder, tmp_path / "damaged")
+    (damaged / "unet" / WEIGHTS).unlink()  # which opening it reports
+    assert local_folder(str(damaged)) == fetch_folder(str(damaged)) == damaged
+
+
 def test_a_teachers_folder_may_be_in_a_home_folder(teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(teacher_folder.parent))
     monkeypatch.setenv("USERPROFILE", str(teacher_folder.parent))
@@ -882,21 +887,8 @@ def test_provenance_tells_whether_the_code_was_that_of_its_commit(
 ) -> None:
     (earlier,) = work.glob("vega-*/1-half/environments.json")
     write_json(earlier, [row | {"dirty": False} for row in read_json(earlier)])
-    monkeypatch.setattr("distillation.provenance.checkout_state", lambda _: ("abc", True))
+    monkeypatch.setattr("distillation.provenance.checkout_state", lambda: ("abc", True))
     noted = read_json(finish() / "provenance.json")
     assert (noted["commit"], noted["dirty"]) == ("abc", True)
     environments = [environment for stage in noted["stages"] for environment in stage["environments"]]
     assert [environment["dirty"] for environment in environments] == [False, True]
-
-
-def test_the_commit_is_not_that_of_a_repository_around_the_environment(
-    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    around = tmp_path / "mine" / ".venv" / "site-packages" / "distillation"
-    around.mkdir(parents=True)
-    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
-    for words in (("init", "-q"), (*who, "commit", "-q", "--allow-empty", "-m", "first")):
-        subprocess.run(["git", "-C", str(tmp_path / "mine"), *words], check=True)
-    teacher = open_teacher_for(teacher_folder, vega)
-    monkeypatch.setattr("distillation.provenance.__file__", str(around / "provenance.py"))
-    assert Provenance.from_run(vega, [teacher], teacher.unet("float32", "cpu")).commit is None

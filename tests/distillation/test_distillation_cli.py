@@ -218,6 +218,13 @@ def test_steps_must_be_a_whole_number(steps: str, capsys: pytest.CaptureFixture[
     assert f"argument --steps: '{steps}' is not a whole number of at least 1" in capsys.readouterr().err
 
 
+def test_an_unknown_arm_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["ablate", "vega", "--arm", "task onyl"])
+    assert stopped.value.code == 2
+    assert "argument --arm: invalid choice: 'task onyl' (choose from " in capsys.readouterr().err
+
+
 def test_only_the_main_process_prints_the_students_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

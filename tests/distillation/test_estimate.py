@@ -2,6 +2,7 @@
 
 import re
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -288,11 +289,12 @@ def test_a_teacher_of_another_family_is_refused_before_it_is_fetched(
     assert "such as sdxl, or train its family: distillation run --family scenes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
 def test_other_commands_refuse_before_they_fetch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "sdxl").mkdir()
-    monkeypatch.chdir(tmp_path)  # a name of the catalogue comes before a folder of that name, as in `sdbench run`
+    make(tmp_path / "sdxl")
+    monkeypatch.chdir(tmp_path)  # a name of the catalogue comes before a folder or file of that name, as in `sdbench run`
     monkeypatch.setattr("distillation.teacher.is_cached", lambda *_, **__: False)
     monkeypatch.setattr("distillation.teacher.fetch", lambda *_, **__: pytest.fail("fetched"))
     for command, said in (

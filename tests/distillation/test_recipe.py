@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.recipe import RECIPES, Family, Recipe, Segment, load_recipe
+from distillation.recipe import RECIPES, Recipe, Segment, load_recipe
 from sdbench.disk import read_json
 from sdbench.errors import UserError
-from sdbench.models.architectures import depths, unet_config
+from sdbench.models.architectures import Family, depths, unet_config
 
 SSD_1B = load_recipe("ssd-1b")
 

@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from sdbench import suites
+from sdbench.encoders.catalogue import ENCODERS
+from sdbench.metrics.frechet import Gaussian
 from sdbench.records import Value
-from sdbench.reference.cards import Card
+from sdbench.reference.cards import save
 from sdbench.run.acceptance import add_verdicts
 from sdbench.suites import Accept, Noise, Prompts, Suite
 
@@ -51,10 +55,8 @@ def make_values(fid: float = 23.5, clip: float = 31.75, reference: str = "theirs
 
 
 def import_reference(runs: Path, git: str = "a" * 40, digest: str = "theirs") -> None:
-    folder = runs / "references" / "val"
-    folder.mkdir(parents=True, exist_ok=True)
-    card = Card(name="val", digest=digest, encoder=digest, encoder_id=None, data={"source": "s", "sha256": "0", "git": git}, n=5)
-    (folder / f"{digest}.json").write_text(card.model_dump_json(), encoding="utf-8")
+    encoder, data = replace(ENCODERS["inception.mlperf"], name=digest), {"source": "s", "sha256": "0", "git": git}
+    save("val", encoder, digest, data, Gaussian(np.zeros(1), np.eye(1), 5), None, runs)
 
 
 def notes(suite: Suite, runs: Path, found: list[Value] | None = None) -> dict[str, str]:

@@ -4,17 +4,20 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from factories import make_record, save_record
 from tiny import tiny_unet, with_unet
 
 from sdbench import api, cli, machine, records, score, suites
+from sdbench.encoders.catalogue import ENCODERS
 from sdbench.errors import UserError
 from sdbench.leaderboard import standings, writing
+from sdbench.metrics.frechet import Gaussian
 from sdbench.models.spec import resolve
 from sdbench.probes import ceilings, work
 from sdbench.records import Scores, Value
-from sdbench.reference.cards import Card
+from sdbench.reference.cards import save
 from sdbench.run import requirements, runner
 from sdbench.run.plan import EFFICIENCY, plan
 
@@ -63,9 +66,8 @@ def test_available_inputs_are_not_listed(tmp_path: Path) -> None:
     assert not requirements.inputs_are_here(suite)
     put_asset(tmp_path, "mlperf-latents", "latents.pt")
     assert requirements.inputs_are_here(suite)
-    card = Card(name="mlperf-val2014", digest="d", encoder="inception.mlperf", encoder_id=None, data={"source": "s", "sha256": "0"}, n=5)
-    (tmp_path / "references" / "mlperf-val2014").mkdir(parents=True)
-    (tmp_path / "references" / "mlperf-val2014" / "inception.mlperf.json").write_text(card.model_dump_json(), encoding="utf-8")
+    moments, data = Gaussian(np.zeros(1), np.eye(1), 5), {"source": "s", "sha256": "0"}
+    save("mlperf-val2014", ENCODERS["inception.mlperf"], "d", data, moments, None, tmp_path)
     assert requirements.describe(suite, tmp_path) == []
     lacking = requirements.missing_reference(suite, ["fid.mlperf", "cmmd"], tmp_path)
     assert lacking

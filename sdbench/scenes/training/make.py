@@ -83,7 +83,7 @@ def _vae(workspace: Workspace) -> dict[str, float]:
     trained: AutoencoderKL = vae.train(workspace.work, workspace.train, device=workspace.device)
     trained.half().save_pretrained(workspace.pipeline / "vae")
     saved = AutoencoderKL.from_pretrained(workspace.pipeline / "vae", torch_dtype=torch.float32)
-    return {"psnr_db": vae.psnr_db(saved, workspace.heldout, "cpu")}
+    return {"psnr_db": vae.psnr_db(saved, workspace.heldout)}
 
 
 def _text(workspace: Workspace) -> dict[str, float]:

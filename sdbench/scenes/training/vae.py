@@ -53,8 +53,8 @@ def standardise(vae: AutoencoderKL, pool: Pool, device: str) -> None:
 
 
 @torch.no_grad()
-def psnr_db(vae: AutoencoderKL, pool: Pool, device: str) -> float:
+def psnr_db(vae: AutoencoderKL, pool: Pool) -> float:
     """The peak signal-to-noise ratio of 128 reconstructed images of the pool, in dB."""
-    pixels = pool.pixels(pool.rows(0, 128)).to(device)
+    pixels = pool.pixels(pool.rows(0, 128))
     error = F.mse_loss(vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1), pixels)
     return float(10 * torch.log10(4 / error))

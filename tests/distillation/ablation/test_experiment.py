@@ -11,7 +11,6 @@ from processes import is_locked
 
 from distillation.ablation import experiment
 from distillation.ablation.experiment import BASE, arm_recipes, one_shot_recipe, run_sweep, with_other_blocks, with_seed
-from distillation.commands.ablation import ARMS
 from distillation.recipe import Recipe, load_recipe
 from distillation.run_plan import plan_run, run_identity
 from distillation.teacher import EMBEDDED
@@ -38,7 +37,6 @@ def test_every_arm_is_a_valid_recipe_with_its_own_digest(name: str, missed: dict
     for way in ways.values():
         way.check()
         assert way.plans[-1].depths == recipe.plans[-1].depths
-    assert tuple(ways) == ARMS, "those that the command line offers"
     assert len({way.digest for way in ways.values()}) == len(ways)
     assert ways[BASE] == recipe
     assert (ways["task only"].loss.output, ways["task only"].loss.feature) == (0, 0)
@@ -85,14 +83,9 @@ def test_a_stopped_sweep_makes_only_what_is_missing(
     assert set(read_json(files[0])["losses"]) == {"task", "output", "feature"}
 
 
-def test_an_invalid_sweep_is_refused_before_anything_is_encoded(
-    vega: Recipe, teacher_folder: Path, tiny_pipeline: Path, tmp_path: Path
-) -> None:
-    places = tmp_path / "work", tmp_path / "results"
-    with pytest.raises(UserError, match="unknown arm 'task onyl'; did you mean 'task only'"):
-        run_sweep(vega, teacher_folder, *places, seeds=1, only=["task onyl"])
+def test_an_invalid_sweep_is_refused_before_anything_is_encoded(vega: Recipe, tiny_pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="architecture 'vega'; recipe 'vega' cuts 'sdxl'"):
-        run_sweep(vega, tiny_pipeline, *places, seeds=1)
+        run_sweep(vega, tiny_pipeline, tmp_path / "work", tmp_path / "results", seeds=1)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from distillation import train
 from distillation.ablation.experiment import one_shot_recipe
-from distillation.data.batches import FirstImages, SquareImages, crop_square, open_square_images
+from distillation.data.batches import SquareImages, crop_square, open_square_images
 from distillation.data.images import open_images
 from distillation.recipe import Recipe
 from distillation.taps import Tap
@@ -100,12 +100,13 @@ def test_several_sources_are_concatenated(folder: Path, tmp_path: Path) -> None:
 
 
 def test_first_images_are_those_of_the_source_and_some_to_spare(folder: Path) -> None:
-    squares = open_square_images([str(folder)] * 40, None, SIDE)
-    first = FirstImages(squares, 198)
+    sources = [str(folder)] * 40
+    squares, first = (open_square_images(sources, None, SIDE, n) for n in (None, 198))
     assert first.captions == squares.captions[:200]
-    assert len(FirstImages(squares, 40 * N).captions) == 40 * N
     assert torch.equal(first.read(np.array([3]))[0], squares.read(np.array([3]))[0])
-    assert len({squares.digest, first.digest, FirstImages(squares, 100).digest}) == 3
+    assert first.digest == hashlib.sha256(f"{squares.digest} 200".encode()).hexdigest()
+    enough = open_square_images(sources, None, SIDE, 40 * N)
+    assert (enough.captions, enough.digest) == (squares.captions, squares.digest), "encoded once, for a run too"
 
 
 def test_an_epoch_is_as_many_images_as_there_are(recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ from tiny import SIZE_PX
 
 from distillation.cli import main
 from distillation.data import draw
-from distillation.data.draw import draw_images, read_captions
+from distillation.data.draw import draw_images, read_caption_lines
 from distillation.data.images import open_images
 from distillation.export import check_new_or_empty
 from sdbench.assets.prompts import read_lines
@@ -96,7 +96,7 @@ def test_parts_together_draw_the_same_as_one_run(
 def test_captions_are_read_as_the_prompts_of_a_run_are(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffa cat\n\na dog\u2028on a mat\n".encode())
-    assert read_captions(path) == [*read_lines(path)] == ["a cat", "a dog\u2028on a mat"]
+    assert read_caption_lines(path) == [*read_lines(path)] == ["a cat", "a dog\u2028on a mat"]
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/0"])
