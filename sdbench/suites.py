@@ -63,21 +63,13 @@ class Prompts(Table):
     looked: Annotated[int, Field(gt=0)] | None = Field(default=None, exclude_if=is_unset)
 
     @model_validator(mode="after")
-    def _check_groups(self) -> Self:
+    def _check(self) -> Self:
         if self.groups and sum(self.groups.values()) != self.n:
             raise ValueError(f"the 'groups' have {sum(self.groups.values())} prompts in total, but 'n' is {self.n}")
         if self.groups and self.source == "dataset" and self.seed:
             raise ValueError("'groups' are parts of a list in its own order; a seed other than 0 draws from it")
-        return self
-
-    @model_validator(mode="after")
-    def _check_samples(self) -> Self:
         if (images := self.n * self.samples) > MAX_IMAGES:
             raise ValueError(f"'n' times 'samples' is {images:,} images; at most {MAX_IMAGES:,}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_source(self) -> Self:
         needed = {"scenes": None, "file": "file", "dataset": "path"}[self.source]
         if needed and not getattr(self, needed):
             raise ValueError(f"source {self.source!r} needs {needed!r}")
