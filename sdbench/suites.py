@@ -229,14 +229,6 @@ class Suite(Table):
         content = json.dumps([settings, self.prompt_list()], sort_keys=True)
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
 
-    def check_inputs(self) -> None:
-        """Check that prompts and latent are here or reachable, and that the teacher's images can be paired with the suite's.
-
-        Raises:
-            MissingError, UserError: see `id`.
-        """
-        _ = self.id
-
     @property
     def other_suite(self) -> str | None:
         """Name or path of the suite under which the teacher's images were made, where that is not this one."""

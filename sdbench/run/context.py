@@ -81,7 +81,7 @@ def prepare(
     check_suite(suite, only=only, settings=settings, profile=profile)
     for folder in (results, runs):
         _check_writable(folder)
-    suite.check_inputs()
+    _ = suite.id  # raises where prompts or latent are missing, or the teacher does not fit
     records.newest_per_model(results, suite.family)  # raises where a record is damaged
     with_quality = only != "probes" and bool(suite.own_metrics)
     return RunContext(suite, device, results, runs, with_quality, only != "quality", settings=tuple(settings), profile=profile)
