@@ -154,14 +154,17 @@ class Teacher(Table):
     suite: str | None = None
 
 
-def check_half(only: str | None) -> None:
-    """Check the name of one half of a suite; None is both.
+def check_half(only: str | None, among: Sequence[str] = HALVES) -> None:
+    """Check the name of the half of a suite that is asked for; None is both.
+
+    Args:
+        among: the halves that the caller can measure or weigh alone.
 
     Raises:
-        UserError: there is no such half.
+        UserError: it is none of them.
     """
-    if only not in (None, *HALVES):
-        raise unknown_name("half of a suite", str(only), HALVES)
+    if only not in (None, *among):
+        raise unknown_name("value of `only`", str(only), among)
 
 
 class Suite(Table):

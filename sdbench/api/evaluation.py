@@ -99,7 +99,7 @@ def evaluate(
     only = "quality" if in_memory else only
     chosen, rules, old = find_suite(suite, spec), gating.load_policy(policy), None
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
-        gating.check_only(only)
+        suites.check_half(only, gating.GATED)
         old = gating.find_baseline(as_text(baseline), chosen, rules, places, device, only)
         gating.check_required(chosen, rules, places)
     named = [each for each in ((old,) if in_memory else (spec, old)) if isinstance(each, ModelSpec)]

@@ -10,7 +10,7 @@ from sdbench.api import measuring
 from sdbench.api.inputs import NamedModel, NamedSuite, as_text, find_model, find_suite, load_suite
 from sdbench.api.places import Places
 from sdbench.disk import locked
-from sdbench.errors import UserError, unknown_name
+from sdbench.errors import UserError
 from sdbench.gate import comparison, floors, lookup, recorded, weighing
 from sdbench.gate import policy as policies
 from sdbench.gate.comparison import Comparison
@@ -21,6 +21,7 @@ from sdbench.models.spec import ModelSpec
 from sdbench.records import SuiteId
 
 Announce = Callable[[str], None]
+GATED = ("quality",)  # the half of a suite that a gate can be asked to weigh alone
 
 
 def gate(
@@ -54,7 +55,7 @@ def gate(
     Raises:
         UserError: bad input, as from the command line.
     """
-    check_only(only)
+    suites.check_half(only, GATED)
     rules = load_policy(policy)
     chosen = load_suite(suite) if suite else None
     old_source = lookup.find_baseline(as_text(baseline), places.results)
@@ -118,7 +119,7 @@ def until_verdict(
     from sdbench.run.context import check_models, prepare
     from sdbench.run.until_verdict import run_until_verdict
 
-    check_only(only)
+    suites.check_half(only, GATED)
     spec = find_model(model)
     chosen, rules = find_suite(suite, spec), load_policy(policy)
     weighing.leave_out_probes(rules, chosen.name, only, ())  # a policy that weighs nothing here ends the run before it begins
@@ -186,16 +187,6 @@ def noise(
         for number in numbers:  # the next floor is measured anew; a killed run has continued from these until now
             shutil.rmtree(work / str(number) / "probes", ignore_errors=True)
     return path, floor
-
-
-def check_only(only: str | None) -> None:
-    """Check which half of a suite a gate is asked to weigh: the image metrics alone, or both.
-
-    Raises:
-        UserError: it is neither.
-    """
-    if only not in (None, "quality"):
-        raise unknown_name("half to gate by", only, ("quality",))
 
 
 def load_policy(path: str | Path | None) -> Policy:
