@@ -151,15 +151,14 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def noise(arguments: argparse.Namespace) -> int:
     """Run `sdbench noise` and return 0."""
-    from sdbench import api, suites
-    from sdbench.gate import lookup
+    from sdbench import api
+    from sdbench.api.inputs import find_suite
     from sdbench.models.spec import resolve
     from sdbench.records.names import is_probe
     from sdbench.tables import format_number
 
     spec = resolve(arguments.model, base=arguments.base, lora=arguments.lora, name=arguments.name)
-    suite = suites.load(arguments.suite) if arguments.suite else lookup.default_suite(spec)
-    suite = overrides.read(arguments).apply(suite)
+    suite = overrides.read(arguments).apply(find_suite(arguments.suite, spec))
     if arguments.only != "probes":
         print_requirements(suite, arguments)
     path, floor = api.noise(

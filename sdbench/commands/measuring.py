@@ -155,8 +155,7 @@ def _draw_part(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse
 
 def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     """The models and the suite that the options of `run` name."""
-    from sdbench import suites
-    from sdbench.gate import lookup
+    from sdbench.api.inputs import find_suite
     from sdbench.models.spec import resolve
 
     _check_until_verdict(arguments)
@@ -166,8 +165,7 @@ def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSp
         raise UserError("--name is for one model, but several are given; run them one by one, or leave --name out")
     completion = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
     specs = [resolve(what, **completion) for what in arguments.model]
-    suite = suites.load(arguments.suite) if arguments.suite else lookup.default_suite(specs[0])
-    return specs, overrides.read(arguments).apply(suite)
+    return specs, overrides.read(arguments).apply(find_suite(arguments.suite, specs[0]))
 
 
 def _check_until_verdict(arguments: argparse.Namespace) -> None:
