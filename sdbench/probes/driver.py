@@ -31,7 +31,7 @@ from sdbench.probes import counts, meters, plugin, rounds_file
 from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, Request
 from sdbench.probes.rounds import Round, collect_info
 from sdbench.probes.values import values
-from sdbench.records import Machine, Value
+from sdbench.records import DRAWING_PACKAGES, Machine, Value
 from sdbench.records.names import BASE, STAGES
 from sdbench.settings import Probes, Sampling, Setting
 
@@ -39,7 +39,7 @@ BENCHMARK_FILE = "bench_pipeline.py"
 ROUND_TIMEOUT_S = 3600
 _TIMED_OUT = "timed out"
 ROUNDS_FILE = "rounds.json"
-_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pytest-benchmark")  # a finished round is reused only under the same versions
+_PACKAGES = (*DRAWING_PACKAGES, "pytest-benchmark")  # a finished round is reused only under the same versions
 _CODE = (  # and with the same code of what runs and of how it is timed
     *("probes/stages", "probes/setup", "probes/meters", "probes/ceilings", "probes/capacity", "probes/monitor"),
     *("generate", "schedulers", "models/out_of_memory", "models/random_weights", "models/activation_scale"),
