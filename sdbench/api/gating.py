@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from sdbench import machine, records, suites
@@ -60,7 +61,7 @@ def gate(
     chosen = load_suite(suite) if suite else None
     old_source = lookup.find_baseline(as_text(baseline), places.results)
     new_source = lookup.find_candidate(as_text(candidate), places.results, base=base, lora=lora, name=name)
-    measure = _announced_run(places, device, only, announce)
+    measure = partial(_run_announced, places=places, device=device, only=only, announce=announce)
 
     def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
         from sdbench.run.context import check_models
@@ -127,7 +128,7 @@ def until_verdict(
     old = find_baseline(as_text(baseline), chosen, rules, places, device, only)
     check_required(chosen, rules, places)
     if isinstance(old, ModelSpec):
-        (old,) = _announced_run(places, device, only, announce)([old], chosen)
+        (old,) = _run_announced([old], chosen, places=places, device=device, only=only, announce=announce)
     reference = records.read_record(old)
     weighed, left_out = weighing.leave_out_probes(rules, chosen.name, only, (reference,))
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only=only)
@@ -243,15 +244,13 @@ def _machine_class(device: str | None) -> str:
     return machine.this_machine(machine.choose_device(device)).machine_class
 
 
-def _announced_run(places: Places, device: str | None, only: str | None, announce: Announce | None) -> lookup.Run:
-    """Measures models under a suite, after a note that says so."""
-
-    def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
-        if announce:
-            announce(lookup.describe_run(specs, suite, places.results))
-        return measuring.run(specs, suite, places=places, device=device, only=only)
-
-    return run
+def _run_announced(
+    specs: Sequence[ModelSpec], suite: suites.Suite, *, places: Places, device: str | None, only: str | None, announce: Announce | None
+) -> list[Path]:
+    """Measure models under a suite, after a note that says so, and return their record folders."""
+    if announce:
+        announce(lookup.describe_run(specs, suite, places.results))
+    return measuring.run(specs, suite, places=places, device=device, only=only)
 
 
 def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline: str, *, only: str | None) -> Report:
