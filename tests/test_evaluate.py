@@ -367,7 +367,7 @@ def test_nothing_is_run_for_a_policy_without_the_suite(
     policy = tmp_path / "policy.toml"
     policy.write_text("alpha = 0.05\n[suites.other]\n", encoding="utf-8")
     for judge in (
-        lambda: api.gate("scenes-vega-pruned", teacher.folder, policy=policy),
+        lambda: api.gate("scenes-vega-pruned", teacher.folder, few, policy=policy),
         lambda: api.until_verdict(resolve("scenes-vega-pruned"), few, baseline="scenes-vega", policy=policy),
     ):
         with pytest.raises(UserError, match=r"has no table \[suites\.quality\], so it weighs no metric of suite 'quality-custom'"):

@@ -64,6 +64,7 @@ def gate(
     measure = partial(_run_announced, places=places, device=device, only=only, announce=announce)
 
     def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
+        rules.rules(suite.name)  # raises where the policy does not weigh it, before torch is imported
         from sdbench.run.context import check_models
 
         check_models(specs, suite)
@@ -75,7 +76,7 @@ def gate(
         found |= zip(missing, measure(missing, suite), strict=True)
         return [found[spec] for spec in specs]
 
-    new, old = lookup.find_or_run_pair(new_source, old_source, chosen, rules, places.results, run)
+    new, old = lookup.find_or_run_pair(new_source, old_source, chosen, places.results, run)
     return judge_records(new, old, rules, places, str(baseline), only=only)
 
 
