@@ -12,7 +12,7 @@ from sdbench.api.inputs import NamedModel, NamedSuite, as_text, find_model, find
 from sdbench.api.places import Places
 from sdbench.disk import locked
 from sdbench.errors import UserError
-from sdbench.gate import comparison, floors, lookup, recorded, weighing
+from sdbench.gate import comparison, floors, judging, lookup, recorded, weighing
 from sdbench.gate import policy as policies
 from sdbench.gate.comparison import Comparison
 from sdbench.gate.pairing import Side
@@ -265,12 +265,14 @@ def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline:
         only: "quality" to weigh the image metrics alone.
 
     Raises:
-        UserError: see `Side.read` and `weighing.judge_weighed`; or a noise floor cannot be read.
+        UserError: see `Side.read` and `weighing.leave_out_probes`; or a noise floor cannot be read.
     """
-    sides = Side.read(new), Side.read(old)
-    reference = sides[1].record
-    report = weighing.judge_weighed(*sides, rules, floors.between_runs(reference, places.results), only=only)
-    return _with_inputs(report, new, old, reference.suite, rules, baseline)
+    ours, theirs = Side.read(new), Side.read(old)
+    both = ours.record, theirs.record
+    weighed, left_out = weighing.leave_out_probes(rules, ours.record.suite.name, only, both)
+    report = judging.judge(ours, theirs, weighed, floors.between_runs(theirs.record, places.results))
+    report = weighing.with_left_out(report, left_out, both)
+    return _with_inputs(report, new, old, theirs.record.suite, rules, baseline)
 
 
 def _with_inputs(report: Report, new: Path, old: Path, suite: SuiteId, rules: Policy, baseline: str) -> Report:
