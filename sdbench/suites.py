@@ -335,7 +335,7 @@ def load(what: str, including: tuple[Path, ...] = ()) -> Suite:
 
     Raises:
         UserError: there is no such suite, or not in this version; or it is not TOML, a key is misspelt or missing, a value is out of
-            range, or it includes itself.
+            range, it includes itself, or parts of it differ in their probes and it has none of its own.
     """
     is_path, (name, _, version) = what.endswith(".toml"), what.partition("@")
     path = Path(what) if is_path else find(f"{name}.toml")
@@ -348,9 +348,15 @@ def load(what: str, including: tuple[Path, ...] = ()) -> Suite:
     if not is_path and version not in ("", str(suite.version)):
         raise UserError(f"there is no suite {what}: {path} has version {suite.version}")
     suite = _with_files_beside(suite, path.parent)
+    states_probes = suite.probes is not None
     for name in suite.include:
         beside = path.parent / name
         part = load(str(beside) if name.endswith(".toml") and beside.is_file() else name, (*including, path.resolve()))
+        if not states_probes and suite.probes and part.probes and suite.probes != part.probes:
+            raise UserError(
+                f"suite {path} includes {name!r}, whose [probes] differ from those of a part before it; state [probes] in the file itself, "
+                "or include only one of these parts"
+            )
         metrics = {family: names for family, names in part.metrics.items() if suite.family in (None, family)}
         suite = suite.model_copy(
             update={
