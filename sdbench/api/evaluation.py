@@ -128,9 +128,10 @@ def _run_in_memory(pipeline: Any, spec: ModelSpec, suite: suites.Suite, places: 
 
     from sdbench.models import in_memory
     from sdbench.run import runner
-    from sdbench.run.context import prepare
+    from sdbench.run.context import RunContext, prepare
 
-    context = prepare(suite, device=in_memory.device(pipeline), results=places.results, runs=places.work, only="quality")
+    context = RunContext(suite, in_memory.device(pipeline), places.results, places.work, only="quality")
+    prepare(context)
     with in_memory.sampling_copy(pipeline, getattr(torch, context.sampling.dtype)) as sampler:
         (folder,) = runner.run([spec], replace(context, pipelines={spec.name: sampler}))
     return folder

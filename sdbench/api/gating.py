@@ -118,7 +118,7 @@ def until_verdict(
         UserError: bad input, as from the command line.
     """
     from sdbench.encoders.memory import evaluators_on
-    from sdbench.run.context import check_models, prepare
+    from sdbench.run.context import RunContext, check_models, prepare
     from sdbench.run.until_verdict import run_until_verdict
 
     suites.check_half(only, GATED)
@@ -132,7 +132,8 @@ def until_verdict(
         (old,) = _run_announced([old], chosen, places=places, device=device, only=only, announce=announce)
     reference = records.read_record(old)
     weighed, left_out = weighing.leave_out_probes(rules, chosen.name, only, (reference,))
-    context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only=only)
+    context = RunContext(chosen, machine.choose_device(device), places.results, places.work, only=only)
+    prepare(context)
     with evaluators_on(context.device):
         new, report = run_until_verdict(spec, context, old, weighed, floors.between_runs(reference, places.results))
     report = weighing.with_left_out(report, left_out, (records.read_record(new), reference))
@@ -163,7 +164,7 @@ def noise(
     if seeds < 2:
         raise UserError(f"a noise floor needs at least 2 seeds, found {seeds}")
     from sdbench.run import runner
-    from sdbench.run.context import prepare
+    from sdbench.run.context import RunContext, prepare
 
     spec = find_model(model)
     chosen = find_suite(suite, spec)
@@ -180,9 +181,10 @@ def noise(
             # Without a teacher, whose images have other noise.
             seeded = chosen.model_copy(update={"noise": chosen.noise.model_copy(update={"seed": number}), "teacher": None})
             folder = work / str(number)
-            context = prepare(seeded, device=device, results=folder / "records", runs=places.work, only=only)
             # Finished rounds are found by their content, which is the same for all seeds: each needs its own.
-            (record,) = runner.run([spec], replace(context, rounds=folder / "probes"))
+            context = RunContext(seeded, device, folder / "records", places.work, only=only, rounds=folder / "probes")
+            prepare(context)
+            (record,) = runner.run([spec], context)
             sides.append(Side.read(record))
         floor = floors.estimate(sides, numbers, chosen.id)
         path = floors.write(floor, places.results)

@@ -13,6 +13,7 @@ from sdbench.notes import print_note
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
+    from sdbench.run.context import RunContext
     from sdbench.suites import Suite
 
 
@@ -113,21 +114,22 @@ def _run(arguments: argparse.Namespace) -> int:
     from sdbench.run.context import check_models, check_suite  # they import torch, so misspelt options are reported first
 
     only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
-    check_suite(suite, only=only, settings=arguments.setting, profile=arguments.profile)  # before anything is printed, in a dry run too
+    options = {"settings": tuple(arguments.setting), "profile": arguments.profile}
+    context = _make_context(suite, arguments, only, arguments.device, **options)
+    check_suite(context)  # before anything is printed, in a dry run too
     check_models(specs, suite)
     if arguments.part:
         return _draw_part(specs, suite, arguments)
-    missing = _missing_from_teacher(specs, suite, arguments) if only != "probes" else []
+    missing = _missing_from_teacher(specs, context) if only != "probes" else []
     if arguments.dry_run:
-        planned = _print_plan(specs, suite, arguments, only, arguments.setting, arguments.device, missing)
+        planned = _print_plan(specs, context, arguments, missing)
         if arguments.json:
             print_json(planned)
         return 0
     if only != "probes":
         print_requirements(suite, arguments, missing)
-    options = {"device": arguments.device, "settings": arguments.setting, "profile": arguments.profile}
     try:
-        made = api.run(specs, suite, **options, only=only, places=places_from(arguments))
+        made = api.run(specs, suite, **options, only=only, device=arguments.device, places=places_from(arguments))
     except PartialError as error:
         if error.folders:
             _print_records(error.folders, arguments)
@@ -188,18 +190,22 @@ def _check_part(arguments: argparse.Namespace) -> None:
         raise UserError(f"{wrong[0]} does not work with --part, which only draws images; leave one of them out")
 
 
+def _make_context(
+    suite: "Suite", arguments: argparse.Namespace, only: str | None, device: str | None = None, **options: Any
+) -> "RunContext":
+    from sdbench.machine import choose_device
+    from sdbench.run.context import RunContext
+
+    where = places_from(arguments)
+    return RunContext(suite, choose_device(device), where.results, where.work, only, **options)
+
+
 def _print_plan(
-    specs: "Sequence[ModelSpec]",
-    suite: "Suite",
-    arguments: argparse.Namespace,
-    only: str | None,
-    settings: Sequence[str],
-    device: str | None = None,
-    missing: Sequence[str] = (),
+    specs: "Sequence[ModelSpec]", context: "RunContext", arguments: argparse.Namespace, missing: Sequence[str] = ()
 ) -> dict[str, Any]:
     from sdbench.run.plan import plan
 
-    content = plan(specs, suite, places_from(arguments).work, device=device, only=only, settings=settings, missing=missing)
+    content = plan(specs, context, missing)
     print_answer(content["text"], arguments)
     return content
 
@@ -225,7 +231,10 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     chosen = profiles.choose(arguments.profile)
     print_note(f"profile {chosen.name}: {chosen.why}")
     if arguments.dry_run:
-        planned = [_print_plan(each.specs, each.suite, arguments, each.only, each.settings) for each in chosen.suite_runs]
+        planned = [
+            _print_plan(each.specs, _make_context(each.suite, arguments, each.only, settings=each.settings), arguments)
+            for each in chosen.suite_runs
+        ]
         if arguments.json:
             print_json(planned)
         return 0
@@ -276,13 +285,8 @@ def _score(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _missing_from_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> list[str]:
+def _missing_from_teacher(specs: "Sequence[ModelSpec]", context: "RunContext") -> list[str]:
     """What a run would be missing from the teacher, as far as can be known without fetching anything."""
-    from sdbench.machine import choose_device
     from sdbench.run import recording, requirements
-    from sdbench.run.context import RunContext
 
-    if not requirements.inputs_are_here(suite):
-        return []
-    where = places_from(arguments)
-    return recording.missing_of_teacher(specs, RunContext(suite, choose_device(arguments.device), where.results, where.work))
+    return recording.missing_of_teacher(specs, context) if requirements.inputs_are_here(context.suite) else []

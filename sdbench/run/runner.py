@@ -207,12 +207,12 @@ def run_probes(specs: Sequence[ModelSpec], context: RunContext) -> ProbeResult:
         UserError: see `driver.measure`.
     """
     timed = [spec for spec in specs if spec.source != "rendered"]
-    if context.suite.probes is None or not context.with_probes or not timed:
+    if context.probes is None or not timed:
         return ProbeResult({}, "")
     return driver.measure(
         timed,
         context.sampling,
-        context.suite.probes,
+        context.probes,
         work=context.rounds or context.runs / "probes",
         suites=find(driver.BENCHMARK_FILE).parent,
         device=context.device,
