@@ -28,7 +28,7 @@ HALVES = ("quality", "probes")  # image metrics; latency and memory
 POLICY = "gate.toml"
 _LOCAL = Path("suites")
 _INSTALLED, _CHECKED_OUT = Path(__file__).parent / "_suites", Path(__file__).parents[1] / "suites"
-_SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _CHECKED_OUT
+SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _CHECKED_OUT  # the folder of the package's own files
 MAX_IMAGES = 1_000_000  # all are listed before anything is measured
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -314,7 +314,7 @@ def look_order(prompt_ids: Sequence[str], batch: int) -> list[str]:
 def find(name: str) -> Path:
     """The path of a suite file, the policy, or another file beside them: in `./suites` where it exists there, else in the package."""
     own = _LOCAL / name
-    return own if own.exists() else _SHIPPED / name
+    return own if own.exists() else SHIPPED / name
 
 
 def base_name(name: str) -> str:
@@ -324,7 +324,7 @@ def base_name(name: str) -> str:
 
 def names() -> list[str]:
     """The names of all suites, in `./suites` and in the package."""
-    return sorted({path.stem for folder in (_LOCAL, _SHIPPED) for path in folder.glob("*.toml") if path.name != POLICY})
+    return sorted({path.stem for folder in (_LOCAL, SHIPPED) for path in folder.glob("*.toml") if path.name != POLICY})
 
 
 def load(what: str, including: tuple[Path, ...] = ()) -> Suite:

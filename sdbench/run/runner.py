@@ -27,7 +27,6 @@ from sdbench.run.recording import build_subject, teacher_name, write_record
 from sdbench.run.requirements import fetch_evaluators, sizes_text
 from sdbench.scenes import embedded
 from sdbench.store import Store
-from sdbench.suites import find
 from sdbench.tables import join_words
 
 T = TypeVar("T")
@@ -214,7 +213,6 @@ def run_probes(specs: Sequence[ModelSpec], context: RunContext) -> ProbeResult:
         context.sampling,
         context.probes,
         work=context.rounds or context.runs / "probes",
-        suites=find(driver.BENCHMARK_FILE).parent,
         device=context.device,
         settings=context.settings,
         profile=context.profile,
