@@ -113,11 +113,13 @@ def measure(
     digest = cache(weights_digest)  # settings share the weights, so that their gigabytes are read only once
     weights = [(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs]
     with locked(work / ".lock"):
-        ids_file = _ids_file(weights, _conditions(device, machine), work)
-        first_id, *_ = _read_ids(ids_file)
-        stems = {key: _file_stem(request, digest(request.spec, dtype=request.dtype), first_id) for key, request in requests.items()}
-        rounds, took_turns = _measure_in_turns(requests, stems, probes.rounds, work, ids_file)
-        run_id = _read_ids(ids_file)[-1] if took_turns else ""
+        turns = digest_of([sorted(weights, key=str), _conditions(device, machine)])
+        stems = {key: _file_stem(request, digest(request.spec, dtype=request.dtype), turns) for key, request in requests.items()}
+        id_file = work / "turns" / f"{turns}.id"
+        if not id_file.exists():
+            _write_new_id(id_file)
+        rounds, took_turns = _measure_in_turns(requests, stems, probes.rounds, work, id_file)
+        run_id = id_file.read_text(encoding="utf-8") if took_turns else ""
         if profile:  # after the rounds, so that it finds the compiler's cache filled
             for (label, name), request in requests.items():
                 if _is_in_vain(rounds[label, name]):
@@ -145,24 +147,13 @@ def _conditions(device: str, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _ids_file(models: Sequence[tuple[str, str | None]], conditions: Mapping[str, Any], work: Path) -> Path:
-    """The file with the ids of the rounds in which these models, (name, weights) each, take turns: for file names, then for records."""
-    path = work / "turns" / f"{digest_of([sorted(models, key=str), conditions])}.txt"
-    if not path.exists():
-        write_bytes(path, _new_id().encode())
-    return path
-
-
-def _read_ids(ids_file: Path) -> list[str]:
-    return ids_file.read_text(encoding="utf-8").split()
-
-
-def _new_id() -> str:
-    return uuid.uuid4().hex[:12]
+def _write_new_id(id_file: Path) -> None:
+    """Write the id that records give the rounds of these models under these conditions, which no record before has."""
+    write_bytes(id_file, uuid.uuid4().hex[:12].encode())
 
 
 def _measure_in_turns(
-    requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, work: Path, ids_file: Path
+    requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, work: Path, id_file: Path
 ) -> tuple[dict[Key, list[Round]], bool]:
     """The rounds of each model and setting, kept or new, and whether all took turns.
 
@@ -183,7 +174,7 @@ def _measure_in_turns(
                 measured, partial = _try_round(requests[key], stems[key], rounds[key], files[key], work)
                 if measured.is_complete:
                     if kept:
-                        write_bytes(ids_file, f"{_read_ids(ids_file)[0]} {_new_id()}".encode())
+                        _write_new_id(id_file)
                     for other in kept:
                         files[other].unlink()
                     missing += kept
@@ -312,16 +303,18 @@ def _exit_reason(done: subprocess.CompletedProcess[str]) -> str:
     return f"exit code {done.returncode}: {(errors or lines or ['it wrote nothing'])[-1][:500]}"
 
 
-def _file_stem(request: Request, weights: str | None, run_id: str) -> str:
+def _file_stem(request: Request, weights: str | None, turns: str) -> str:
     """The start of the file names of a model's rounds.
 
-    Its digest covers all that the times depend on, so that no round is taken for another. The id of the run stands for the conditions,
-    see `_conditions`.
+    Its digest covers all that the times depend on, so that no round is taken for another.
+
+    Args:
+        turns: stands for the models that take turns and for their conditions, see `_conditions`.
     """
     spec = request.spec
     content = {
         "model": (spec.name, spec.family, spec.architecture, spec.lora, weights),
         "settings": request.model_dump(mode="json", include={"sampling", "setting", "calls", "warmup"}, exclude={"sampling": {"batch"}}),
-        "turns": run_id,
+        "turns": turns,
     }
     return f"{spec.name}-{request.setting.label}-{digest_of(content)[:16]}"
