@@ -89,7 +89,8 @@ def measure(
     A second command that measures in `work` waits until the first has ended: at once, both would time each other too.
     Only rounds that took turns ran under the same state of the machine. So a kept round is reused only for the same set of models, and
     measured again where that of another model, which failed before, is now measured beside it in all stages.
-    All rounds together are then written to `work/rounds.json`, which `pytest-benchmark compare` reads.
+    The rounds of these models and settings, kept or new, are then written together to `work/rounds.json`, in place of those of the
+    measurement before; `pytest-benchmark compare` reads it.
 
     Args:
         specs: models with their own weights or random ones; names are unique.
