@@ -123,8 +123,7 @@ def _run(arguments: argparse.Namespace) -> int:
     missing = _missing_from_teacher(specs, context) if only != "probes" else []
     if arguments.dry_run:
         planned = _print_plan(specs, context, arguments, missing)
-        if arguments.json:
-            print_json(planned)
+        print_json(planned, arguments)
         return 0
     if only != "probes":
         print_requirements(suite, arguments, missing)
@@ -150,8 +149,7 @@ def _draw_part(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse
             if n
             else f"{name}: all images are drawn; the same command without --part scores them and writes the record"
         )
-    if arguments.json:
-        print_json({"missing": missing})
+    print_json({"missing": missing}, arguments)
     return 0
 
 
@@ -218,8 +216,7 @@ def _print_records(made: Sequence[Path], arguments: argparse.Namespace) -> int:
     print_answer(writing.text_table(shown, table_width()), arguments)
     for path in made:
         print_answer(f"record: {path}", arguments)
-    if arguments.json:
-        print_json([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)])
+    print_json([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)], arguments)
     showing.rewrite_leaderboard_after_run(arguments.results)
     return 0
 
@@ -235,8 +232,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
             _print_plan(each.specs, _make_context(each.suite, arguments, each.only, settings=each.settings), arguments)
             for each in chosen.suite_runs
         ]
-        if arguments.json:
-            print_json(planned)
+        print_json(planned, arguments)
         return 0
     errors, measured, places = [], 0, places_from(arguments)
     for each in chosen.suite_runs:
@@ -275,13 +271,8 @@ def _score(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"none of these metrics could be measured; put right what is missing, or name another suite than {arguments.suite!r}"
         )
-    if arguments.json:
-        print_json(
-            {
-                "values": [value.model_dump() for value in values],
-                "scores": {name: column.tolist() for name, column in scores.columns.items()},
-            }
-        )
+    columns = {name: column.tolist() for name, column in scores.columns.items()}
+    print_json({"values": [value.model_dump() for value in values], "scores": columns}, arguments)
     return 0
 
 
