@@ -61,7 +61,7 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
         help="measure latency and memory only in this setting of the suite; --dry-run lists them; may be repeated (default: all)",
     )
     measuring.add_argument(
-        "--profile", action="store_true", help="also profile each stage, outside the timed rounds, and write where its time goes"
+        "--profile-stages", action="store_true", help="also profile each stage, outside the timed rounds, and write where its time goes"
     )
     _add_dry_run(measuring)
     overrides.add_overrides(measuring)
@@ -114,7 +114,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from sdbench.run.context import check_models, check_suite  # they import torch, so misspelt options are reported first
 
     only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
-    options = {"settings": tuple(arguments.setting), "profile": arguments.profile}
+    options = {"settings": tuple(arguments.setting), "profile": arguments.profile_stages}
     context = _make_context(suite, arguments, only, arguments.device, **options)
     check_suite(context)  # before anything is printed, in a dry run too
     check_models(specs, suite)
@@ -172,7 +172,7 @@ def _check_until_verdict(arguments: argparse.Namespace) -> None:
     """Check that no option is given that means nothing with `--until-verdict`, or without it."""
     if bool(arguments.baseline) != arguments.until_verdict or (arguments.until_verdict and len(arguments.model) > 1):
         raise UserError("--until-verdict takes one --model and a --baseline to compare it with; --baseline needs --until-verdict too")
-    names = ("dry_run", "setting", "profile") if arguments.until_verdict else ("policy", "junit", "markdown")
+    names = ("dry_run", "setting", "profile_stages") if arguments.until_verdict else ("policy", "junit", "markdown")
     if wrong := [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]:
         raise UserError(f"{wrong[0]} {'does not work' if arguments.until_verdict else 'works only'} with --until-verdict; leave it out")
 
@@ -182,7 +182,7 @@ def _check_part(arguments: argparse.Namespace) -> None:
     asked = {
         "--weights random": arguments.weights == "random",
         "--only probes": arguments.only == "probes",
-        **{f"--{name.replace('_', '-')}": getattr(arguments, name) for name in ("setting", "profile", "dry_run", "until_verdict")},
+        **{f"--{name.replace('_', '-')}": getattr(arguments, name) for name in ("setting", "profile_stages", "dry_run", "until_verdict")},
     }
     if wrong := [option for option, given in asked.items() if given]:
         raise UserError(f"{wrong[0]} does not work with --part, which only draws images; leave one of them out")

@@ -98,7 +98,7 @@ def check_suite(context: RunContext) -> None:
         lacking = {"quality": "no metrics", "probes": "no probes"}.get(context.only or "", "neither metrics nor probes")
         raise UserError(f"suite {suite.name!r} has {lacking}, so there is nothing to measure; name another with --suite")
     if (context.settings or context.profile) and not context.probes:
-        option = "--setting" if context.settings else "--profile"
+        option = "--setting" if context.settings else "--profile-stages"
         raise UserError(f"{option} is for probes, of which this run of suite {suite.name!r} has none; leave it out")
     if suite.family == "scenes" and context.with_quality and suite.sampling.shape_px != (SIZE_PX, SIZE_PX):
         height, width = suite.sampling.shape_px
