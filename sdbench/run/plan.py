@@ -34,13 +34,13 @@ def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str]
     Raises:
         UserError: the weights of a model on this disk are damaged, or the Hub cannot be reached.
     """
-    suite, sampling, timed = context.suite, context.sampling, context.timed_settings
+    suite, sampling = context.suite, context.sampling
     assert suite.prompts
     check_weights(specs, sampling.dtype)
     efficiency = EFFICIENCY[context.device.partition(":")[0]]
     rate = efficiency * ceilings.measure("matmul", context.device, sampling.dtype) / 2  # two FLOPs are one multiply-accumulate
     scored = suite if context.with_quality else suite.model_copy(update={"metrics": {}})
-    copies = itertools.product(specs, dtypes(sampling, timed))
+    copies = itertools.product(specs, dtypes(context))
     of_models = itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)
     files = [*dict.fromkeys(of_models), *requirements.files_to_fetch(scored)]  # models of one base share its files
     n = suite.prompts.n * suite.samples if context.with_quality else 0
@@ -55,9 +55,9 @@ def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str]
         "models": _estimate_models(specs, sampling, n + _count_timed_images(context), rate),
     }
     lines = [_text(content, n, suite.samples)]
-    if context.probes:
-        lines.append(f"probes: {context.probes.rounds} rounds a model, each a process for every setting: {', '.join(timed)}")
-    lines += slow_dtype_notes(sampling, timed, context.device, draws=bool(n))
+    if probes := context.probes:
+        lines.append(f"probes: {probes.rounds} rounds a model, each a process for every setting: {', '.join(context.timed_settings)}")
+    lines += slow_dtype_notes(context)
     return {**content, "text": "\n".join(lines)}
 
 

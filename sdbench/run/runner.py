@@ -125,9 +125,9 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
         UserError: a model is of another family or damaged, two models have the same name, or the Hub cannot be reached.
     """
     check_models(specs, context.suite)
-    for note in slow_dtype_notes(context.sampling, context.timed_settings, context.device, draws=context.with_quality):
+    for note in slow_dtype_notes(context):
         print_note(note)
-    copies = [*itertools.product(specs, dtypes(context.sampling, context.timed_settings))]
+    copies = [*itertools.product(specs, dtypes(context))]
     files = dict.fromkeys(itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies))
     if files:  # models of one base share its files
         print_note(f"fetching {sizes_text(files)}")
