@@ -109,9 +109,10 @@ def print_answer(text: str, arguments: argparse.Namespace) -> None:
     (print_note if arguments.json else show)(text)
 
 
-def print_json(content: Any) -> None:
-    """Print the answer for machines, as JSON on stdout."""
-    show(json.dumps(content, indent=1, default=str))
+def print_json(content: Any, arguments: argparse.Namespace) -> None:
+    """Print a command's answer for machines, as JSON on stdout, where `--json` asks for it."""
+    if arguments.json:
+        show(json.dumps(content, indent=1, default=str))
 
 
 def run_command(program: str, command: Callable[[], int]) -> int:

@@ -28,7 +28,7 @@ HALVES = ("quality", "probes")  # image metrics; latency and memory
 POLICY = "gate.toml"
 _LOCAL = Path("suites")
 _INSTALLED, _CHECKED_OUT = Path(__file__).parent / "_suites", Path(__file__).parents[1] / "suites"
-_SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _CHECKED_OUT
+SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _CHECKED_OUT  # the folder of the package's own files
 MAX_IMAGES = 1_000_000  # all are listed before anything is measured
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -63,21 +63,13 @@ class Prompts(Table):
     looked: Annotated[int, Field(gt=0)] | None = Field(default=None, exclude_if=is_unset)
 
     @model_validator(mode="after")
-    def _check_groups(self) -> Self:
+    def _check(self) -> Self:
         if self.groups and sum(self.groups.values()) != self.n:
             raise ValueError(f"the 'groups' have {sum(self.groups.values())} prompts in total, but 'n' is {self.n}")
         if self.groups and self.source == "dataset" and self.seed:
             raise ValueError("'groups' are parts of a list in its own order; a seed other than 0 draws from it")
-        return self
-
-    @model_validator(mode="after")
-    def _check_samples(self) -> Self:
         if (images := self.n * self.samples) > MAX_IMAGES:
             raise ValueError(f"'n' times 'samples' is {images:,} images; at most {MAX_IMAGES:,}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_source(self) -> Self:
         needed = {"scenes": None, "file": "file", "dataset": "path"}[self.source]
         if needed and not getattr(self, needed):
             raise ValueError(f"source {self.source!r} needs {needed!r}")
@@ -162,14 +154,17 @@ class Teacher(Table):
     suite: str | None = None
 
 
-def check_half(only: str | None) -> None:
-    """Check the name of one half of a suite; None is both.
+def check_half(only: str | None, among: Sequence[str] = HALVES) -> None:
+    """Check the name of the half of a suite that is asked for; None is both.
+
+    Args:
+        among: the halves that the caller can measure or weigh alone.
 
     Raises:
-        UserError: there is no such half.
+        UserError: it is none of them.
     """
-    if only not in (None, *HALVES):
-        raise unknown_name("half of a suite", str(only), HALVES)
+    if only not in (None, *among):
+        raise unknown_name("value of `only`", str(only), among)
 
 
 class Suite(Table):
@@ -236,14 +231,6 @@ class Suite(Table):
             settings["teacher"]["suite"] = self.teacher_suite().id.model_dump()
         content = json.dumps([settings, self.prompt_list()], sort_keys=True)
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
-
-    def check_inputs(self) -> None:
-        """Check that prompts and latent are here or reachable, and that the teacher's images can be paired with the suite's.
-
-        Raises:
-            MissingError, UserError: see `id`.
-        """
-        _ = self.id
 
     @property
     def other_suite(self) -> str | None:
@@ -327,7 +314,7 @@ def look_order(prompt_ids: Sequence[str], batch: int) -> list[str]:
 def find(name: str) -> Path:
     """The path of a suite file, the policy, or another file beside them: in `./suites` where it exists there, else in the package."""
     own = _LOCAL / name
-    return own if own.exists() else _SHIPPED / name
+    return own if own.exists() else SHIPPED / name
 
 
 def base_name(name: str) -> str:
@@ -337,7 +324,7 @@ def base_name(name: str) -> str:
 
 def names() -> list[str]:
     """The names of all suites, in `./suites` and in the package."""
-    return sorted({path.stem for folder in (_LOCAL, _SHIPPED) for path in folder.glob("*.toml") if path.name != POLICY})
+    return sorted({path.stem for folder in (_LOCAL, SHIPPED) for path in folder.glob("*.toml") if path.name != POLICY})
 
 
 def load(what: str, including: tuple[Path, ...] = ()) -> Suite:
@@ -348,7 +335,7 @@ def load(what: str, including: tuple[Path, ...] = ()) -> Suite:
 
     Raises:
         UserError: there is no such suite, or not in this version; or it is not TOML, a key is misspelt or missing, a value is out of
-            range, or it includes itself.
+            range, it includes itself, or parts of it differ in their probes and it has none of its own.
     """
     is_path, (name, _, version) = what.endswith(".toml"), what.partition("@")
     path = Path(what) if is_path else find(f"{name}.toml")
@@ -361,9 +348,15 @@ def load(what: str, including: tuple[Path, ...] = ()) -> Suite:
     if not is_path and version not in ("", str(suite.version)):
         raise UserError(f"there is no suite {what}: {path} has version {suite.version}")
     suite = _with_files_beside(suite, path.parent)
+    states_probes = suite.probes is not None
     for name in suite.include:
         beside = path.parent / name
         part = load(str(beside) if name.endswith(".toml") and beside.is_file() else name, (*including, path.resolve()))
+        if not states_probes and suite.probes and part.probes and suite.probes != part.probes:
+            raise UserError(
+                f"suite {path} includes {name!r}, whose [probes] differ from those of a part before it; state [probes] in the file itself, "
+                "or include only one of these parts"
+            )
         metrics = {family: names for family, names in part.metrics.items() if suite.family in (None, family)}
         suite = suite.model_copy(
             update={

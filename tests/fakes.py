@@ -94,7 +94,9 @@ def replace_probes(patch: pytest.MonkeyPatch, *values: Value) -> None:
 
 
 def prepare_in(folder: Path, suite: Suite = SUITE, only: str | None = "quality") -> RunContext:
-    return prepare(suite, device="cpu", results=folder / "results", runs=folder / "runs", only=only)
+    context = RunContext(suite, "cpu", folder / "results", folder / "runs", only)
+    prepare(context)
+    return context
 
 
 def write_again(folder: Path, shift: float = 0.0, **changes: Any) -> Path:

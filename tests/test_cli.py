@@ -161,7 +161,7 @@ def test_models_that_were_measured_are_shown_beside_the_error_of_one_that_was_no
             "unknown setting 'b3'",
         ),
         (["run", "--model", "scenes-teacher", "--only", "quality", "--setting", "base"], "--setting is for probes"),
-        (["run", "--model", "scenes-teacher", "--only", "quality", "--profile"], "--profile is for probes"),
+        (["run", "--model", "scenes-teacher", "--only", "quality", "--profile-stages"], "--profile-stages is for probes"),
         (["run", "--model", "scenes-teacher", "--device", "gpu"], "no device 'gpu' here"),
         (["run", "--model", "scenes-teacher", "--device", "gpu", "--dry-run"], "no device 'gpu' here"),
         (["run", "--model", "scenes-teacher", "--junit", "gate.xml"], "--junit works only with --until-verdict"),
@@ -171,7 +171,7 @@ def test_models_that_were_measured_are_shown_beside_the_error_of_one_that_was_no
         ),
         (
             ["run", "--model", "scenes-teacher", "--until-verdict", "--baseline", "b", "--only", "probes"],
-            "unknown half to gate by 'probes'; known: quality",
+            "unknown value of `only` 'probes'; known: quality",
         ),
         (["run", "--model", "scenes-teacher", "--part", "1/2", "--dry-run"], "--dry-run does not work with --part"),
         (["run", "--model", "sdxl", "--weights", "random", "--part", "1/2"], "--weights random does not work with --part"),

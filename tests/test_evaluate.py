@@ -301,11 +301,11 @@ def test_invalid_input_is_reported_before_anything_is_generated(few: suites.Suit
     with pytest.raises(UserError, match="unknown model 'scenes-vegas'; did you mean 'scenes-vega'"):
         sdbench.evaluate("scenes-vegas", few)
     for model in (pipeline, "scenes-vega"):
-        with pytest.raises(UserError, match="unknown half of a suite 'qualty'; did you mean 'quality'"):
+        with pytest.raises(UserError, match="unknown value of `only` 'qualty'; did you mean 'quality'"):
             sdbench.evaluate(model, few, only="qualty", baseline="scenes-ssd-1b")
-    with pytest.raises(UserError, match="unknown half to gate by 'probes'; known: quality"):
+    with pytest.raises(UserError, match="unknown value of `only` 'probes'; known: quality"):
         sdbench.evaluate("scenes-vega", few, only="probes", baseline="scenes-ssd-1b")
-    with pytest.raises(UserError, match="unknown half of a suite 'probe'; did you mean 'probes'"):
+    with pytest.raises(UserError, match="unknown value of `only` 'probe'; did you mean 'probes'"):
         api.run([resolve("scenes-vega")], few, only="probe")
     with pytest.raises(UserError, match="save the pipeline and name its folder"):
         sdbench.evaluate(pipeline, few, only="probes")
@@ -356,7 +356,7 @@ def test_until_verdict_can_weigh_and_measure_image_metrics_alone(few: suites.Sui
     assert report.inputs
     assert report.inputs.baseline_asked == str(teacher.folder)
     assert records.read_record(found).value("latency.pipeline.p50") is None
-    with pytest.raises(UserError, match="unknown half to gate by 'probes'"):
+    with pytest.raises(UserError, match="unknown value of `only` 'probes'"):
         api.until_verdict(resolve("scenes-teacher"), few, baseline=str(teacher.folder), only="probes")
 
 
@@ -367,7 +367,7 @@ def test_nothing_is_run_for_a_policy_without_the_suite(
     policy = tmp_path / "policy.toml"
     policy.write_text("alpha = 0.05\n[suites.other]\n", encoding="utf-8")
     for judge in (
-        lambda: api.gate("scenes-vega-pruned", teacher.folder, policy=policy),
+        lambda: api.gate("scenes-vega-pruned", teacher.folder, few, policy=policy),
         lambda: api.until_verdict(resolve("scenes-vega-pruned"), few, baseline="scenes-vega", policy=policy),
     ):
         with pytest.raises(UserError, match=r"has no table \[suites\.quality\], so it weighs no metric of suite 'quality-custom'"):

@@ -22,6 +22,5 @@ def _plan(options: argparse.Namespace) -> int:
 
     plan = describe_recipe(recipe, options.family, steps=options.steps, tflops=options.tflops, usd_per_hour=options.usd_per_hour)
     print_answer(plan["text"], options)
-    if options.json:
-        print_json(plan)
+    print_json(plan, options)
     return 0

@@ -81,9 +81,8 @@ def _sensitivity(options: argparse.Namespace) -> int:
     if budget := options.latency or options.parameters:
         cost = _measure_times(options, teacher, images, device) if options.latency else parameters
         stages = _derive(options, teacher, like, sensitivity, parameters, cost, budget)
-    if options.json:
-        parts = rank_parts(sensitivity, parameters.shares)
-        print_json({"teacher": name, "digest": sensitivity.digest, "parts": parts, "stages": stages, "recipe": options.write_recipe})
+    parts = rank_parts(sensitivity, parameters.shares)
+    print_json({"teacher": name, "digest": sensitivity.digest, "parts": parts, "stages": stages, "recipe": options.write_recipe}, options)
     return 0
 
 

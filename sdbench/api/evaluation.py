@@ -99,7 +99,7 @@ def evaluate(
     only = "quality" if in_memory else only
     chosen, rules, old = find_suite(suite, spec), gating.load_policy(policy), None
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
-        gating.check_only(only)
+        suites.check_half(only, gating.GATED)
         old = gating.find_baseline(as_text(baseline), chosen, rules, places, device, only)
         gating.check_required(chosen, rules, places)
     named = [each for each in ((old,) if in_memory else (spec, old)) if isinstance(each, ModelSpec)]
@@ -128,9 +128,10 @@ def _run_in_memory(pipeline: Any, spec: ModelSpec, suite: suites.Suite, places: 
 
     from sdbench.models import in_memory
     from sdbench.run import runner
-    from sdbench.run.context import prepare
+    from sdbench.run.context import RunContext, prepare
 
-    context = prepare(suite, device=in_memory.device(pipeline), results=places.results, runs=places.work, only="quality")
+    context = RunContext(suite, in_memory.device(pipeline), places.results, places.work, only="quality")
+    prepare(context)
     with in_memory.sampling_copy(pipeline, getattr(torch, context.sampling.dtype)) as sampler:
         (folder,) = runner.run([spec], replace(context, pipelines={spec.name: sampler}))
     return folder

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from sdbench import machine, records, suites
@@ -10,8 +11,8 @@ from sdbench.api import measuring
 from sdbench.api.inputs import NamedModel, NamedSuite, as_text, find_model, find_suite, load_suite
 from sdbench.api.places import Places
 from sdbench.disk import locked
-from sdbench.errors import UserError, unknown_name
-from sdbench.gate import comparison, floors, lookup, recorded, weighing
+from sdbench.errors import UserError
+from sdbench.gate import comparison, floors, judging, lookup, recorded, weighing
 from sdbench.gate import policy as policies
 from sdbench.gate.comparison import Comparison
 from sdbench.gate.pairing import Side
@@ -21,6 +22,7 @@ from sdbench.models.spec import ModelSpec
 from sdbench.records import SuiteId
 
 Announce = Callable[[str], None]
+GATED = ("quality",)  # the half of a suite that a gate can be asked to weigh alone
 
 
 def gate(
@@ -54,14 +56,15 @@ def gate(
     Raises:
         UserError: bad input, as from the command line.
     """
-    check_only(only)
+    suites.check_half(only, GATED)
     rules = load_policy(policy)
     chosen = load_suite(suite) if suite else None
     old_source = lookup.find_baseline(as_text(baseline), places.results)
     new_source = lookup.find_candidate(as_text(candidate), places.results, base=base, lora=lora, name=name)
-    measure = _announced_run(places, device, only, announce)
+    measure = partial(_run_announced, places=places, device=device, only=only, announce=announce)
 
     def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
+        rules.rules(suite.name)  # raises where the policy does not weigh it, before torch is imported
         from sdbench.run.context import check_models
 
         check_models(specs, suite)
@@ -73,7 +76,7 @@ def gate(
         found |= zip(missing, measure(missing, suite), strict=True)
         return [found[spec] for spec in specs]
 
-    new, old = lookup.find_or_run_pair(new_source, old_source, chosen, rules, places.results, run)
+    new, old = lookup.find_or_run_pair(new_source, old_source, chosen, places.results, run)
     return judge_records(new, old, rules, places, str(baseline), only=only)
 
 
@@ -115,10 +118,10 @@ def until_verdict(
         UserError: bad input, as from the command line.
     """
     from sdbench.encoders.memory import evaluators_on
-    from sdbench.run.context import check_models, prepare
+    from sdbench.run.context import RunContext, check_models, prepare
     from sdbench.run.until_verdict import run_until_verdict
 
-    check_only(only)
+    suites.check_half(only, GATED)
     spec = find_model(model)
     chosen, rules = find_suite(suite, spec), load_policy(policy)
     weighing.leave_out_probes(rules, chosen.name, only, ())  # a policy that weighs nothing here ends the run before it begins
@@ -126,10 +129,11 @@ def until_verdict(
     old = find_baseline(as_text(baseline), chosen, rules, places, device, only)
     check_required(chosen, rules, places)
     if isinstance(old, ModelSpec):
-        (old,) = _announced_run(places, device, only, announce)([old], chosen)
+        (old,) = _run_announced([old], chosen, places=places, device=device, only=only, announce=announce)
     reference = records.read_record(old)
     weighed, left_out = weighing.leave_out_probes(rules, chosen.name, only, (reference,))
-    context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only=only)
+    context = RunContext(chosen, machine.choose_device(device), places.results, places.work, only=only)
+    prepare(context)
     with evaluators_on(context.device):
         new, report = run_until_verdict(spec, context, old, weighed, floors.between_runs(reference, places.results))
     report = weighing.with_left_out(report, left_out, (records.read_record(new), reference))
@@ -160,7 +164,7 @@ def noise(
     if seeds < 2:
         raise UserError(f"a noise floor needs at least 2 seeds, found {seeds}")
     from sdbench.run import runner
-    from sdbench.run.context import prepare
+    from sdbench.run.context import RunContext, prepare
 
     spec = find_model(model)
     chosen = find_suite(suite, spec)
@@ -177,25 +181,16 @@ def noise(
             # Without a teacher, whose images have other noise.
             seeded = chosen.model_copy(update={"noise": chosen.noise.model_copy(update={"seed": number}), "teacher": None})
             folder = work / str(number)
-            context = prepare(seeded, device=device, results=folder / "records", runs=places.work, only=only)
             # Finished rounds are found by their content, which is the same for all seeds: each needs its own.
-            (record,) = runner.run([spec], replace(context, rounds=folder / "probes"))
+            context = RunContext(seeded, device, folder / "records", places.work, only=only, rounds=folder / "probes")
+            prepare(context)
+            (record,) = runner.run([spec], context)
             sides.append(Side.read(record))
         floor = floors.estimate(sides, numbers, chosen.id)
         path = floors.write(floor, places.results)
         for number in numbers:  # the next floor is measured anew; a killed run has continued from these until now
             shutil.rmtree(work / str(number) / "probes", ignore_errors=True)
     return path, floor
-
-
-def check_only(only: str | None) -> None:
-    """Check which half of a suite a gate is asked to weigh: the image metrics alone, or both.
-
-    Raises:
-        UserError: it is neither.
-    """
-    if only not in (None, "quality"):
-        raise unknown_name("half to gate by", only, ("quality",))
 
 
 def load_policy(path: str | Path | None) -> Policy:
@@ -252,15 +247,13 @@ def _machine_class(device: str | None) -> str:
     return machine.this_machine(machine.choose_device(device)).machine_class
 
 
-def _announced_run(places: Places, device: str | None, only: str | None, announce: Announce | None) -> lookup.Run:
-    """Measures models under a suite, after a note that says so."""
-
-    def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
-        if announce:
-            announce(lookup.describe_run(specs, suite, places.results))
-        return measuring.run(specs, suite, places=places, device=device, only=only)
-
-    return run
+def _run_announced(
+    specs: Sequence[ModelSpec], suite: suites.Suite, *, places: Places, device: str | None, only: str | None, announce: Announce | None
+) -> list[Path]:
+    """Measure models under a suite, after a note that says so, and return their record folders."""
+    if announce:
+        announce(lookup.describe_run(specs, suite, places.results))
+    return measuring.run(specs, suite, places=places, device=device, only=only)
 
 
 def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline: str, *, only: str | None) -> Report:
@@ -274,12 +267,14 @@ def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline:
         only: "quality" to weigh the image metrics alone.
 
     Raises:
-        UserError: see `Side.read` and `weighing.judge_weighed`; or a noise floor cannot be read.
+        UserError: see `Side.read` and `weighing.leave_out_probes`; or a noise floor cannot be read.
     """
-    sides = Side.read(new), Side.read(old)
-    reference = sides[1].record
-    report = weighing.judge_weighed(*sides, rules, floors.between_runs(reference, places.results), only=only)
-    return _with_inputs(report, new, old, reference.suite, rules, baseline)
+    ours, theirs = Side.read(new), Side.read(old)
+    both = ours.record, theirs.record
+    weighed, left_out = weighing.leave_out_probes(rules, ours.record.suite.name, only, both)
+    report = judging.judge(ours, theirs, weighed, floors.between_runs(theirs.record, places.results))
+    report = weighing.with_left_out(report, left_out, both)
+    return _with_inputs(report, new, old, theirs.record.suite, rules, baseline)
 
 
 def _with_inputs(report: Report, new: Path, old: Path, suite: SuiteId, rules: Policy, baseline: str) -> Report:

@@ -34,18 +34,12 @@ def run(
         UserError: bad input, as from the command line.
     """
     from sdbench.run import runner
-    from sdbench.run.context import prepare
+    from sdbench.run.context import RunContext, prepare
 
     specs = find_models(models)
-    context = prepare(
-        find_suite(suite, specs[0]),
-        device=machine.choose_device(device),
-        results=places.results,
-        runs=places.work,
-        only=only,
-        settings=settings,
-        profile=profile,
-    )
+    chosen, device = find_suite(suite, specs[0]), machine.choose_device(device)
+    context = RunContext(chosen, device, places.results, places.work, only, settings=tuple(settings), profile=profile)
+    prepare(context)
     return runner.run(specs, context)
 
 
@@ -74,11 +68,12 @@ def draw(
     if not 1 <= part[0] <= part[1]:
         raise UserError(f"there is no part {part[0]} of {part[1]}; parts are (k, n) with k from 1 to n, such as (2, 8)")
     from sdbench.run import runner
-    from sdbench.run.context import prepare
+    from sdbench.run.context import RunContext, prepare
 
     specs = find_models(models)
     chosen = find_suite(suite, specs[0])
-    context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")
+    context = RunContext(chosen, machine.choose_device(device), places.results, places.work, only="quality")
+    prepare(context)
     return runner.draw(specs, context, part)
 
 
@@ -144,7 +139,7 @@ def record_images(
     """
     _check_paths(images, prompts)
     from sdbench.run import external
-    from sdbench.run.context import prepare
+    from sdbench.run.context import RunContext, prepare
 
     chosen = load_suite(suite)
     found, wanted = external.find_images(Path(images), Path(prompts) if prompts else None, chosen), [*chosen.prompt_list().values()]
@@ -157,7 +152,8 @@ def record_images(
                 f"images in {images} have other captions; name a suite file with your prompts, or a suite that takes one image of each"
             )
         chosen = Overrides(prompts=prompts or images).apply(chosen)
-    context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")
+    context = RunContext(chosen, machine.choose_device(device), places.results, places.work, only="quality")
+    prepare(context)
     return external.record_images(found, name, context)
 
 

@@ -144,22 +144,20 @@ def compare(arguments: argparse.Namespace) -> int:
     found = api.compare(arguments.a, arguments.b, arguments.suite, places=api.Places(arguments.results))
     print_answer(found.text(table_width()), arguments)
     _append_markdown(found, arguments)
-    if arguments.json:
-        print_json(found.to_json())
+    print_json(found.to_json(), arguments)
     return 0
 
 
 def noise(arguments: argparse.Namespace) -> int:
     """Run `sdbench noise` and return 0."""
-    from sdbench import api, suites
-    from sdbench.gate import lookup
+    from sdbench import api
+    from sdbench.api.inputs import find_suite
     from sdbench.models.spec import resolve
     from sdbench.records.names import is_probe
     from sdbench.tables import format_number
 
     spec = resolve(arguments.model, base=arguments.base, lora=arguments.lora, name=arguments.name)
-    suite = suites.load(arguments.suite) if arguments.suite else lookup.default_suite(spec)
-    suite = overrides.read(arguments).apply(suite)
+    suite = overrides.read(arguments).apply(find_suite(arguments.suite, spec))
     if arguments.only != "probes":
         print_requirements(suite, arguments)
     path, floor = api.noise(
@@ -171,8 +169,7 @@ def noise(arguments: argparse.Namespace) -> int:
         print_answer(f"{name:28} standard deviation of the difference of two runs: {noise_text}; the runs' values: {ends}", arguments)
     print_answer("a margin in the gate's policy must exceed the standard deviation of its metric", arguments)
     print_answer(f"written: {path}", arguments)
-    if arguments.json:
-        print_json(floor.model_dump(mode="json"))
+    print_json(floor.model_dump(mode="json"), arguments)
     return 0
 
 
@@ -195,8 +192,7 @@ def baseline(arguments: argparse.Namespace) -> int:
             print_answer(f"{shown:16} {since}  {what}", arguments)
     if not known:
         print_note("there are no baselines yet; name one: sdbench baseline set NAME RECORD --why TEXT")
-    if arguments.json:
-        print_json({name: [move.model_dump(mode="json") for move in moves] for name, moves in known.items()})
+    print_json({name: [move.model_dump(mode="json") for move in moves] for name, moves in known.items()}, arguments)
     return 0
 
 
@@ -243,8 +239,7 @@ def _publish(report: "Report", arguments: argparse.Namespace) -> None:
     if arguments.junit:
         _write(arguments.junit, "w", report.junit())
     _append_markdown(report, arguments)
-    if arguments.json:
-        print_json(report.to_json())
+    print_json(report.to_json(), arguments)
 
 
 def _append_markdown(found: "Report | Comparison", arguments: argparse.Namespace) -> None:

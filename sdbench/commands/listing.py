@@ -24,7 +24,7 @@ def _models(arguments: argparse.Namespace) -> int:
     from sdbench.models.catalogue import CATALOGUE
 
     if arguments.json:
-        print_json([asdict(entry) for entry in CATALOGUE.values()])
+        print_json([asdict(entry) for entry in CATALOGUE.values()], arguments)
         return 0
     rows = tuple(
         (
@@ -54,7 +54,7 @@ def _suites(arguments: argparse.Namespace) -> int:
         except UserError as error:  # ./suites may hold another program's files
             print_note(f"not a suite: {error}")
     if arguments.json:
-        print_json([suite.model_dump() for suite in loaded])
+        print_json([suite.model_dump() for suite in loaded], arguments)
         return 0
     for suite in loaded:
         print_answer(f"{f'{suite.name}@{suite.version}':20} {suite.family or 'part':7} {suite.description}", arguments)
@@ -71,6 +71,5 @@ def _doctor(arguments: argparse.Namespace) -> int:
     for finding in checks.examine(arguments.results, places_from(arguments).work):
         findings.append(finding)
         print_answer(f"{'ok ' if finding.is_ok else 'BAD' if finding.is_fatal else '-- '} {finding.text}", arguments)
-    if arguments.json:
-        print_json([{"ok": finding.is_ok, "fatal": finding.is_fatal, "text": finding.text} for finding in findings])
+    print_json([{"ok": finding.is_ok, "fatal": finding.is_fatal, "text": finding.text} for finding in findings], arguments)
     return BAD_INPUT if any(finding.is_fatal and not finding.is_ok for finding in findings) else 0

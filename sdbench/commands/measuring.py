@@ -13,6 +13,7 @@ from sdbench.notes import print_note
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
+    from sdbench.run.context import RunContext
     from sdbench.suites import Suite
 
 
@@ -60,7 +61,7 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
         help="measure latency and memory only in this setting of the suite; --dry-run lists them; may be repeated (default: all)",
     )
     measuring.add_argument(
-        "--profile", action="store_true", help="also profile each stage, outside the timed rounds, and write where its time goes"
+        "--profile-stages", action="store_true", help="also profile each stage, outside the timed rounds, and write where its time goes"
     )
     _add_dry_run(measuring)
     overrides.add_overrides(measuring)
@@ -113,21 +114,21 @@ def _run(arguments: argparse.Namespace) -> int:
     from sdbench.run.context import check_models, check_suite  # they import torch, so misspelt options are reported first
 
     only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
-    check_suite(suite, only=only, settings=arguments.setting, profile=arguments.profile)  # before anything is printed, in a dry run too
+    options = {"settings": tuple(arguments.setting), "profile": arguments.profile_stages}
+    context = _make_context(suite, arguments, only, arguments.device, **options)
+    check_suite(context)  # before anything is printed, in a dry run too
     check_models(specs, suite)
     if arguments.part:
         return _draw_part(specs, suite, arguments)
-    missing = _missing_from_teacher(specs, suite, arguments) if only != "probes" else []
+    missing = _missing_from_teacher(specs, context) if only != "probes" else []
     if arguments.dry_run:
-        planned = _print_plan(specs, suite, arguments, only, arguments.setting, arguments.device, missing)
-        if arguments.json:
-            print_json(planned)
+        planned = _print_plan(specs, context, arguments, missing)
+        print_json(planned, arguments)
         return 0
     if only != "probes":
         print_requirements(suite, arguments, missing)
-    options = {"device": arguments.device, "settings": arguments.setting, "profile": arguments.profile}
     try:
-        made = api.run(specs, suite, **options, only=only, places=places_from(arguments))
+        made = api.run(specs, suite, **options, only=only, device=arguments.device, places=places_from(arguments))
     except PartialError as error:
         if error.folders:
             _print_records(error.folders, arguments)
@@ -148,15 +149,13 @@ def _draw_part(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse
             if n
             else f"{name}: all images are drawn; the same command without --part scores them and writes the record"
         )
-    if arguments.json:
-        print_json({"missing": missing})
+    print_json({"missing": missing}, arguments)
     return 0
 
 
 def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     """The models and the suite that the options of `run` name."""
-    from sdbench import suites
-    from sdbench.gate import lookup
+    from sdbench.api.inputs import find_suite
     from sdbench.models.spec import resolve
 
     _check_until_verdict(arguments)
@@ -166,15 +165,14 @@ def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSp
         raise UserError("--name is for one model, but several are given; run them one by one, or leave --name out")
     completion = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
     specs = [resolve(what, **completion) for what in arguments.model]
-    suite = suites.load(arguments.suite) if arguments.suite else lookup.default_suite(specs[0])
-    return specs, overrides.read(arguments).apply(suite)
+    return specs, overrides.read(arguments).apply(find_suite(arguments.suite, specs[0]))
 
 
 def _check_until_verdict(arguments: argparse.Namespace) -> None:
     """Check that no option is given that means nothing with `--until-verdict`, or without it."""
     if bool(arguments.baseline) != arguments.until_verdict or (arguments.until_verdict and len(arguments.model) > 1):
         raise UserError("--until-verdict takes one --model and a --baseline to compare it with; --baseline needs --until-verdict too")
-    names = ("dry_run", "setting", "profile") if arguments.until_verdict else ("policy", "junit", "markdown")
+    names = ("dry_run", "setting", "profile_stages") if arguments.until_verdict else ("policy", "junit", "markdown")
     if wrong := [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]:
         raise UserError(f"{wrong[0]} {'does not work' if arguments.until_verdict else 'works only'} with --until-verdict; leave it out")
 
@@ -184,24 +182,28 @@ def _check_part(arguments: argparse.Namespace) -> None:
     asked = {
         "--weights random": arguments.weights == "random",
         "--only probes": arguments.only == "probes",
-        **{f"--{name.replace('_', '-')}": getattr(arguments, name) for name in ("setting", "profile", "dry_run", "until_verdict")},
+        **{f"--{name.replace('_', '-')}": getattr(arguments, name) for name in ("setting", "profile_stages", "dry_run", "until_verdict")},
     }
     if wrong := [option for option, given in asked.items() if given]:
         raise UserError(f"{wrong[0]} does not work with --part, which only draws images; leave one of them out")
 
 
+def _make_context(
+    suite: "Suite", arguments: argparse.Namespace, only: str | None, device: str | None = None, **options: Any
+) -> "RunContext":
+    from sdbench.machine import choose_device
+    from sdbench.run.context import RunContext
+
+    where = places_from(arguments)
+    return RunContext(suite, choose_device(device), where.results, where.work, only, **options)
+
+
 def _print_plan(
-    specs: "Sequence[ModelSpec]",
-    suite: "Suite",
-    arguments: argparse.Namespace,
-    only: str | None,
-    settings: Sequence[str],
-    device: str | None = None,
-    missing: Sequence[str] = (),
+    specs: "Sequence[ModelSpec]", context: "RunContext", arguments: argparse.Namespace, missing: Sequence[str] = ()
 ) -> dict[str, Any]:
     from sdbench.run.plan import plan
 
-    content = plan(specs, suite, places_from(arguments).work, device=device, only=only, settings=settings, missing=missing)
+    content = plan(specs, context, missing)
     print_answer(content["text"], arguments)
     return content
 
@@ -214,8 +216,7 @@ def _print_records(made: Sequence[Path], arguments: argparse.Namespace) -> int:
     print_answer(writing.text_table(shown, table_width()), arguments)
     for path in made:
         print_answer(f"record: {path}", arguments)
-    if arguments.json:
-        print_json([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)])
+    print_json([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)], arguments)
     showing.rewrite_leaderboard_after_run(arguments.results)
     return 0
 
@@ -227,9 +228,11 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     chosen = profiles.choose(arguments.profile)
     print_note(f"profile {chosen.name}: {chosen.why}")
     if arguments.dry_run:
-        planned = [_print_plan(each.specs, each.suite, arguments, each.only, each.settings) for each in chosen.suite_runs]
-        if arguments.json:
-            print_json(planned)
+        planned = [
+            _print_plan(each.specs, _make_context(each.suite, arguments, each.only, settings=each.settings), arguments)
+            for each in chosen.suite_runs
+        ]
+        print_json(planned, arguments)
         return 0
     errors, measured, places = [], 0, places_from(arguments)
     for each in chosen.suite_runs:
@@ -268,23 +271,13 @@ def _score(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"none of these metrics could be measured; put right what is missing, or name another suite than {arguments.suite!r}"
         )
-    if arguments.json:
-        print_json(
-            {
-                "values": [value.model_dump() for value in values],
-                "scores": {name: column.tolist() for name, column in scores.columns.items()},
-            }
-        )
+    columns = {name: column.tolist() for name, column in scores.columns.items()}
+    print_json({"values": [value.model_dump() for value in values], "scores": columns}, arguments)
     return 0
 
 
-def _missing_from_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> list[str]:
+def _missing_from_teacher(specs: "Sequence[ModelSpec]", context: "RunContext") -> list[str]:
     """What a run would be missing from the teacher, as far as can be known without fetching anything."""
-    from sdbench.machine import choose_device
     from sdbench.run import recording, requirements
-    from sdbench.run.context import RunContext
 
-    if not requirements.inputs_are_here(suite):
-        return []
-    where = places_from(arguments)
-    return recording.missing_of_teacher(specs, RunContext(suite, choose_device(arguments.device), where.results, where.work))
+    return recording.missing_of_teacher(specs, context) if requirements.inputs_are_here(context.suite) else []

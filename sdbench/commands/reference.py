@@ -55,8 +55,7 @@ def _reference(arguments: argparse.Namespace) -> int:
         print_answer(_describe(card), arguments)
     if not cards:
         print_note("no reference was built or imported yet; the reference `scenes` is rendered when it is needed")
-    if arguments.json:
-        print_json([card.model_dump() for card in cards])
+    print_json([card.model_dump() for card in cards], arguments)
     return 0
 
 

@@ -80,6 +80,5 @@ def _card(arguments: argparse.Namespace) -> int:
 
 def _print_written(files: Sequence[Path], arguments: argparse.Namespace, content: Any) -> int:
     print_note("written: " + ", ".join(map(str, files)))
-    if arguments.json:
-        print_json(content)
+    print_json(content, arguments)
     return 0

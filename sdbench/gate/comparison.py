@@ -155,10 +155,12 @@ def compare(a: Path, b: Path, results: Path) -> Comparison:
     uncertain = [name for name in bounds if _value(new, name).kind != "count"]
     survives = dict(zip(uncertain, decisions.holm([_p_value(bounds[name]) for name in uncertain], ALPHA), strict=True))
     found = [_difference(name, rules[name], each, new, old, is_sure=survives.get(name, True)) for name, each in bounds.items()]
+    n = len(uncertain)
+    by_chance = f"of {n} intervals of 95 %, some exclude 0 by chance; what could be chance does not survive Holm's correction over all {n}"
     notes = (
         *(["A and B are the same record"] if new.record == old.record else []),
         *pair_notes({name: rules[name] for name in bounds}, new.record, old.record, between_runs, own=True),
-        *_explain_chance(len(uncertain)),
+        *([by_chance] if n > 1 else []),
     )
     suite = old.record.suite.title_with_digest
     return Comparison(*names, str(a), str(b), suite, tuple(found), dict(_wins(new, old)), missing, notes)
@@ -204,11 +206,6 @@ def _describe_missing(by_reason: Mapping[str, tuple[str, ...]]) -> Iterator[str]
     for reason, names in by_reason.items():
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         yield f"not compared: {', '.join(names[:_NAMED])}{more}: {reason}"
-
-
-def _explain_chance(n: int) -> Iterator[str]:
-    if n > 1:
-        yield f"of {n} intervals of 95 %, some exclude 0 by chance; what could be chance does not survive Holm's correction over all {n}"
 
 
 def _wins(new: Side, old: Side) -> Iterator[tuple[str, WinRate]]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from sdbench import records, suites, tables
 from sdbench.errors import IncompleteError, UserError
 from sdbench.gate import baselines
-from sdbench.gate.policy import Policy
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.spec import NAME, ModelSpec, resolve
 from sdbench.records import Record, SuiteId
@@ -155,30 +154,26 @@ def default_suite(of: ModelSpec | Record) -> Suite:
     return suites.load(FAMILY_SUITE.get(of.family, "standard"))
 
 
-def find_or_run_pair(
-    ours: RecordOrModel, theirs: RecordOrModel, suite: Suite | None, policy: Policy, results: Path, run: Run
-) -> tuple[Path, Path]:
+def find_or_run_pair(ours: RecordOrModel, theirs: RecordOrModel, suite: Suite | None, results: Path, run: Run) -> tuple[Path, Path]:
     """The records of candidate (`ours`) and baseline under one suite and, if possible, from one machine class; a model without one is run.
 
     Args:
         suite: the suite to run where a record is missing; by default the suite of the other's record, or of the baseline's family.
-        policy: what is weighed; if it weighs no metric of the suite, nothing is run.
         run: measures models under a suite and returns their records.
 
     Raises:
-        UserError: a record's suite is unknown or is not the one that the other model would be run under, or the policy has no rules for it;
-            or no single record of a name fits.
+        UserError: a record's suite is unknown or is not the one that the other model would be run under, or no single record of a
+            name fits.
     """
     if isinstance(theirs, RecordedName):
         theirs = theirs.record_under(theirs.suite_for(ours, suite), _machine_class_of(ours))
     if isinstance(ours, RecordedName):
         ours = ours.record_under(ours.suite_for(theirs, suite), _machine_class_of(theirs))
     if isinstance(ours, Path):
-        return (ours, theirs) if isinstance(theirs, Path) else (ours, _find_or_run_opposite(theirs, ours, suite, policy, results, run))
+        return (ours, theirs) if isinstance(theirs, Path) else (ours, _find_or_run_opposite(theirs, ours, suite, results, run))
     if isinstance(theirs, Path):
-        return _find_or_run_opposite(ours, theirs, suite, policy, results, run), theirs
+        return _find_or_run_opposite(ours, theirs, suite, results, run), theirs
     chosen = suite or default_suite(theirs)
-    policy.rules(chosen.name)
     new, old = (_records_by_machine_class(spec, chosen.id, results) for spec in (ours, theirs))
     if common := [machine for machine in old if machine in new]:
         return new[common[-1]], old[common[-1]]
@@ -238,10 +233,9 @@ def _join(folders: Sequence[Path]) -> str:
     return ", ".join(map(str, folders))
 
 
-def _find_or_run_opposite(spec: ModelSpec, folder: Path, suite: Suite | None, policy: Policy, results: Path, run: Run) -> Path:
+def _find_or_run_opposite(spec: ModelSpec, folder: Path, suite: Suite | None, results: Path, run: Run) -> Path:
     """A record of a model, to compare with the record in a folder: of that record's own suite, else of the suite given or loaded."""
     record = records.read_record(folder)
-    policy.rules(record.suite.name)
     known = _records_by_machine_class(spec, record.suite, results)
     if suite is None and record.machine.machine_class in known:
         return known[record.machine.machine_class]

@@ -1,33 +1,13 @@
 """What of a policy is weighed between two records: latency, memory and size only where both have a model behind them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sdbench.errors import UserError
-from sdbench.gate import judging
-from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.gate.verdicts import Report
 from sdbench.records import Record
 from sdbench.records.names import is_probe
-from sdbench.stats.decisions import BetweenRuns
-
-_ONLY_IMAGES = "left out, as only image metrics are weighed"
-
-
-def judge_weighed(new: Side, old: Side, rules: Policy, between_runs: Mapping[str, BetweenRuns], *, only: str | None = None) -> Report:
-    """The verdict on a candidate by what is weighed between it and a baseline, with notes on what is not.
-
-    Args:
-        between_runs: see `judging.judge`.
-        only: "quality" to weigh the image metrics alone.
-
-    Raises:
-        UserError: see `judging.judge` and `leave_out_probes`.
-    """
-    sides = new.record, old.record
-    weighed, left_out = leave_out_probes(rules, new.record.suite.name, only, sides)
-    return with_left_out(judging.judge(new, old, weighed, between_runs), left_out, sides)
 
 
 def leave_out_probes(rules: Policy, suite: str, only: str | None, sides: Sequence[Record]) -> tuple[Policy, list[str]]:
@@ -51,14 +31,9 @@ def leave_out_probes(rules: Policy, suite: str, only: str | None, sides: Sequenc
 
 def with_left_out(report: Report, left_out: Sequence[str], sides: tuple[Record, Record]) -> Report:
     """The report, with notes that say why metrics of the policy were not weighed."""
-    return replace(report, notes=(*report.notes, *_left_out_notes(left_out, sides)))
-
-
-def _left_out_notes(left_out: Sequence[str], sides: tuple[Record, Record]) -> Iterator[str]:
-    """Why metrics of the policy were not weighed."""
     measured = [name for name in left_out if all(side.value(name) for side in sides)]
     told = {
         "not measured, so not weighed": [name for name in left_out if name not in measured],
-        _ONLY_IMAGES: measured,
+        "left out, as only image metrics are weighed": measured,
     }
-    return (f"{what}: {', '.join(names)}" for what, names in told.items() if names)
+    return replace(report, notes=(*report.notes, *(f"{what}: {', '.join(names)}" for what, names in told.items() if names)))

@@ -22,7 +22,6 @@ from typing import Any
 
 from sdbench.disk import digest as digest_of
 from sdbench.disk import file_digest, locked, write_bytes
-from sdbench.errors import UserError
 from sdbench.machine import environment, this_machine
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import ModelSpec
@@ -31,15 +30,16 @@ from sdbench.probes import counts, meters, plugin, rounds_file
 from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, Request
 from sdbench.probes.rounds import Round, collect_info
 from sdbench.probes.values import values
-from sdbench.records import Machine, Value
+from sdbench.records import DRAWING_PACKAGES, Machine, Value
 from sdbench.records.names import BASE, STAGES
 from sdbench.settings import Probes, Sampling, Setting
+from sdbench.suites import SHIPPED
 
-BENCHMARK_FILE = "bench_pipeline.py"
+BENCHMARK_FILE = SHIPPED / "bench_pipeline.py"  # not one of ./suites: of another version, it gives other numbers under the same names
 ROUND_TIMEOUT_S = 3600
 _TIMED_OUT = "timed out"
 ROUNDS_FILE = "rounds.json"
-_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pytest-benchmark")  # a finished round is reused only under the same versions
+_PACKAGES = (*DRAWING_PACKAGES, "pytest-benchmark")  # a finished round is reused only under the same versions
 _CODE = (  # and with the same code of what runs and of how it is timed
     *("probes/stages", "probes/setup", "probes/meters", "probes/ceilings", "probes/capacity", "probes/monitor"),
     *("generate", "schedulers", "models/out_of_memory", "models/random_weights", "models/activation_scale"),
@@ -74,50 +74,36 @@ class ProbeResult:
     run_id: str
 
 
-@dataclass(frozen=True)
-class Folders:
-    """The folders of the rounds.
-
-    Attributes:
-        work: holds a JSON file of pytest-benchmark for each finished round, with logs, requests and compilers' caches beside them.
-        suites: holds `bench_pipeline.py`.
-    """
-
-    work: Path
-    suites: Path
-
-
 def measure(
     specs: Sequence[ModelSpec],
     sampling: Sampling,
     probes: Probes,
     *,
     work: Path,
-    suites: Path,
     device: str,
     settings: Sequence[str] = (),
     profile: bool = False,
 ) -> ProbeResult:
-    """Measure models in turns; only rounds that are not in `work` are run. For `work` and `suites` see `Folders`.
+    """Measure models in turns; only rounds that are not in `work` are run.
 
     A second command that measures in `work` waits until the first has ended: at once, both would time each other too.
     Only rounds that took turns ran under the same state of the machine. So a kept round is reused only for the same set of models, and
     measured again where that of another model, which failed before, is now measured beside it in all stages.
-    All rounds together are then written to `work/rounds.json`, which `pytest-benchmark compare` reads.
+    The rounds of these models and settings, kept or new, are then written together to `work/rounds.json`, in place of those of the
+    measurement before; `pytest-benchmark compare` reads it.
 
     Args:
         specs: models with their own weights or random ones; names are unique.
         sampling: that of the suite; batch and dtype are those of the probes' settings.
+        work: holds a JSON file of pytest-benchmark for each finished round, with logs, requests and compilers' caches beside them.
         settings: labels of the settings to measure; all by default.
         profile: also write a table of where each stage spends its time, once for each model and setting.
 
     Raises:
-        UserError: weights are not where a spec says, there is no such setting, `suites` holds no benchmark file, or a write fails.
+        UserError: weights are not where a spec says, there is no such setting, or a write fails.
     """
     chosen = probes.select(settings)
-    folders = Folders(work.resolve(), suites.resolve())
-    if not (suites / BENCHMARK_FILE).is_file():
-        raise UserError(f"no {BENCHMARK_FILE} in {suites}: it measures latency and memory; copy it there from the package's own suites")
+    work = work.resolve()
     machine = this_machine(device)
     common: dict[str, Any] = {"sampling": sampling, "warmup": probes.warmup, "device": device, "machine": machine}
     requests = {
@@ -127,28 +113,29 @@ def measure(
     }
     digest = cache(weights_digest)  # settings share the weights, so that their gigabytes are read only once
     weights = [(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs]
-    with locked(folders.work / ".lock"):
-        ids_file = _ids_file(weights, _conditions(device, machine, suites), folders)
-        first_id, *_ = _read_ids(ids_file)
-        stems = {key: _file_stem(request, digest(request.spec, dtype=request.dtype), first_id) for key, request in requests.items()}
-        rounds, took_turns = _measure_in_turns(requests, stems, probes.rounds, folders, ids_file)
-        run_id = _read_ids(ids_file)[-1] if took_turns else ""
+    with locked(work / ".lock"):
+        turns = digest_of([sorted(weights, key=str), _conditions(device, machine)])
+        stems = {key: _file_stem(request, digest(request.spec, dtype=request.dtype), turns) for key, request in requests.items()}
+        id_file = work / "turns" / f"{turns}.id"
+        if not id_file.exists():
+            _write_new_id(id_file)
+        rounds, took_turns = _measure_in_turns(requests, stems, probes.rounds, work, id_file)
+        run_id = id_file.read_text(encoding="utf-8") if took_turns else ""
         if profile:  # after the rounds, so that it finds the compiler's cache filled
             for (label, name), request in requests.items():
                 if _is_in_vain(rounds[label, name]):
                     continue
-                for reason in dict.fromkeys(_write_profiles(request, stems[label, name], folders).values()):
+                for reason in dict.fromkeys(_write_profiles(request, stems[label, name], work).values()):
                     print_note(f"the profile of {name} {label} is incomplete: {reason}")
         kept = {
-            key: [file for index in range(probes.rounds) if (file := folders.work / f"{stem}-{index}.json").exists()]
-            for key, stem in stems.items()
+            key: [file for index in range(probes.rounds) if (file := work / f"{stem}-{index}.json").exists()] for key, stem in stems.items()
         }
-        rounds_file.write(kept, folders.work / ROUNDS_FILE)
+        rounds_file.write(kept, work / ROUNDS_FILE)
     by_name = {spec.name: _values({label: (requests[label, spec.name], rounds[label, spec.name]) for label in chosen}) for spec in specs}
     return ProbeResult(by_name, run_id)
 
 
-def _conditions(device: str, machine: Machine, suites: Path) -> dict[str, Any]:
+def _conditions(device: str, machine: Machine) -> dict[str, Any]:
     """What the times of all models depend on: under other conditions they are measured anew, and did not take turns with those before."""
     software = environment()
     return {
@@ -157,28 +144,17 @@ def _conditions(device: str, machine: Machine, suites: Path) -> dict[str, Any]:
         "variables": software.variables,
         "packages": {name: software.packages.get(name) for name in _PACKAGES},
         "python": sys.version_info[:2],
-        "code": [file_digest(path) for path in (suites / BENCHMARK_FILE, *_MEASURING)],
+        "code": [file_digest(path) for path in (BENCHMARK_FILE, *_MEASURING)],
     }
 
 
-def _ids_file(models: Sequence[tuple[str, str | None]], conditions: Mapping[str, Any], folders: Folders) -> Path:
-    """The file with the ids of the rounds in which these models, (name, weights) each, take turns: for file names, then for records."""
-    path = folders.work / "turns" / f"{digest_of([sorted(models, key=str), conditions])}.txt"
-    if not path.exists():
-        write_bytes(path, _new_id().encode())
-    return path
-
-
-def _read_ids(ids_file: Path) -> list[str]:
-    return ids_file.read_text(encoding="utf-8").split()
-
-
-def _new_id() -> str:
-    return uuid.uuid4().hex[:12]
+def _write_new_id(id_file: Path) -> None:
+    """Write the id that records give the rounds of these models under these conditions, which no record before has."""
+    write_bytes(id_file, uuid.uuid4().hex[:12].encode())
 
 
 def _measure_in_turns(
-    requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, folders: Folders, ids_file: Path
+    requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, work: Path, id_file: Path
 ) -> tuple[dict[Key, list[Round]], bool]:
     """The rounds of each model and setting, kept or new, and whether all took turns.
 
@@ -190,16 +166,16 @@ def _measure_in_turns(
     turns = [[*keys] for _, keys in groupby(requests, key=itemgetter(0))]  # all models in one setting
     with progress(total=n * len(requests), desc="probes", unit="round") as bar:
         for index, turn in product(range(n), turns):
-            files = {key: folders.work / f"{stems[key]}-{index}.json" for key in turn}
+            files = {key: work / f"{stems[key]}-{index}.json" for key in turn}
             kept = {key: found for key, file in files.items() if (found := Round.read(file, {})).is_complete}
             missing = [key for key in turn if key not in kept]
             for key in missing:
                 bar.set_postfix_str(" ".join(reversed(key)))
                 files[key].unlink(missing_ok=True)  # damaged since
-                measured, partial = _try_round(requests[key], stems[key], rounds[key], files[key], folders)
+                measured, partial = _try_round(requests[key], stems[key], rounds[key], files[key], work)
                 if measured.is_complete:
                     if kept:
-                        write_bytes(ids_file, f"{_read_ids(ids_file)[0]} {_new_id()}".encode())
+                        _write_new_id(id_file)
                     for other in kept:
                         files[other].unlink()
                     missing += kept
@@ -229,14 +205,14 @@ def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:
     return found
 
 
-def _try_round(request: Request, stem: str, done: Sequence[Round], target: Path, folders: Folders) -> tuple[Round, Path]:
+def _try_round(request: Request, stem: str, done: Sequence[Round], target: Path, work: Path) -> tuple[Round, Path]:
     """Measure the round that follows those done, unless the first of them says that it is in vain; also the file that holds it."""
     partial = target.with_suffix(".partial.json")
     if _is_in_vain(done):
         return Round(failures=_fail_all(done[0].failures["pipeline"])), partial
     if not collect_info(done, "first_call_s"):
-        shutil.rmtree(_compiler_cache(stem, folders), ignore_errors=True)  # may be incomplete, of a process killed while compiling
-    return Round.read(partial, _run_process(request, partial, stem, folders)), partial
+        shutil.rmtree(_compiler_cache(stem, work), ignore_errors=True)  # may be incomplete, of a process killed while compiling
+    return Round.read(partial, _run_process(request, partial, stem, work)), partial
 
 
 def _is_in_vain(done: Sequence[Round]) -> bool:
@@ -245,9 +221,9 @@ def _is_in_vain(done: Sequence[Round]) -> bool:
     return reason.startswith((meters.OUT_OF_MEMORY, meters.NOT_COMPILED, _TIMED_OUT))
 
 
-def _compiler_cache(stem: str, folders: Folders) -> Path:
+def _compiler_cache(stem: str, work: Path) -> Path:
     """The folder of the compiler's cache of a model in a setting."""
-    return folders.work / "compiled" / stem
+    return work / "compiled" / stem
 
 
 def _fail_all(reason: str) -> dict[str, str]:
@@ -255,18 +231,18 @@ def _fail_all(reason: str) -> dict[str, str]:
     return dict.fromkeys((*STAGES, *CEILINGS), reason)
 
 
-def _write_profiles(request: Request, stem: str, folders: Folders) -> dict[str, str]:
+def _write_profiles(request: Request, stem: str, work: Path) -> dict[str, str]:
     """Write a profile of each stage beside the rounds, `<stem>.profile-<stage>.txt`, and return why stages failed, by stage.
 
     This takes a process of its own, since a profiler slows down what it observes.
     """
-    target = folders.work / f"{stem}.json"
+    target = work / f"{stem}.json"
     if all(target.with_suffix(f".profile-{stage}.txt").exists() for stage in STAGES):
         return {}
-    return _run_process(request.model_copy(update={"profile": True}), target, stem, folders)
+    return _run_process(request.model_copy(update={"profile": True}), target, stem, work)
 
 
-def _run_process(request: Request, target: Path, stem: str, folders: Folders) -> dict[str, str]:
+def _run_process(request: Request, target: Path, stem: str, work: Path) -> dict[str, str]:
     """Run the measuring process, which writes `target`, and return why stages failed, by stage."""
     failures_file = Path(f"{target}{plugin.FAILURES_SUFFIX}")
     for stale in (target, failures_file):
@@ -274,14 +250,14 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
     request_file = target.with_suffix(".request")
     write_bytes(request_file, request.model_dump_json(indent=1).encode())
     inherited = {
-        **_environment(folders.suites),
-        meters.COMPILER_CACHE: str(_compiler_cache(stem, folders)),
+        **_environment(),
+        meters.COMPILER_CACHE: str(_compiler_cache(stem, work)),
         REQUEST_VARIABLE: str(request_file),
         plugin.DRIVER_VARIABLE: str(os.getpid()),
     }
     try:
         done = subprocess.run(  # noqa: S603  # our own arguments
-            _command(target, folders),
+            _command(target, work),
             env=inherited,
             capture_output=True,
             encoding="utf-8",
@@ -298,23 +274,23 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
     return _fail_all(_exit_reason(done))
 
 
-def _command(target: Path, folders: Folders) -> list[str]:
+def _command(target: Path, work: Path) -> list[str]:
     # An empty configuration, so that pytest does not read that of the current folder, and no conftest.py: it would run those of the current
     # folder's tests, and what they set, such as the number of threads, would decide the times. The file is found as a module, in a path
     # without the current folder (-P), since pytest refuses file names with brackets.
-    config = write_bytes(folders.work / "pytest.ini", b"[pytest]\n")
+    config = write_bytes(work / "pytest.ini", b"[pytest]\n")
     plugins = ("no:cacheprovider", "pytest_benchmark.plugin", plugin.__name__)
     return [
-        *(sys.executable, "-P", "-m", "pytest", "--pyargs", Path(BENCHMARK_FILE).stem),
+        *(sys.executable, "-P", "-m", "pytest", "--pyargs", BENCHMARK_FILE.stem),
         *(argument for name in plugins for argument in ("-p", name)),
-        *("-c", str(config), f"--rootdir={folders.suites}", "--noconftest", "--import-mode=importlib", "--tb=short", "-q"),
+        *("-c", str(config), f"--rootdir={BENCHMARK_FILE.parent}", "--noconftest", "--import-mode=importlib", "--tb=short", "-q"),
         f"--benchmark-json={target}",
     ]
 
 
-def _environment(suites: Path) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     package = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (package, str(suites), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (package, str(BENCHMARK_FILE.parent), os.environ.get("PYTHONPATH"))))
     return {**os.environ, **_ENVIRONMENT, "PYTHONPATH": path}
 
 
@@ -328,16 +304,18 @@ def _exit_reason(done: subprocess.CompletedProcess[str]) -> str:
     return f"exit code {done.returncode}: {(errors or lines or ['it wrote nothing'])[-1][:500]}"
 
 
-def _file_stem(request: Request, weights: str | None, run_id: str) -> str:
+def _file_stem(request: Request, weights: str | None, turns: str) -> str:
     """The start of the file names of a model's rounds.
 
-    Its digest covers all that the times depend on, so that no round is taken for another. The id of the run stands for the conditions,
-    see `_conditions`.
+    Its digest covers all that the times depend on, so that no round is taken for another.
+
+    Args:
+        turns: stands for the models that take turns and for their conditions, see `_conditions`.
     """
     spec = request.spec
     content = {
         "model": (spec.name, spec.family, spec.architecture, spec.lora, weights),
         "settings": request.model_dump(mode="json", include={"sampling", "setting", "calls", "warmup"}, exclude={"sampling": {"batch"}}),
-        "turns": run_id,
+        "turns": turns,
     }
     return f"{spec.name}-{request.setting.label}-{digest_of(content)[:16]}"

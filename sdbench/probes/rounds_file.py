@@ -1,4 +1,4 @@
-"""All rounds in one file of pytest-benchmark's format, for `pytest-benchmark compare rounds.json --histogram`."""
+"""The rounds of one measurement in one file of pytest-benchmark's format, for `pytest-benchmark compare rounds.json --histogram`."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -18,19 +18,18 @@ from sdbench.records import DRAWING_PACKAGES, Model
 from sdbench.scenes.grammar import EXAMPLE, parse
 from sdbench.scenes.render import SIZE_PX
 from sdbench.score import find_protocols
-from sdbench.settings import Dtype, Sampling, Setting
+from sdbench.settings import Dtype, Probes, Sampling, Setting
 from sdbench.store import Store
 from sdbench.suites import Suite, check_half
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """A suite on this machine, and where its output goes.
+    """A suite on this machine, what of it is measured, and where the output goes.
 
     Attributes:
         suite: one that can be run, not a part.
-        with_quality: images are made and scored.
-        with_probes: latency and memory are measured.
+        only: "quality" or "probes" for one half of the suite, None for both.
         pipelines: pipelines in memory, by the names of their specs, which have the source `memory`.
         settings: labels of the probes' settings to measure; all by default.
         profile: the probes also write a table of where each stage spends its time.
@@ -41,8 +40,7 @@ class RunContext:
     device: str
     results: Path
     runs: Path
-    with_quality: bool = True
-    with_probes: bool = True
+    only: str | None = None
     pipelines: Mapping[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
     profile: bool = False
@@ -55,58 +53,54 @@ class RunContext:
         return self.suite.sampling
 
     @property
+    def with_quality(self) -> bool:
+        """Whether images are made and scored."""
+        return self.only != "probes" and bool(self.suite.own_metrics)
+
+    @property
+    def probes(self) -> Probes | None:
+        """How latency and memory are measured; None where they are not."""
+        return self.suite.probes if self.only != "quality" else None
+
+    @property
     def timed_settings(self) -> Mapping[str, Setting]:
         """Label -> setting of the probes that the run measures."""
-        return self.suite.probes.select(self.settings) if self.with_probes and self.suite.probes else {}
+        return self.probes.select(self.settings) if self.probes else {}
 
 
-def prepare(
-    suite: Suite,
-    *,
-    device: str,
-    results: Path,
-    runs: Path,
-    only: str | None = None,
-    settings: Sequence[str] = (),
-    profile: bool = False,
-) -> RunContext:
-    """Check that the suite can be run and the results can be written, before anything slow begins, and return the context.
-
-    Args:
-        only: "quality" or "probes" for one half of the suite, None for both.
+def prepare(context: RunContext) -> None:
+    """Check that the suite can be run and the results can be written, before anything slow begins.
 
     Raises:
         UserError: see `check_suite`; or a folder cannot be written, prompts or a latent are missing, or a record is damaged.
     """
-    check_suite(suite, only=only, settings=settings, profile=profile)
-    for folder in (results, runs):
+    check_suite(context)
+    for folder in (context.results, context.runs):
         _check_writable(folder)
-    suite.check_inputs()
-    records.newest_per_model(results, suite.family)  # raises where a record is damaged
-    with_quality = only != "probes" and bool(suite.own_metrics)
-    return RunContext(suite, device, results, runs, with_quality, only != "quality", settings=tuple(settings), profile=profile)
+    _ = context.suite.id  # raises where prompts or latent are missing, or the teacher does not fit
+    records.newest_per_model(context.results, context.suite.family)  # raises where a record is damaged
 
 
-def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], profile: bool) -> None:
-    """Check that a suite can be run, and that these options leave something to measure.
+def check_suite(context: RunContext) -> None:
+    """Check that a suite can be run, and that the options leave something to measure.
 
     Raises:
         UserError: the suite is a part, nothing of it would be measured, or it has no such half, setting, metric, size or caption.
     """
-    check_half(only)
+    check_half(context.only)
+    suite = context.suite
     if suite.prompts is None or suite.sampling is None or suite.family is None:
         raise UserError(
             f"suite {suite.name!r} is a part: it has no prompts and no sampling of its own; run one that includes it, such as 'quality' or "
             "'standard'"
         )
-    with_probes, with_quality = only != "quality" and suite.probes is not None, only != "probes" and bool(suite.own_metrics)
-    if not with_probes and not with_quality:
-        lacking = {"quality": "no metrics", "probes": "no probes"}.get(only or "", "neither metrics nor probes")
+    if not context.probes and not context.with_quality:
+        lacking = {"quality": "no metrics", "probes": "no probes"}.get(context.only or "", "neither metrics nor probes")
         raise UserError(f"suite {suite.name!r} has {lacking}, so there is nothing to measure; name another with --suite")
-    if (settings or profile) and not with_probes:
-        option = "--setting" if settings else "--profile"
+    if (context.settings or context.profile) and not context.probes:
+        option = "--setting" if context.settings else "--profile-stages"
         raise UserError(f"{option} is for probes, of which this run of suite {suite.name!r} has none; leave it out")
-    if suite.family == "scenes" and with_quality and suite.sampling.shape_px != (SIZE_PX, SIZE_PX):
+    if suite.family == "scenes" and context.with_quality and suite.sampling.shape_px != (SIZE_PX, SIZE_PX):
         height, width = suite.sampling.shape_px
         raise UserError(
             f"suite {suite.name!r} draws images of {width} x {height} px, but the evaluators of the embedded family take {SIZE_PX} x "
@@ -114,8 +108,7 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
         )
     if suite.family == "scenes" and suite.prompts.source != "scenes":
         check_captions([*suite.prompt_list().values()], f"suite {suite.name!r}")
-    if suite.probes:
-        suite.probes.select(settings)
+    _ = context.timed_settings  # raises where a setting is not of the suite
     find_protocols(suite.own_metrics)
 
 
@@ -168,15 +161,19 @@ def check_weights(specs: Sequence[ModelSpec], dtype: Dtype) -> None:
             build_part("unet", Path(spec.location), sixteen_bit=dtype != "float32")
 
 
-def dtypes(sampling: Sampling, timed_settings: Mapping[str, Setting]) -> list[Dtype]:
+def dtypes(context: RunContext) -> list[Dtype]:
     """The dtypes of the sampling and of the timed settings, each of which may have its own files of weights."""
-    return sorted({sampling.dtype, *(setting.dtype or sampling.dtype for setting in timed_settings.values())})
+    return sorted({context.sampling.dtype, *_timed_dtypes(context)})
 
 
-def slow_dtype_notes(sampling: Sampling, timed_settings: Mapping[str, Setting], device: str, *, draws: bool) -> list[str]:
+def slow_dtype_notes(context: RunContext) -> list[str]:
     """What to know before computing in the dtypes of the timed settings and, if images are drawn, of the sampling."""
-    computed = {setting.dtype or sampling.dtype for setting in timed_settings.values()} | ({sampling.dtype} if draws else set())
-    return [note for dtype in sorted(computed) if (note := slow_dtype_note(dtype, device))]
+    computed = _timed_dtypes(context) | ({context.sampling.dtype} if context.with_quality else set())
+    return [note for dtype in sorted(computed) if (note := slow_dtype_note(dtype, context.device))]
+
+
+def _timed_dtypes(context: RunContext) -> set[Dtype]:
+    return {setting.dtype or context.sampling.dtype for setting in context.timed_settings.values()}
 
 
 def store_and_jobs(model: Model, context: RunContext) -> tuple[Store, list[Job]]:

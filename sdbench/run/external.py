@@ -99,13 +99,14 @@ def record_images(found: CaptionedFiles, name: str, context: RunContext) -> Path
         name: what tables call the images.
 
     Raises:
-        UserError: see `load_images`; or the name cannot be used.
+        UserError: a file cannot be read, or has another size than the first; or the name cannot be used.
     """
     if name in CATALOGUE or not NAME.fullmatch(name):
         raise UserError(
             f"{name!r} cannot name images: {NAME_RULE}, and not the name of a model in the catalogue; choose another with --name"
         )
-    images, prompt_list = load_images(found, context.suite, context.runs), context.suite.prompt_list().items()
+    images = store_images(_read_images(found.paths), found.prompts, context.runs)
+    prompt_list = context.suite.prompt_list().items()
     keys = [(prompt_id, sample, text) for sample in range(context.suite.samples) for prompt_id, text in prompt_list]
     jobs = [Job(*key, image_id) for key, image_id in zip(keys, images.image_ids, strict=True)]
     model = Model(name=name, architecture="", source=f"images:{_describe_source(found, images)}", weights_digest=None)

@@ -2,25 +2,22 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from sdbench import schedulers
 from sdbench.assets.pipelines import missing_files
 from sdbench.disk import size_text
 from sdbench.errors import UserError
-from sdbench.machine import choose_device
 from sdbench.models.architectures import TOPOLOGIES
 from sdbench.models.files import read_model_json
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import ceilings, work
 from sdbench.run import requirements
-from sdbench.run.context import check_weights, dtypes, slow_dtype_notes
-from sdbench.settings import Sampling, Setting
-from sdbench.suites import Suite
+from sdbench.run.context import RunContext, check_weights, dtypes, slow_dtype_notes
+from sdbench.settings import Sampling
 
 PNG_BYTES_PER_PIXEL = 1.5  # about that of photographs; plain scenes take far less
 # Rough shares of a large matrix product's speed that a pipeline reaches. On GPUs: open-muse's 2.7 s for SDXL in 20 steps on an A100 and
@@ -28,64 +25,48 @@ PNG_BYTES_PER_PIXEL = 1.5  # about that of photographs; plain scenes take far le
 EFFICIENCY = {"cpu": 0.15, "cuda": 0.4}
 
 
-def plan(
-    specs: Sequence[ModelSpec],
-    suite: Suite,
-    runs: Path,
-    *,
-    device: str | None = None,
-    only: str | None = None,
-    settings: Sequence[str] = (),
-    missing: Sequence[str] = (),
-) -> dict[str, Any]:
+def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str] = ()) -> dict[str, Any]:
     """Files to fetch, other missing inputs, disk in bytes, and a rough time in seconds; the same under `text`, for people.
 
     Args:
-        suite: a suite that can be run, not a part.
-        runs: the folder that holds references.
-        only: "quality" or "probes" where only half of the suite is run.
-        settings: labels of the probes' settings; all by default.
         missing: what else the caller knows to be missing.
 
     Raises:
-        UserError: this machine has no such device, the weights of a model on this disk are damaged, or the Hub cannot be reached.
+        UserError: the weights of a model on this disk are damaged, or the Hub cannot be reached.
     """
-    assert suite.sampling
+    suite, sampling = context.suite, context.sampling
     assert suite.prompts
-    check_weights(specs, suite.sampling.dtype)
-    place = choose_device(device)
-    efficiency = EFFICIENCY[place.partition(":")[0]]
-    rate = efficiency * ceilings.measure("matmul", place, suite.sampling.dtype) / 2  # two FLOPs are one multiply-accumulate
-    scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
-    timed = suite.probes.select(settings) if suite.probes and only != "quality" else {}
-    copies = itertools.product(specs, dtypes(suite.sampling, timed))
+    check_weights(specs, sampling.dtype)
+    efficiency = EFFICIENCY[context.device.partition(":")[0]]
+    rate = efficiency * ceilings.measure("matmul", context.device, sampling.dtype) / 2  # two FLOPs are one multiply-accumulate
+    scored = suite if context.with_quality else suite.model_copy(update={"metrics": {}})
+    copies = itertools.product(specs, dtypes(context))
     of_models = itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)
     files = [*dict.fromkeys(of_models), *requirements.files_to_fetch(scored)]  # models of one base share its files
-    n = suite.prompts.n * suite.samples if scored.own_metrics else 0
+    n = suite.prompts.n * suite.samples if context.with_quality else 0
     has_inputs = requirements.inputs_are_here(suite)
     content = {
         "suite": suite.id.model_dump() if has_inputs else suite.model_dump(include={"name", "version"}) | {"digest": None},
         "prompts": suite.describe_prompts() if has_inputs else None,
-        "lacking": [*requirements.missing_inputs(scored, runs), *missing],
+        "lacking": [*requirements.missing_inputs(scored, context.runs), *missing],
         "settings": suite.model_dump(),
         "files": [vars(file) for file in files],
-        "disk_bytes": int(len(specs) * n * math.prod(suite.sampling.shape_px) * PNG_BYTES_PER_PIXEL)
-        + sum(file.size_bytes for file in files),
-        "models": _estimate_models(specs, suite.sampling, n + _count_timed_images(suite, timed), rate),
+        "disk_bytes": int(len(specs) * n * math.prod(sampling.shape_px) * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files),
+        "models": _estimate_models(specs, sampling, n + _count_timed_images(context), rate),
     }
     lines = [_text(content, n, suite.samples)]
-    if suite.probes and timed:
-        lines.append(f"probes: {suite.probes.rounds} rounds a model, each a process for every setting: {', '.join(timed)}")
-    lines += slow_dtype_notes(suite.sampling, timed, place, draws=bool(n))
+    if probes := context.probes:
+        lines.append(f"probes: {probes.rounds} rounds a model, each a process for every setting: {', '.join(context.timed_settings)}")
+    lines += slow_dtype_notes(context)
     return {**content, "text": "\n".join(lines)}
 
 
-def _count_timed_images(suite: Suite, settings: Mapping[str, Setting]) -> int:
+def _count_timed_images(context: RunContext) -> int:
     """Number of images that the probes' calls of the pipeline make for each model."""
-    if suite.probes is None:
+    if (probes := context.probes) is None:
         return 0
-    calls = [setting.batch * (suite.probes.warmup + (setting.calls or suite.probes.calls)) for setting in settings.values()]
-    return suite.probes.rounds * sum(calls)
+    calls = [setting.batch * (probes.warmup + (setting.calls or probes.calls)) for setting in context.timed_settings.values()]
+    return probes.rounds * sum(calls)
 
 
 def _estimate_models(specs: Sequence[ModelSpec], sampling: Sampling, images: int, macs_per_s: float) -> list[dict[str, Any]]:

@@ -27,7 +27,6 @@ from sdbench.run.recording import build_subject, teacher_name, write_record
 from sdbench.run.requirements import fetch_evaluators, sizes_text
 from sdbench.scenes import embedded
 from sdbench.store import Store
-from sdbench.suites import find
 from sdbench.tables import join_words
 
 T = TypeVar("T")
@@ -126,9 +125,9 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
         UserError: a model is of another family or damaged, two models have the same name, or the Hub cannot be reached.
     """
     check_models(specs, context.suite)
-    for note in slow_dtype_notes(context.sampling, context.timed_settings, context.device, draws=context.with_quality):
+    for note in slow_dtype_notes(context):
         print_note(note)
-    copies = [*itertools.product(specs, dtypes(context.sampling, context.timed_settings))]
+    copies = [*itertools.product(specs, dtypes(context))]
     files = dict.fromkeys(itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies))
     if files:  # models of one base share its files
         print_note(f"fetching {sizes_text(files)}")
@@ -207,14 +206,13 @@ def run_probes(specs: Sequence[ModelSpec], context: RunContext) -> ProbeResult:
         UserError: see `driver.measure`.
     """
     timed = [spec for spec in specs if spec.source != "rendered"]
-    if context.suite.probes is None or not context.with_probes or not timed:
+    if context.probes is None or not timed:
         return ProbeResult({}, "")
     return driver.measure(
         timed,
         context.sampling,
-        context.suite.probes,
+        context.probes,
         work=context.rounds or context.runs / "probes",
-        suites=find(driver.BENCHMARK_FILE).parent,
         device=context.device,
         settings=context.settings,
         profile=context.profile,

@@ -13,7 +13,7 @@ from sdbench.assets import pipelines
 from sdbench.errors import UserError
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
-from sdbench.run.context import prepare
+from sdbench.run.context import RunContext
 from sdbench.run.plan import plan
 from sdbench.run.runner import fetch_models
 from sdbench.settings import Setting
@@ -193,11 +193,11 @@ def test_offline_error_lists_the_needed_files_and_their_destination(
 @pytest.mark.usefixtures("hub")
 def test_plan_of_cached_models_makes_no_requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     spec = resolve(NAME)
-    suite = load_suite("quality")
-    assert len(plan([spec], suite, tmp_path, only="probes")["files"]) > 4
+    context = RunContext(load_suite("quality"), "cpu", tmp_path, tmp_path, "probes")
+    assert len(plan([spec], context)["files"]) > 4
     pipelines.fetch(spec, dtype="float32")
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("network access"))
-    assert plan([spec], suite, tmp_path, only="probes")["files"] == []
+    assert plan([spec], context)["files"] == []
 
 
 @pytest.mark.usefixtures("hub")
@@ -215,15 +215,18 @@ def test_plan_lists_each_file_that_the_run_fetches_once(monkeypatch: pytest.Monk
         }
     )
 
+    def timing(settings: tuple[str, ...]) -> RunContext:
+        return RunContext(suite, "cpu", tmp_path, tmp_path, "probes", settings=settings)
+
     def files(settings: tuple[str, ...]) -> list[str]:
-        return [file["name"] for file in plan(specs, suite, tmp_path, only="probes", settings=settings)["files"]]
+        return [file["name"] for file in plan(specs, timing(settings))["files"]]
 
     def cached_files() -> set[str]:
         return {path.relative_to(snapshot_folder(tmp_path)).as_posix() for path in snapshot_folder(tmp_path).rglob("*") if path.is_file()}
 
     for settings in (("base",), ()):  # needs only the 16-bit copy, then the 32-bit one too
         planned, before = files(settings), cached_files()
-        fetch_models(specs, prepare(suite, device="cpu", results=tmp_path, runs=tmp_path, only="probes", settings=settings))
+        fetch_models(specs, timing(settings))
         assert sorted(planned) == sorted(cached_files() - before) != []
         assert files(settings) == []
         with monkeypatch.context() as patch:

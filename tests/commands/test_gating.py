@@ -104,6 +104,18 @@ def test_models_of_two_families_are_refused_before_anything_is_fetched(
     assert stopped_runs == []
 
 
+@pytest.mark.parametrize("candidate", ["scenes-vega", "record"])
+def test_nothing_is_run_for_a_policy_without_the_suite(
+    candidate: str, tmp_path: Path, stopped_runs: list[tuple[list[ModelSpec], str | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sdbench.run.context", None)  # which imports torch, for seconds
+    (tmp_path / "other.toml").write_text(STRICT.replace("quality", "other"), encoding="utf-8")
+    named = save_record(make_measurement(suite=suites.load("quality").id), tmp_path) if candidate == "record" else candidate
+    with pytest.raises(UserError, match=r"has no table \[suites\.quality\]"):
+        api.gate(named, "scenes-teacher", policy=tmp_path / "other.toml", places=api.Places(tmp_path), device="cpu")
+    assert stopped_runs == []
+
+
 def test_a_record_against_itself_passes_with_a_note(student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gate(student, student) == 0
     assert "candidate and baseline are the same record" in capsys.readouterr().out

@@ -427,7 +427,7 @@ def test_record_without_probes_is_reported(teacher: Measurement, tmp_path: Path)
         ("not measured, so not weighed: latency.pipeline.p50, memory.peak_data, memory.peak_allocated",),
     )
     assert report.to_json()["inputs"]["baseline_asked"] == str(baseline)
-    with pytest.raises(UserError, match="unknown half to gate by 'probes'"):
+    with pytest.raises(UserError, match="unknown value of `only` 'probes'"):
         api.gate(candidate, baseline, places=api.Places(tmp_path), only="probes")
 
 

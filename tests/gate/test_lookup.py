@@ -13,13 +13,11 @@ from sdbench import api, suites
 from sdbench.api import gating
 from sdbench.errors import IncompleteError, UserError
 from sdbench.gate import baselines, lookup
-from sdbench.gate.policy import Policy
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import Machine, Model, SuiteId
 from sdbench.suites import Suite
 
 SUITE = suites.load("quality")
-POLICY = gating.load_policy(None)
 FIRST = make_record().created
 
 
@@ -39,9 +37,9 @@ class Results:
         self.runs.append(([spec.name for spec in specs], suite.name))
         return [self.record(spec.name, day=99, suite=suite.id) for spec in specs]
 
-    def pair(self, candidate: str | Path, baseline: str | Path, suite: Suite | None = None, policy: Policy = POLICY) -> tuple[Path, Path]:
+    def pair(self, candidate: str | Path, baseline: str | Path, suite: Suite | None = None) -> tuple[Path, Path]:
         reference = lookup.find_baseline(str(baseline), self.folder)
-        return lookup.find_or_run_pair(lookup.find_candidate(str(candidate), self.folder), reference, suite, policy, self.folder, self.run)
+        return lookup.find_or_run_pair(lookup.find_candidate(str(candidate), self.folder), reference, suite, self.folder, self.run)
 
 
 @pytest.fixture
@@ -139,15 +137,14 @@ def test_nothing_is_run_against_a_record_of_other_settings(name: str, results: R
         with pytest.raises(
             UserError, match=rf"of suite {name}@\d+ \(digest 0\), but this run would be of quality@.*Name that suite with --suite"
         ):
-            results.pair(candidate, baseline, policy=POLICY.model_copy(update={"suites": {name: POLICY.suites["quality"]}}))
+            results.pair(candidate, baseline)
     assert results.runs == []
 
 
 def test_suite_of_a_record_may_be_given(results: Results) -> None:
     few = api.Overrides(n=4, steps=2).apply(SUITE)
     record = results.record("scenes-vega", suite=few.id)
-    policy = POLICY.model_copy(update={"suites": {few.name: POLICY.suites["quality"]}})
-    _, old = results.pair(record, "scenes-teacher", few, policy)
+    _, old = results.pair(record, "scenes-teacher", few)
     assert results.runs == [(["scenes-teacher"], "quality-custom")]
     assert old.parent.name == "scenes-teacher"
 
@@ -158,14 +155,13 @@ def test_record_of_a_custom_suite_is_compared_with_one_of_the_same_suite(results
     mine, teacher = (results.record(name, suite=few.id) for name in ("my-unet", "scenes-teacher"))
     results.record("scenes-teacher", GPU, suite=few.id, day=1)
     results.record("scenes-teacher", day=2)
-    policy = POLICY.model_copy(update={"suites": {few.name: POLICY.suites["quality"]}})
-    assert results.pair("my-unet", "scenes-teacher", policy=policy) == (mine, teacher)
-    assert results.pair("scenes-teacher", mine, policy=policy) == (teacher, mine)
+    assert results.pair("my-unet", "scenes-teacher") == (mine, teacher)
+    assert results.pair("scenes-teacher", mine) == (teacher, mine)
     assert results.runs == []
 
 
 @pytest.mark.parametrize("candidate", ["scenes-vega", "record"])
-def test_nothing_is_run_for_a_misspelt_name_or_a_policy_without_the_suite(candidate: str, results: Results) -> None:
+def test_nothing_is_run_for_a_misspelt_name(candidate: str, results: Results) -> None:
     named = results.record("scenes-vega") if candidate == "record" else candidate
     with pytest.raises(UserError, match="unknown model 'scenes-techer'; did you mean 'scenes-teacher'"):
         results.pair(named, "scenes-techer")
@@ -175,8 +171,6 @@ def test_nothing_is_run_for_a_misspelt_name_or_a_policy_without_the_suite(candid
     with pytest.raises(UserError) as of_a_folder:
         results.pair(named, results.folder)
     assert "name of a baseline" not in str(of_a_folder.value)
-    with pytest.raises(UserError, match=r"has no table \[suites\.quality\]"):
-        results.pair(named, "scenes-teacher", policy=Policy(alpha=0.05, suites={}))
     assert results.runs == []
 
 
@@ -213,10 +207,10 @@ def test_name_of_records_fits_by_the_suite_of_the_other_side(results: Results) -
 
 
 def test_run_may_be_compared_with_a_name_of_records(results: Results) -> None:
-    record, places = results.record("my-unet"), api.Places(results.folder)
-    assert gating.find_baseline("my-unet", SUITE, POLICY, places, "cpu", None) == record
+    record, places, policy = results.record("my-unet"), api.Places(results.folder), gating.load_policy(None)
+    assert gating.find_baseline("my-unet", SUITE, policy, places, "cpu", None) == record
     with pytest.raises(UserError, match="no record of 'my-unet' is of suite standard@"):
-        gating.find_baseline("my-unet", suites.load("standard"), POLICY, places, "cpu", None)
+        gating.find_baseline("my-unet", suites.load("standard"), policy, places, "cpu", None)
 
 
 def test_names_of_records_are_compared_under_the_suite_that_both_have(results: Results) -> None:

@@ -22,7 +22,6 @@ from sdbench.records import Value
 from sdbench.records.names import STAGES
 from sdbench.settings import Probes, Sampling, Setting
 
-SUITES = Path(__file__).parents[2] / "suites"
 PROBES = Probes(rounds=1, calls=3, warmup=1, settings=(Setting(batch=2, dtype="bfloat16", channels_last=True, vae="tiny"),))
 Measure = Callable[..., dict[str, Value]]
 SAMPLING = Sampling(steps=4, guidance_scale=3.0, size_px=SIZE_PX, dtype="float32", batch=1)
@@ -37,9 +36,9 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
             for name, value in env.items():
                 patch.setenv(name, value)
             patch.delenv(plugin.DRIVER_VARIABLE)  # a process of its own would end with that one
-            patch.syspath_prepend(SUITES)  # in a process of its own, by PYTHONPATH
+            patch.syspath_prepend(BENCHMARK_FILE.parent)  # in a process of its own, by PYTHONPATH
             code = pytest.main(command[command.index("pytest") + 1 :])
-        sys.modules.pop(Path(BENCHMARK_FILE).stem)
+        sys.modules.pop(BENCHMARK_FILE.stem)
         return subprocess.CompletedProcess(command, code, "", "")
 
     monkeypatch.setattr(driver, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
@@ -51,7 +50,7 @@ def measure_tiny(tiny_pipeline: Path, tmp_path: Path) -> Measure:
 
     def measured(probes: Probes, *settings: str) -> dict[str, Value]:
         spec = resolve(str(tiny_pipeline), name="tiny")
-        values = measure([spec], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu", settings=settings).values["tiny"]
+        values = measure([spec], SAMPLING, probes, work=tmp_path, device="cpu", settings=settings).values["tiny"]
         return {value.name: value for value in values}
 
     return measured

@@ -27,7 +27,6 @@ from sdbench.probes.driver import ProbeResult, measure
 from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, Request
 from sdbench.records import Value
 from sdbench.records.names import STAGES
-from sdbench.run import runner
 from sdbench.settings import Probes, Sampling, Setting
 from sdbench.suites import Prompts, Suite
 
@@ -94,9 +93,9 @@ class FakeBenchmarkFixture:
             self.data.append(self.clock() - start)
 
 
-def run_in_process(target: Path, suites: Path) -> dict[str, str]:
+def run_in_process(target: Path) -> dict[str, str]:
     """Run the fake benchmark in this process and write the files a real one would; returns its failures by stage."""
-    namespace: dict[str, Any] = {"__file__": str(suites / driver.BENCHMARK_FILE)}
+    namespace: dict[str, Any] = {"__file__": str(driver.BENCHMARK_FILE)}
     exec(FAKE_BENCHMARK, namespace)
     results, failures = [], {}
     for stage in (*STAGES, *CEILINGS):
@@ -129,7 +128,7 @@ class DriverHarness:
     def probe(self, *names: str, rounds: int = 1, calls: int = 2, others: tuple[Setting, ...] = (), **changes: Any) -> ProbeResult:
         specs = [ModelSpec(name, "scenes", "vega", "random", "") for name in names]
         probes = Probes(rounds=rounds, calls=calls, warmup=0, settings=others)
-        settings = {"work": self.work, "suites": self.suites, "device": "cpu", **changes}
+        settings = {"work": self.work, "device": "cpu", **changes}
         return measure(specs, SAMPLING, probes, **settings)
 
     @property
@@ -148,11 +147,12 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DriverHarness:
             return subprocess.run(command, env=env, **options)  # noqa: PLW1510  # "check" is among them
         with monkeypatch.context() as patch:
             patch.setenv(REQUEST_VARIABLE, env[REQUEST_VARIABLE])
-            return subprocess.CompletedProcess(command, bool(run_in_process(target, harness.suites)), "", "")
+            return subprocess.CompletedProcess(command, bool(run_in_process(target)), "", "")
 
     monkeypatch.setattr(driver, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
     harness.suites.mkdir()
-    (harness.suites / driver.BENCHMARK_FILE).write_text(FAKE_BENCHMARK, encoding="utf-8")
+    monkeypatch.setattr(driver, "BENCHMARK_FILE", harness.suites / driver.BENCHMARK_FILE.name)
+    driver.BENCHMARK_FILE.write_text(FAKE_BENCHMARK, encoding="utf-8")
     monkeypatch.setattr(
         work, "by_stage", lambda *_, **__: dict.fromkeys(("text_encoders", "unet_step", "vae_decode"), work.Work(10**11, 0, 10**9))
     )
@@ -260,7 +260,6 @@ TIMED = Suite(
 def test_noise_floor_of_one_model_leaves_the_rounds_of_another(
     harness: DriverHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "find", lambda name: harness.suites / name)
     write = floors.write
 
     def measure_noise(name: str) -> None:
@@ -283,7 +282,6 @@ def test_noise_floor_of_one_model_leaves_the_rounds_of_another(
 def test_each_noise_floor_is_measured_afresh_and_a_killed_one_resumes(
     harness: DriverHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "find", lambda name: harness.suites / name)
     spec, write = ModelSpec("a", "scenes", "vega", "random", ""), floors.write
 
     def measure_noise() -> Path:
@@ -427,7 +425,7 @@ def test_compile_cache_is_cleared_before_the_first_round_only(harness: DriverHar
 
 
 def test_broken_benchmark_file_is_reported_as_the_reason(harness: DriverHarness) -> None:
-    (harness.suites / driver.BENCHMARK_FILE).write_text("import no_such_module_at_all\n", encoding="utf-8")
+    driver.BENCHMARK_FILE.write_text("import no_such_module_at_all\n", encoding="utf-8")
     assert "No module named 'no_such_module_at_all'" in harness.measure("broken")["broken"]["latency.pipeline.p50"].reason
 
 
@@ -493,7 +491,7 @@ def test_models_measured_under_other_conditions_did_not_take_turns(harness: Driv
     upgraded.packages["torch"] += ".post1"
     monkeypatch.setattr(driver, "environment", lambda: upgraded)
     run_ids.append(harness.probe("a", "b").run_id)
-    (harness.suites / driver.BENCHMARK_FILE).write_text("# other code", encoding="utf-8")
+    driver.BENCHMARK_FILE.write_text("# other code", encoding="utf-8")
     run_ids.append(harness.probe("a", "b").run_id)
     assert len(harness.started) == 10
     assert len(set(run_ids)) == 5, "the gate takes rounds of one id for measured in turns"
@@ -608,8 +606,3 @@ def test_pytest_benchmark_compares_and_plots_the_joined_rounds_file(
     assert "timed base unet_step" in (tmp_path / "plot-unet_step_base.svg").read_text(encoding="utf-8"), (
         "one plot for each stage and setting"
     )
-
-
-def test_suites_folder_without_the_benchmark_file_is_rejected(harness: DriverHarness, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no bench_pipeline\.py in .*empty"):
-        harness.measure("a", suites=tmp_path / "empty")

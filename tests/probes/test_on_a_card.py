@@ -26,7 +26,6 @@ from sdbench.settings import Probes, Sampling, Setting
 
 pytestmark = pytest.mark.gpu
 NEEDS_NVML = {"memory.process", "machine.power", "machine.foreign_processes"}  # not available in every container
-SUITES = Path(__file__).parents[2] / "suites"
 SAMPLING = Sampling(steps=20, guidance_scale=3.0, size_px=SIZE_PX, dtype="bfloat16", batch=1)
 
 
@@ -52,7 +51,7 @@ def test_card_is_found_before_a_cuda_context_exists() -> None:
 
 def test_round_on_a_card_agrees_with_manual_timing(tiny_pipeline: Path, tmp_path: Path) -> None:
     probes = Probes(rounds=2, calls=10, warmup=5)
-    values = measure([resolve(str(tiny_pipeline), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cuda").values
+    values = measure([resolve(str(tiny_pipeline), name="tiny")], SAMPLING, probes, work=tmp_path, device="cuda").values
     found = {value.name: value for value in values["tiny"]}
     failed = {value.name: value.reason for value in found.values() if value.state != "ok"}
     assert set(failed) <= NEEDS_NVML, failed
@@ -78,7 +77,7 @@ def test_round_on_a_card_agrees_with_manual_timing(tiny_pipeline: Path, tmp_path
 
 def test_full_size_random_weights_have_every_value(tmp_path: Path) -> None:
     probes, sampling = Probes(rounds=1, calls=2, warmup=1), SAMPLING.model_copy(update={"steps": 2, "size_px": 1024})
-    values = measure([resolve("vega", random=True)], sampling, probes, work=tmp_path, suites=SUITES, device="cuda").values["vega"]
+    values = measure([resolve("vega", random=True)], sampling, probes, work=tmp_path, device="cuda").values["vega"]
     failed = {value.name: value.reason for value in values if value.state != "ok"}
     assert set(failed) <= NEEDS_NVML, failed
 
@@ -117,7 +116,6 @@ def test_settings_run_on_a_card(setting: Setting, tiny_pipeline: Path, tmp_path:
         SAMPLING,
         probes,
         work=tmp_path,
-        suites=SUITES,
         device="cuda",
         settings=[setting.label],
     ).values

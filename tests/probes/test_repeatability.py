@@ -22,10 +22,7 @@ def test_interval_of_a_ratio_contains_the_first_runs_ratio_in_18_of_20_runs(tmp_
     specs = [resolve("scenes-teacher"), resolve("scenes-vega")]
     intervals = []
     for run in range(1 + REPEATS):
-        folder = suites.find("bench_pipeline.py").parent
-        measured = measure(
-            specs, suite.sampling, suite.probes, work=tmp_path / str(run), suites=folder, device="cpu", settings=["base"]
-        ).values
+        measured = measure(specs, suite.sampling, suite.probes, work=tmp_path / str(run), device="cpu", settings=["base"]).values
         p50 = {name: next(value for value in values if value.name == "latency.pipeline.p50") for name, values in measured.items()}
         teacher, student = p50["scenes-teacher"].samples, p50["scenes-vega"].samples
         assert teacher

@@ -16,7 +16,7 @@ from sdbench.probes.driver import ProbeResult
 from sdbench.records import Record, Value
 from sdbench.records import files as record_files
 from sdbench.run import recording, runner
-from sdbench.run.context import prepare
+from sdbench.run.context import RunContext, prepare
 from sdbench.settings import Probes, Setting
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")
@@ -27,7 +27,7 @@ def test_weights_measured_before_keep_their_earlier_values(teacher: ModelSpec, t
     first, _ = runner.run([teacher, resolve("scenes-rendered")], prepare_in(tmp_path))
     record = records.read_record(first)
     write_again(first, model=record.model.model_copy(update={"weights_digest": "of another checkpoint"}), values=())
-    models_read, head, probes_only = set[str](), record_files.read_record, replace(prepare_in(tmp_path), with_quality=False)
+    models_read, head, probes_only = set[str](), record_files.read_record, replace(prepare_in(tmp_path), only="probes")
 
     def recorded(folder: Path) -> Record:
         models_read.add(folder.parent.name)
@@ -151,7 +151,8 @@ def test_settings_measured_in_separate_runs_are_merged_into_one_record(
     suite = SUITE.model_copy(update={"metrics": {}, "probes": Probes(rounds=1, calls=2, warmup=0, settings=(Setting(batch=2),))})
 
     def run(*settings: str) -> dict[str, float | None]:
-        context = prepare(suite, device="cpu", results=tmp_path / "results", runs=tmp_path / "runs", settings=settings)
+        context = RunContext(suite, "cpu", tmp_path / "results", tmp_path / "runs", settings=settings)
+        prepare(context)
         (folder,) = runner.run([teacher], context)
         record = records.read_record(folder)
         found.append(record.run)

@@ -19,6 +19,7 @@ from sdbench.probes import ceilings, work
 from sdbench.records import Scores, Value
 from sdbench.reference.cards import save
 from sdbench.run import requirements, runner
+from sdbench.run.context import RunContext
 from sdbench.run.plan import EFFICIENCY, plan
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +103,7 @@ def test_dry_run_lists_missing_inputs_and_fetches_nothing(
 ) -> None:
     monkeypatch.setattr("sdbench.run.plan._macs", lambda *_: None)
     monkeypatch.setattr(machine, "is_slow", lambda dtype, _: dtype == "float16")
-    content = plan([resolve("sdxl", random=True)], suites.load("mlperf-sdxl"), tmp_path)
+    content = plan([resolve("sdxl", random=True)], RunContext(suites.load("mlperf-sdxl"), "cpu", tmp_path, tmp_path))
     assert content["suite"] == {"name": "mlperf-sdxl", "version": 1, "digest": None}
     assert {"latents.pt", "open_clip_model.safetensors"} < {file["name"] for file in content["files"]}
     assert content["disk_bytes"] > 95_628_359 + 605_109_252
@@ -113,7 +114,7 @@ def test_dry_run_lists_missing_inputs_and_fetches_nothing(
     assert text.endswith(
         "\nthis processor has no fast convolutions in float16, which take up to 80 times as long as in float32: see --dtype and --setting"
     )
-    known = plan([resolve("sdxl", random=True)], suites.load("standard"), tmp_path)
+    known = plan([resolve("sdxl", random=True)], RunContext(suites.load("standard"), "cpu", tmp_path, tmp_path))
     assert known["suite"]["digest"] == suites.load("standard").id.digest
     args = ["--model", "sdxl", "--weights", "random", "--suite", "mlperf-sdxl", "--only", "quality", "--runs", str(tmp_path)]
     assert cli.main(["run", *args, "--dry-run", "--json"]) == 0
@@ -195,10 +196,9 @@ def test_gate_draws_nothing_without_an_evaluator_that_its_policy_requires(tmp_pa
 
 def test_estimate_for_a_gpu_is_near_published_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SDXL in 20 steps at 1024 px takes 2.706 s on an A100 (open-muse), whose matrix products run at up to 312 TFLOP/s."""
-    monkeypatch.setattr("sdbench.run.plan.choose_device", lambda _: "cuda:0")
     monkeypatch.setattr(ceilings, "measure", lambda *_: 312e12)
     suite = api.Overrides(n=1, steps=20).apply(suites.load("standard"))
-    content = plan([resolve("sdxl", random=True)], suite, tmp_path, only="quality")
+    content = plan([resolve("sdxl", random=True)], RunContext(suite, "cuda:0", tmp_path, tmp_path, "quality"))
     assert content["models"][0]["seconds"] == pytest.approx(2.706, rel=0.25)
 
 
@@ -208,7 +208,7 @@ def test_unet_that_embeds_the_guidance_scale_is_estimated_at_one_run_per_step(
     monkeypatch.setattr(ceilings, "measure", lambda *_: 2 / EFFICIENCY["cpu"])
     monkeypatch.setattr(work, "_work", lambda *_: work.Work(1, 0, 0))
     specs = [resolve(str(tiny_pipeline)), resolve(str(with_unet(tiny_pipeline, tmp_path / "lcm", tiny_unet(time_cond_proj_dim=8))))]
-    content = plan(specs, suites.load("quality"), tmp_path, only="quality")
+    content = plan(specs, RunContext(suites.load("quality"), "cpu", tmp_path, tmp_path, "quality"))
     assert [row["seconds"] for row in content["models"]] == pytest.approx([512 * (2 + 12 * 2 + 1), 512 * (2 + 12 + 1)])
 
 
@@ -220,14 +220,14 @@ def test_student_with_blocks_of_its_own_is_estimated_from_its_own_configuration(
     folder = with_unet(tiny_pipeline, tmp_path / "own", deeper)
     specs = [resolve(str(tiny_pipeline)), resolve(str(folder))]
     assert specs[1].architecture == "custom"
-    vega, own = (row["seconds"] for row in plan(specs, suites.load("quality"), tmp_path, only="quality")["models"])
+    vega, own = (row["seconds"] for row in plan(specs, RunContext(suites.load("quality"), "cpu", tmp_path, tmp_path, "quality"))["models"])
     assert own > vega > 0
 
 
 def test_random_weights_need_no_evaluators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "measure", lambda *_: 2.0)
     monkeypatch.setattr("sdbench.run.plan._macs", lambda *_: 1)  # takes seconds for networks of this size
-    content = plan([resolve("sdxl", random=True)], suites.load("standard"), tmp_path, only="probes")
+    content = plan([resolve("sdxl", random=True)], RunContext(suites.load("standard"), "cpu", tmp_path, tmp_path, "probes"))
     assert (content["files"], content["lacking"], content["disk_bytes"]) == ([], [], 0)
     assert content["suite"]["digest"] == suites.load("standard").id.digest
 

@@ -1,11 +1,14 @@
 """A suite over models: a record of each, no work that was done before, and nothing for what cannot be run."""
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -342,6 +345,23 @@ def test_probes_alone_generate_no_images_and_skip_rendered_models(
     assert runner.run([resolve("scenes-rendered"), teacher], prepare_in(tmp_path, PROBED, "probes")) == folders, "the same values again"
     runner.run_probes([teacher], replace(prepare_in(tmp_path, PROBED, "probes"), profile=True))
     assert profiled == [False, False, True]
+
+
+def test_benchmark_file_of_the_working_folder_is_not_run(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of another version would give other numbers under the same names."""
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "bench_pipeline.py").touch()
+    monkeypatch.chdir(tmp_path)
+    folders = list[str]()
+
+    def note_folders(command: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        folders.extend(env["PYTHONPATH"].split(os.pathsep))
+        return subprocess.CompletedProcess(command, 1, "", "")
+
+    monkeypatch.setattr(driver, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": note_folders}))
+    runner.run_probes([teacher], prepare_in(tmp_path, PROBED, "probes"))
+    found = [file for folder in folders if (file := Path(folder, "bench_pipeline.py")).exists()]
+    assert found[0] == Path(__file__).parents[2] / "suites" / "bench_pipeline.py"
 
 
 def test_model_of_another_family_or_with_a_duplicate_name_is_rejected_before_any_work(

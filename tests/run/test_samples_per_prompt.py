@@ -203,7 +203,7 @@ def test_noise_floor_of_several_samples_is_over_prompts(teacher: ModelSpec, tmp_
 
 
 def test_dry_run_counts_images_and_prompts(teacher: ModelSpec, tmp_path: Path) -> None:
-    one, four = (plan([teacher], sampled(samples), tmp_path, device="cpu", only="quality") for samples in (1, 4))
+    one, four = (plan([teacher], prepare_in(tmp_path, sampled(samples))) for samples in (1, 4))
     assert "): 20 images a model, 4 for each of 5 prompts\n" in four["text"]
     assert "): 5 images a model\n" in one["text"]
     assert four["disk_bytes"] == 4 * one["disk_bytes"]
