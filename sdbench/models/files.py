@@ -189,6 +189,12 @@ def choose_weight_files(names: Iterable[str], stem: str, *, sixteen_bit: bool) -
     return None
 
 
+def choose_lora_file(names: Iterable[str]) -> str | None:
+    """The LoRA among the file names of one folder: diffusers' own name for one, or the only .safetensors file; None if neither is there."""
+    files = [name for name in names if name.endswith(".safetensors")]
+    return LORA_FILE if LORA_FILE in files else files[0] if len(files) == 1 else None
+
+
 def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | None, list[Path]]:
     """The variant and the safetensors files of a part ("unet", "vae", "text_encoder", "text_encoder_2") in its folder.
 
