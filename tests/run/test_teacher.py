@@ -173,6 +173,9 @@ def test_devices_of_a_kind_draw_alike_and_images_without_a_model_anywhere(teache
     here = replace(prepare_in(tmp_path), device="cuda:1")
     assert recording._drawing_differences(on_a_card, here) == recording._drawing_differences(rendered, here) == []
     assert recording._drawing_differences(drawn, here) == ["device cpu, here cuda"]
+    on_a_mac = drawn.model_copy(update={"machine": drawn.machine.model_copy(update={"device": "mps"})})
+    assert recording._drawing_differences(on_a_mac, replace(here, device="mps")) == []
+    assert recording._drawing_differences(on_a_mac, replace(here, device="cpu")) == ["device mps, here cpu"]
 
 
 def test_win_rate_is_against_the_newest_weights_of_the_teacher_that_have_images(
