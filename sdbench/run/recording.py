@@ -181,7 +181,7 @@ def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[
     if not (missing := [kind for kind in dict.fromkeys(needed) if not available[kind]]):
         return []
     what, of_teacher = "images" if found else "record", context.suite.teacher_suite()
-    advice = f"first sdbench run --model {name} --suite {other_suite}" if other_suite else f"add --model {name}"
+    advice = f"first {context.suite.teacher.command}" if context.suite.teacher and other_suite else f"add --model {name}"
     return [
         (
             f"{what} of the teacher, {name} under {of_teacher.id.title_with_digest}, "
