@@ -85,6 +85,14 @@ class Overrides:
             content["samples"] = self.samples_per_prompt
         return content
 
+    def _change_teacher(self, teacher: Teacher | None) -> Teacher | None:
+        """The teacher, its own suite changed by the shared settings."""
+        shared = {name: value for name in SHARED if (value := getattr(self, name)) is not None}
+        if teacher is None or not shared or (own := teacher.find_suite()) is None or own.other_suite:  # the last is refused later
+            return teacher
+        options = [word for name, value in shared.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        return teacher.model_copy(update={"changed": Overrides(**shared).apply(own), "options": (*teacher.options, *options)})
+
 
 def _change_timing(suite: Suite, timing: dict[str, int]) -> dict[str, Any]:
     """The suite's probes with other numbers of rounds or calls; these calls replace those that a setting has of its own."""

@@ -123,7 +123,8 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
     """Fetch the missing files of models, and return the models, those of the Hub with the architecture that their files show.
 
     Raises:
-        UserError: a model is of another family or damaged, two models have the same name, or the Hub cannot be reached.
+        UserError: a model is of another family or damaged, two models have the same name, the Hub cannot be reached, or see
+            `check_prediction`.
     """
     check_models(specs, context.suite)
     for note in slow_dtype_notes(context.sampling, context.timed_settings, context.device, draws=context.with_quality):
@@ -140,6 +141,8 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
     fetched = [with_cached_architecture(spec) for spec in specs]
     check_models(fetched, context.suite)
     check_weights(fetched, context.sampling.dtype)
+    for spec in fetched if context.with_quality else ():
+        schedulers.check_prediction(spec, context.sampling)
     return fetched
 
 
