@@ -82,15 +82,15 @@ def slow_dtype_note(dtype: str, device: str) -> str:
 
 
 def this_machine(device: str) -> Machine:
-    """This machine, running models on `device` ("cpu", "cuda" or "cuda:<index>")."""
+    """This machine, running models on `device`: "cpu", "cuda" or "cuda:<index>", or for a pipeline in memory any that PyTorch has."""
     import torch
 
     on_cuda = device.startswith("cuda")
     return Machine(
-        device=torch.cuda.get_device_name(device) if on_cuda else "cpu",
+        device=torch.cuda.get_device_name(device) if on_cuda else torch.device(device).type,
         driver=_nvidia_driver() if on_cuda else None,
         torch=str(torch.__version__),
-        cuda=torch.version.cuda if on_cuda else None,
+        cuda=(torch.version.cuda or torch.version.hip) if on_cuda else None,
         cpu=_cpu_name(),
         cores=_cores(),
         ram_gib=round(psutil.virtual_memory().total / 2**30, 1),

@@ -4,6 +4,8 @@ A few-step student looks worse than it is when sampled at timesteps that it was 
 scheduler to the model does not state the timesteps, so dry runs and records do.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from sdbench.errors import UserError
 from sdbench.models.architectures import PARTS
+from sdbench.models.files import stated_prediction
 from sdbench.models.loading import build_scheduler
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
@@ -32,8 +35,9 @@ SCHEDULERS = {  # those that a suite may name, besides the model's own
 def set_scheduler(pipeline: Any, sampling: Sampling) -> None:
     """Replace the pipeline's scheduler with the one that the sampling names, in the configuration of the pipeline's own."""
     if sampling.scheduler != "model":
-        spacing = {} if sampling.timestep_spacing is None else {"timestep_spacing": sampling.timestep_spacing}
-        pipeline.scheduler = SCHEDULERS[sampling.scheduler].from_config(pipeline.scheduler.config, **spacing)
+        names = ("timestep_spacing", "prediction_type", "rescale_betas_zero_snr")
+        given = {name: value for name in names if (value := getattr(sampling, name)) is not None}
+        pipeline.scheduler = SCHEDULERS[sampling.scheduler].from_config(pipeline.scheduler.config, **given)
 
 
 def set_timesteps(scheduler: Any, sampling: Sampling, device: torch.device | str) -> Tensor:
@@ -69,13 +73,50 @@ def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[
         own = pipeline.scheduler if pipeline else _build_own(spec)
     except UserError:
         return {}
+    chosen = _choose(own, sampling)
+    return {
+        "class": type(chosen).__name__,
+        "prediction_type": chosen.config.get("prediction_type"),  # some schedulers have none
+        "timesteps": set_timesteps(chosen, sampling, "cpu").tolist(),
+    }
+
+
+def check_prediction(spec: ModelSpec, sampling: Sampling) -> None:
+    """Check that images of a single file are drawn with the kind of prediction that it was trained for, where the file states it.
+
+    Nothing is checked where the configuration that the file is drawn with is not on this disk (yet).
+
+    Raises:
+        UserError: they are not.
+    """
+    stated = stated_prediction(Path(spec.location)) if spec.source == "file" else {}
+    if not stated:
+        return
+    try:
+        chosen = _choose(_build_own(spec), sampling)
+    except UserError:
+        return
+    wrong = {name: value for name, value in stated.items() if chosen.config.get(name) != value}
+    if not wrong:
+        return
+    options = ["--scheduler euler"] if sampling.scheduler == "model" else []
+    options += [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in wrong.items()]
+    raise UserError(
+        f"{spec.location} states that it was trained with {_describe(wrong)}, but {type(chosen).__name__} would draw it with "
+        f"{_describe({name: chosen.config.get(name) for name in wrong})}; add "
+        f"{' '.join(options)}, or set these in [sampling] of a suite file"
+    )
+
+
+def _describe(settings: Mapping[str, Any]) -> str:
+    return " and ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def _choose(own: Any, sampling: Sampling) -> Any:
+    """The scheduler that the sampling makes of a model's own, which is not changed."""
     stand_in = SimpleNamespace(scheduler=type(own).from_config(own.config))  # has what `set_scheduler` needs of a pipeline
     set_scheduler(stand_in, sampling)
-    return {
-        "class": type(stand_in.scheduler).__name__,
-        "prediction_type": stand_in.scheduler.config.get("prediction_type"),  # some schedulers have none
-        "timesteps": set_timesteps(stand_in.scheduler, sampling, "cpu").tolist(),
-    }
+    return stand_in.scheduler
 
 
 def _build_own(spec: ModelSpec) -> Any:

@@ -14,15 +14,16 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Scheduler = Literal["model", "ddim", "dpmpp", "euler", "euler-ancestral", "lcm", "tcd"]
 Pixels = Annotated[int, Field(gt=0, le=16_384, multiple_of=8)]
 Batch = Annotated[int, Field(gt=0, le=4096)]  # limits are far beyond any run: a digit too many is an error before anything is planned
+_PREDICTION = ("prediction_type", "rescale_betas_zero_snr")  # which all of these have in their configuration
 # The options that each scheduler of diffusers supports; it would ignore any other in silence, or fail.
 SUPPORTED_SETTINGS: dict[Scheduler, tuple[str, ...]] = {
     "model": (),  # which scheduler that is, is known only once the pipeline is here
-    "ddim": ("timestep_spacing", "eta"),
-    "dpmpp": ("timestep_spacing", "timesteps"),
-    "euler": ("timestep_spacing", "timesteps"),
-    "euler-ancestral": ("timestep_spacing",),
-    "lcm": ("timesteps",),
-    "tcd": ("timesteps", "eta"),
+    "ddim": ("timestep_spacing", "eta", *_PREDICTION),
+    "dpmpp": ("timestep_spacing", "timesteps", *_PREDICTION),
+    "euler": ("timestep_spacing", "timesteps", *_PREDICTION),
+    "euler-ancestral": ("timestep_spacing", *_PREDICTION),
+    "lcm": ("timesteps", *_PREDICTION),
+    "tcd": ("timesteps", "eta", *_PREDICTION),
 }
 
 
@@ -41,6 +42,9 @@ class Sampling(Table):
         timestep_spacing: replaces that of the configuration; SDXL's own is `leading`, many few-step students learned `trailing`.
         timesteps: one for each step, decreasing; replace any spacing.
         eta: noise added at each step, as a share of its maximum; 0 (the pipeline's default) is deterministic. `tcd` calls it gamma.
+        prediction_type: what the UNet predicts, in place of what the configuration says; checkpoints in one file have their base's
+            configuration, which may not be that of their training.
+        rescale_betas_zero_snr: whether the last timestep is pure noise, likewise.
         batch: images in each call; a short batch is padded, since results can change with the batch size.
     """
 
@@ -52,6 +56,8 @@ class Sampling(Table):
     timestep_spacing: Annotated[Literal["leading", "trailing", "linspace"] | None, Field(exclude_if=is_unset)] = None
     timesteps: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...] | None, Field(exclude_if=is_unset)] = None
     eta: Annotated[float | None, Field(ge=0, le=1, exclude_if=is_unset)] = None
+    prediction_type: Annotated[Literal["epsilon", "v_prediction", "sample"] | None, Field(exclude_if=is_unset)] = None
+    rescale_betas_zero_snr: Annotated[bool | None, Field(exclude_if=is_unset)] = None
     negative_prompt: str | None = None
     dtype: Dtype
     batch: Batch
@@ -64,10 +70,12 @@ class Sampling(Table):
 
     @model_validator(mode="after")
     def _check_scheduler_options(self) -> Self:
-        for name in ("timestep_spacing", "timesteps", "eta"):
+        for name in ("timestep_spacing", "timesteps", "eta", *_PREDICTION):
             if getattr(self, name) is not None and name not in SUPPORTED_SETTINGS[self.scheduler]:
                 supporting = ", ".join(scheduler for scheduler, names in SUPPORTED_SETTINGS.items() if name in names)
                 raise ValueError(f"{name} needs a scheduler that supports it ({supporting}), not {self.scheduler!r}")
+        if (self.scheduler, self.prediction_type) == ("euler-ancestral", "sample"):
+            raise ValueError("euler-ancestral does not take prediction_type 'sample'; take another scheduler, such as euler")
         if self.timesteps is None:
             return self
         if self.timestep_spacing is not None:

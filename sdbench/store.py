@@ -45,6 +45,12 @@ class Store:
         """The images that do not exist yet, in order."""
         return [image_id for image_id in image_ids if not self.path(image_id).exists()]
 
+    def elsewhere(self, image_ids: Sequence[str]) -> list[Path]:
+        """The folders of other runs that hold any of these images, made under another identity."""
+        names = {self.path(image_id).name for image_id in image_ids}
+        others = (folder for folder in self.folder.parent.glob("*/images") if folder.parent != self.folder)
+        return sorted(folder.parent for folder in others if any(path.name in names for path in folder.iterdir()))
+
     def put(self, image_id: str, pixels: U8) -> None:
         """Write an image, H x W x 3 uint8 RGB, as PNG.
 

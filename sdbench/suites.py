@@ -7,6 +7,8 @@ prompts and the file of the latent. Settings introduced later are not in it unle
 
 import hashlib
 import json
+import operator
+import shlex
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -148,10 +150,27 @@ class Teacher(Table):
         model: the name of the teacher in its records.
         suite: name or path (in a suite file, relative to that file) of the suite of those records, with the same prompts, noise and size
             but other sampling, such as 25 steps where the students take 4; None for the suite itself.
+        changed: that suite with settings that an override gives both, so that the images can still be paired.
+        options: those of `sdbench run` that change it so.
     """
 
     model: str
     suite: str | None = None
+    changed: "Suite | None" = Field(default=None, exclude_if=is_unset)
+    options: tuple[str, ...] = Field(default=(), exclude_if=operator.not_)
+
+    def find_suite(self) -> "Suite | None":
+        """The suite of the teacher's records; None for the suite itself.
+
+        Raises:
+            UserError: see `load`.
+        """
+        return self.changed or (load(self.suite) if self.suite else None)
+
+    @property
+    def command(self) -> str:
+        """The command that makes the teacher's images under a suite of its own."""
+        return shlex.join(["sdbench", "run", "--model", self.model, "--suite", self.suite or "", *self.options])
 
 
 def check_half(only: str | None, among: Sequence[str] = HALVES) -> None:
@@ -227,8 +246,8 @@ class Suite(Table):
             settings["prompts"] = {
                 key: value for key, value in settings["prompts"].items() if key not in ("path", "split", "column", "digest")
             }
-        if self.other_suite:
-            settings["teacher"]["suite"] = self.teacher_suite().id.model_dump()
+        if self.teacher and self.teacher.suite:
+            settings["teacher"] = {"model": self.teacher.model, "suite": self.teacher_suite().id.model_dump()}
         content = json.dumps([settings, self.prompt_list()], sort_keys=True)
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
 
@@ -244,9 +263,9 @@ class Suite(Table):
             MissingError, UserError: that suite, its prompts or its latent cannot be read, its images cannot be paired with this suite's,
                 or it names a third suite.
         """
-        if self.other_suite is None:
+        other = self.teacher.find_suite() if self.teacher else None
+        if other is None:
             return self
-        other = load(self.other_suite)
         intro, prompts = f"suite {self.name!r} takes its teacher from suite {other.name!r}", other.prompt_list()
         if other.other_suite:
             raise UserError(f"{intro}, which takes its own from {other.other_suite!r}; name that one")

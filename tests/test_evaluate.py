@@ -283,6 +283,18 @@ def test_quantised_network_is_evaluated_as_it_is(few: suites.Suite) -> None:
     assert torch.float8_e4m3fn in {tensor.dtype for tensor in pipeline.unet.parameters()}
 
 
+def test_quantised_network_whose_other_layers_have_another_dtype_is_refused_before_anything_is_run(
+    few: suites.Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "run", lambda *_, **__: pytest.fail("run"))
+    pipeline = copy_student().to(torch.float16)
+    pipeline.unet.register_parameter("packed", nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False))
+    message = r"unet is quantised, and its other layers are float16, but the suite computes in float32.*Overrides\(dtype='float16'\)\.apply"
+    with pytest.raises(UserError, match=message):
+        sdbench.evaluate(pipeline, few, baseline="scenes-ssd-1b")
+    in_memory.check_dtype(pipeline, "float16")
+
+
 def test_network_that_is_wrapped_or_not_in_memory_is_refused(few: suites.Suite) -> None:
     pipeline = copy_student()
     pipeline.unet = torch.nn.DataParallel(pipeline.unet)

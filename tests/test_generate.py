@@ -15,7 +15,15 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, IPNDMScheduler, LCMScheduler, StableDiffusionXLPipeline
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    IPNDMScheduler,
+    LCMScheduler,
+    StableDiffusionXLPipeline,
+)
+from safetensors.torch import save_file
 from tiny import SIZE_PX
 from tqdm import tqdm
 
@@ -27,7 +35,7 @@ from sdbench.generate import Job, call_arguments, generate, initial_noise, list_
 from sdbench.models.architectures import PARTS
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.scenes.grammar import parse
-from sdbench.schedulers import SCHEDULERS, describe
+from sdbench.schedulers import SCHEDULERS, check_prediction, describe
 from sdbench.settings import SUPPORTED_SETTINGS, Sampling, Scheduler
 from sdbench.store import Store
 from sdbench.suites import Noise, Prompts, Suite
@@ -413,6 +421,7 @@ def test_scheduler_uses_the_settings_in_the_table(name: Scheduler, pipeline: Sta
         "timestep_spacing": schedulers["leading"].timesteps.tolist() != schedulers["trailing"].timesteps.tolist(),
         "timesteps": "timesteps" in inspect.signature(scheduler.set_timesteps).parameters,
         "eta": "eta" in inspect.signature(scheduler.step).parameters,
+        **{setting: setting in inspect.signature(kind.__init__).parameters for setting in ("prediction_type", "rescale_betas_zero_snr")},
     }
     assert SUPPORTED_SETTINGS[name] == tuple(setting for setting, is_supported in supports.items() if is_supported)
     values = {"timestep_spacing": "trailing", "timesteps": (999, 499, 99), "eta": 0.5}
@@ -424,6 +433,47 @@ def test_scheduler_uses_the_settings_in_the_table(name: Scheduler, pipeline: Sta
         assert timesteps == [999, 499, 99]
     else:
         assert timesteps[0] == 999
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_one_step_gives_the_image_that_the_kind_of_prediction_of_the_suite_implies(
+    name: Scheduler, kind: str, pipeline: StableDiffusionXLPipeline
+) -> None:
+    """x_t = a x + s e and v = a e - s x, so x is (x_t - s e) / a, or a x_t - s v; Euler's scheduler steps x_t / a."""
+    own = copy.copy(pipeline)
+    own.scheduler = DDIMScheduler.from_config(PARTS["scenes"]["scheduler"])  # of v, from noise alone
+    settings = {"scheduler": name, "prediction_type": kind, "rescale_betas_zero_snr": False}
+    make_sampler(own, Sampling.model_validate({**SAMPLING.model_dump(), **settings}), Noise())
+    generator = torch.Generator().manual_seed(0)
+    x_t, output = torch.randn(2, 1, 4, 4, 4, generator=generator)
+    (timestep,) = own.scheduler.timesteps
+    a_2 = own.scheduler.alphas_cumprod[timestep.long()]
+    a, s = a_2.sqrt(), (1 - a_2).sqrt()
+    expected = {"epsilon": (x_t - s * output) / a, "v_prediction": a * x_t - s * output, "sample": output}[kind]
+    found = own.scheduler.step(output, timestep, x_t / a if name == "euler" else x_t).prev_sample
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_named_scheduler_takes_the_kind_of_prediction_and_the_noise_schedule_of_the_suite(
+    name: Scheduler, pipeline: StableDiffusionXLPipeline
+) -> None:
+    own = copy.copy(pipeline)
+    own.scheduler = EulerDiscreteScheduler.from_config(PARTS["sdxl"]["scheduler"])
+    settings = {"scheduler": name, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    make_sampler(own, Sampling.model_validate({**SAMPLING.model_dump(), **settings}), Noise())
+    assert own.scheduler.config.prediction_type == "v_prediction"
+    assert own.scheduler.alphas_cumprod[-1] < 1e-6, "the last timestep is noise alone"
+
+
+def test_kind_of_prediction_that_a_scheduler_lacks_is_refused() -> None:
+    with pytest.raises(ValueError, match="euler-ancestral does not take prediction_type 'sample'"):
+        Sampling.model_validate({**SAMPLING.model_dump(), "scheduler": "euler-ancestral", "prediction_type": "sample"})
+    scheduler = EulerAncestralDiscreteScheduler(prediction_type="sample")
+    scheduler.set_timesteps(1)
+    with pytest.raises(NotImplementedError):  # else it need not be refused any more
+        scheduler.step(torch.zeros(1), scheduler.timesteps[0], torch.zeros(1))
 
 
 @pytest.mark.parametrize(
@@ -453,6 +503,30 @@ def test_scheduler_without_a_kind_of_prediction_is_described(pipeline: StableDif
     own.scheduler = IPNDMScheduler()
     found = describe(resolve("scenes-vega", random=True), SAMPLING, own)
     assert (found["class"], found["prediction_type"], len(found["timesteps"])) == ("IPNDMScheduler", None, SAMPLING.steps)
+
+
+def test_file_that_states_how_it_was_trained_is_drawn_so_or_not_at_all(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """NoobAI's checkpoint of v-prediction has two empty tensors that say so; the tiny pipeline's own scheduler fits it."""
+    names = ("conv_in.weight", "down_blocks.0", "v_pred", "ztsnr")
+    save_file({name: torch.zeros(0) for name in names}, tmp_path / "noob.safetensors")
+    base = resolve(str(tiny_pipeline))
+    spec = ModelSpec("noob", "scenes", "vega", "file", str(tmp_path / "noob.safetensors"), base)
+    check_prediction(spec, SAMPLING)
+
+    def advice(**settings: Any) -> str:
+        with pytest.raises(UserError) as error:
+            check_prediction(spec, Sampling.model_validate({**SAMPLING.model_dump(), "scheduler": "ddim", **settings}))
+        return str(error.value).partition("; add ")[2]
+
+    end = ", or set these in [sampling] of a suite file"
+    both = "--prediction-type v_prediction --rescale-betas-zero-snr"
+    assert advice(prediction_type="epsilon", rescale_betas_zero_snr=False) == f"{both}{end}"
+    assert advice(rescale_betas_zero_snr=False) == f"--rescale-betas-zero-snr{end}"
+    elsewhere = ModelSpec("noob", "sdxl", "sdxl", "file", spec.location, resolve("someone/not-downloaded"))
+    check_prediction(elsewhere, SAMPLING)
+    plain = {name: torch.zeros(0) for name in names[:2]}
+    save_file(plain, tmp_path / "noob.safetensors", metadata={"modelspec.prediction_type": "epsilon"})
+    check_prediction(spec, Sampling.model_validate({**SAMPLING.model_dump(), "scheduler": "ddim", "prediction_type": "epsilon"}))
 
 
 def test_unavailable_scheduler_has_an_empty_description(tmp_path: Path) -> None:

@@ -100,6 +100,21 @@ def test_driver_version_comes_from_nvml(monkeypatch: pytest.MonkeyPatch) -> None
         assert this_machine("cuda").driver == driver
 
 
+def test_gpu_is_never_classed_as_its_hosts_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = this_machine("cpu")
+    for device in ("mps", "xpu:0"):
+        other = this_machine(device)
+        assert (other.device, other.cuda) == (device.partition(":")[0], None)
+        assert other.machine_class.startswith(f"{other.device}, torch ")
+        assert other.machine_class.endswith(f", {host.cpu}")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "AMD Instinct MI300X")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    of_rocm = this_machine("cuda")
+    assert (of_rocm.device, of_rocm.cuda) == ("AMD Instinct MI300X", "6.4")
+    assert re.fullmatch(r"AMD Instinct MI300X, driver \w+, torch \d+\.\d+, CUDA 6\.4, .+", of_rocm.machine_class)
+
+
 @pytest.mark.gpu
 def test_cuda_machine_has_a_driver() -> None:
     machine = this_machine("cuda")

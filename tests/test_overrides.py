@@ -18,6 +18,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "timestep_spacing": {"scheduler": "euler", "timestep_spacing": "trailing"},
     "timesteps": {"scheduler": "euler", "timesteps": [999, 499]},
     "eta": {"scheduler": "ddim", "eta": 0.5},
+    "prediction_type": {"scheduler": "euler", "prediction_type": "sample"},
+    "rescale_betas_zero_snr": {"scheduler": "euler", "rescale_betas_zero_snr": True},
     "size_px": {"size_px": 128},
     "height_px": {"height_px": 128},
     "batch": {"batch": 8},

@@ -106,6 +106,8 @@ def test_misspelt_key_is_reported_with_the_right_one(right: str, wrong: str, whe
             r"needs a scheduler that supports it \(ddim, .*, euler-ancestral\), not 'model'",
         ),
         ("size_px = 64", 'size_px = 64\nscheduler = "lcm"\ntimestep_spacing = "trailing"', "not 'lcm'"),
+        ("size_px = 64", 'size_px = 64\nprediction_type = "sample"', r"prediction_type needs a scheduler .*\(ddim, .*, tcd\), not 'model'"),
+        ("size_px = 64", 'size_px = 64\nscheduler = "euler"\nprediction_type = "v"', "'v'; known: epsilon, sample, v_prediction"),
         ("size_px = 64", 'size_px = 64\nscheduler = "ddim"\ntimesteps = [999, 749, 499, 249]', r"\(dpmpp, euler, lcm, tcd\), not 'ddim'"),
         ("size_px = 64", 'size_px = 64\nscheduler = "euler"\neta = 0.3', r"\(ddim, tcd\), not 'euler'"),
         (
@@ -263,9 +265,18 @@ def test_every_setting_is_in_the_digest(old: str, new: str, folder: Path) -> Non
     assert digest(folder, old, new) != digest(folder)
 
 
-@pytest.mark.parametrize("more", ['scheduler = "euler"\ntimestep_spacing = "trailing"', 'scheduler = "euler"\ntimesteps = [9, 5, 3, 1]'])
-def test_timesteps_and_their_spacing_are_in_the_digest(more: str, folder: Path) -> None:
-    assert digest(folder, "steps = 4", f"steps = 4\n{more}") != digest(folder, "steps = 4", 'steps = 4\nscheduler = "euler"')
+@pytest.mark.parametrize(
+    "more",
+    [
+        'timestep_spacing = "trailing"',
+        "timesteps = [9, 5, 3, 1]",
+        'prediction_type = "sample"',
+        "rescale_betas_zero_snr = true",
+    ],
+)
+def test_settings_of_a_scheduler_are_in_the_digest(more: str, folder: Path) -> None:
+    plain = 'steps = 4\nscheduler = "euler"'
+    assert digest(folder, "steps = 4", f"{plain}\n{more}") != digest(folder, "steps = 4", plain)
 
 
 def test_unset_step_settings_do_not_change_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:

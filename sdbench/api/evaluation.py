@@ -98,6 +98,8 @@ def evaluate(
     spec, device = _describe(model, name, device)
     only = "quality" if in_memory else only
     chosen, rules, old = find_suite(suite, spec), gating.load_policy(policy), None
+    if in_memory:
+        _check_dtype(model, chosen)
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
         suites.check_half(only, gating.GATED)
         old = gating.find_baseline(as_text(baseline), chosen, rules, places, device, only)
@@ -120,6 +122,13 @@ def _describe(model: Any, name: str | None, device: str | None) -> tuple[ModelSp
     from sdbench.models import in_memory
 
     return in_memory.describe(model, name or "pipeline"), in_memory.device(model)
+
+
+def _check_dtype(pipeline: Any, suite: suites.Suite) -> None:
+    from sdbench.models import in_memory
+
+    if suite.sampling:
+        in_memory.check_dtype(pipeline, suite.sampling.dtype)
 
 
 def _run_in_memory(pipeline: Any, spec: ModelSpec, suite: suites.Suite, places: Places) -> Path:

@@ -8,13 +8,18 @@ from typing import Any
 from sdbench.assets.prompts import count_prompts
 from sdbench.errors import UserError
 from sdbench.settings import Sampling
-from sdbench.suites import Prompts, Suite, base_name
+from sdbench.suites import Prompts, Suite, Teacher, base_name
 from sdbench.validation import validate
+
+# What images must have in common with the teacher's to be paired, or else should have for a like comparison.
+SHARED = ("size_px", "height_px", "batch", "dtype", "n", "samples_per_prompt", "prompts")
 
 
 @dataclass(frozen=True)
 class Overrides:
     """Settings in place of a suite's own. The changed suite is named `<name>-custom`, so its rows stay separate.
+
+    Where the teacher has a suite of its own, those in `SHARED` change that suite too, so that images can still be paired.
 
     Attributes:
         height_px: of images that are not square.
@@ -34,6 +39,8 @@ class Overrides:
     timestep_spacing: str | None = None
     timesteps: Sequence[int] | None = None
     eta: float | None = None
+    prediction_type: str | None = None
+    rescale_betas_zero_snr: bool | None = None
     size_px: int | None = None
     height_px: int | None = None
     batch: int | None = None
@@ -60,6 +67,7 @@ class Overrides:
         content["sampling"] |= {"steps": len(self.timesteps)} if self.timesteps else {}
         content["sampling"] |= {name: value for name, value in given.items() if name in Sampling.model_fields}
         content["prompts"] = self._change_prompts(suite.prompts)
+        content |= {"teacher": teacher} if (teacher := self._change_teacher(suite.teacher)) else {}
         if timing := {name: value for name, value in given.items() if name in ("rounds", "calls")}:
             content["probes"] = _change_timing(suite, timing)
         return validate(Suite, content, f"suite {suite.name!r} with your settings")
@@ -76,6 +84,14 @@ class Overrides:
         if self.samples_per_prompt is not None:
             content["samples"] = self.samples_per_prompt
         return content
+
+    def _change_teacher(self, teacher: Teacher | None) -> Teacher | None:
+        """The teacher, its own suite changed by the shared settings."""
+        shared = {name: value for name in SHARED if (value := getattr(self, name)) is not None}
+        if teacher is None or not shared or (own := teacher.find_suite()) is None or own.other_suite:  # the last is refused later
+            return teacher
+        options = [word for name, value in shared.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        return teacher.model_copy(update={"changed": Overrides(**shared).apply(own), "options": (*teacher.options, *options)})
 
 
 def _change_timing(suite: Suite, timing: dict[str, int]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sdbench.assets.weights import RemoteFile
 from sdbench.errors import UserError, describe_error
 from sdbench.models import hub
 from sdbench.models.catalogue import CATALOGUE
-from sdbench.models.files import SHARED_PARTS, STEMS, checkpoint_kind, choose_weight_files, read_header
+from sdbench.models.files import LORA_FILE, SHARED_PARTS, STEMS, checkpoint_kind, choose_lora_file, choose_weight_files, read_header
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.notes import print_note
@@ -164,7 +164,7 @@ def _list_files(download: _Download, *, sixteen_bit: bool) -> list[RemoteFile]:
 
 def _select(download: _Download, names: dict[str, int], *, sixteen_bit: bool) -> Iterator[str]:
     if download.kind == "lora":
-        yield from (name for name in names if fnmatch(name, "*.safetensors") and "/" not in name)
+        yield _select_lora(download.repository, [name for name in names if "/" not in name])
         return
     patterns = ("config.json",) if download.kind == "unet" else _CONFIGS
     yield from (name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
@@ -181,16 +181,29 @@ def _select(download: _Download, names: dict[str, int], *, sixteen_bit: bool) ->
         yield from (f"{folder}{name}" for name in choice.names)
 
 
+def _select_lora(repository: str, names: list[str]) -> str:
+    """The LoRA among the files in the root of a repository, which may also hold gigabytes of others."""
+    chosen = choose_lora_file(names)
+    if chosen is None:
+        found = ", ".join(sorted(name for name in names if name.endswith(".safetensors"))) or "none"
+        raise UserError(
+            f"LoRA {repository!r}: expected {LORA_FILE} or a single .safetensors file in its root, found {found}. Fetch the one that "
+            f"you mean, `hf download {repository} FILE --local-dir .`, and name it with --lora FILE"
+        )
+    return chosen
+
+
 def _fetch_error(download: _Download, error: Exception) -> UserError:
     entry = next((entry for entry in CATALOGUE.values() if entry.location == download.repository), None)
     size = f" (about {entry.download_gb} GB)" if entry and download.kind == "pipeline" and download.parts else ""
     needed = {
         "pipeline": ", ".join((*_CONFIGS, *(f"{part}/{STEMS[part]}*.safetensors" for part in download.parts))),
         "unet": f"config.json, {STEMS['unet']}*.safetensors",
+        "lora": f"{LORA_FILE}, or its only .safetensors file",
     }
     return UserError(
         f"cannot fetch {download.repository!r} from the Hub ({describe_error(error)}). "
-        f"Needed{size}: {needed.get(download.kind, '*.safetensors')}. Where there is a network, run `hf download {download.repository}"
+        f"Needed{size}: {needed[download.kind]}. Where there is a network, run `hf download {download.repository}"
         f"{f' --revision {download.revision}' if download.revision else ''}` and copy its folder into {HF_HUB_CACHE}; or put the files in "
         "a folder and name that folder."
     )

@@ -166,16 +166,20 @@ def _download(asset: Asset, file: File, folder: Path) -> Path:
 
 
 def _missing_error(asset: Asset, reason: str) -> MissingError:
+    return MissingError(f"weights: {asset.name!r} is not on this disk and cannot be fetched ({reason}). {how_to_get(asset)}")
+
+
+def how_to_get(asset: Asset) -> str:
+    """The files of an asset with their sizes, where to get them and where to put them, for messages."""
     files = ", ".join(f"{file.name} ({size_text(file.size_bytes)})" for file in asset.files)
     command = (
         f"run `hf download {asset.hub[1]} --repo-type {asset.hub[0]} {' '.join(file.name for file in asset.files)}`, or "
         if asset.hub
         else ""
     )
-    return MissingError(
-        f"weights: {asset.name!r} is not on this disk and cannot be fetched ({reason}). Needed of {asset.source}: {files}. Where there is "
-        f"a network, {command}get the files there; put them into {weights_folder() / asset.name} (the environment's {HOME} names another "
-        f"folder than {weights_folder()})."
+    return (
+        f"Needed of {asset.source}: {files}. Where there is a network, {command}get the files there; put them into "
+        f"{weights_folder() / asset.name} (the environment's {HOME} names another folder than {weights_folder()})."
     )
 
 

@@ -144,8 +144,8 @@ def _draw_part(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse
     missing = api.draw(specs, suite, part=arguments.part, places=places_from(arguments), device=arguments.device)
     for name, n in missing.items():
         print_note(
-            f"{name}: {n} images are still missing, from parts that are running, were stopped or were not started; the same command "
-            "without --part draws what is left"
+            f"{name}: {n} images are still missing, from parts that are running, were stopped or were not started, or were drawn with "
+            "another version, batch size or kind of device; the same command without --part draws what is left"
             if n
             else f"{name}: all images are drawn; the same command without --part scores them and writes the record"
         )

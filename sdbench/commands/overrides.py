@@ -51,6 +51,15 @@ def add_overrides(command: argparse.ArgumentParser) -> None:
         help="timestep of each step, such as 999 749 499 249; needs --scheduler other than `model`",
     )
     own.add_argument("--eta", type=float, help="amount of noise that ddim and tcd add at each step, from 0 to 1")
+    own.add_argument(
+        "--prediction-type", help="what the UNet predicts: epsilon, v_prediction or sample; needs --scheduler other than `model`"
+    )
+    own.add_argument(
+        "--rescale-betas-zero-snr",
+        action="store_true",
+        default=None,
+        help="let the last timestep be pure noise, for models trained so; needs --scheduler other than `model`",
+    )
 
 
 def add_scoring(command: "argparse._ActionsContainer") -> None:

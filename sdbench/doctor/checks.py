@@ -157,6 +157,7 @@ def _metrics() -> Iterator[Finding]:
 
 
 def _published_values() -> Iterator[Finding]:
+    from sdbench.assets import catalogue, weights
     from sdbench.doctor import golden, published
 
     try:
@@ -173,4 +174,4 @@ def _published_values() -> Iterator[Finding]:
         yield Finding(is_close, text, is_fatal=True)
     if not comparisons:
         text = f"known values of CLIP {published.BACKBONE}: not checked, because its weights are not on this machine ({published.SOURCE})"
-        yield Finding(False, text)
+        yield Finding(False, f"{text}. {weights.how_to_get(catalogue.get_asset(published.ASSET))}")

@@ -16,6 +16,7 @@ from sdbench.errors import MissingError
 from sdbench.metrics.cosine import caption_score
 
 BACKBONE = "vit-b-16"
+ASSET = f"clip-{BACKBONE}"
 SOURCE = "torchmetrics 1.9.0, functional/multimodal/clip_score.py, examples with openai/clip-vit-base-patch16"
 TOLERANCE = 0.01  # other kernels change a cosine by 1e-5 in float32, which is 0.001 here; older versions print 24.4255 for 24.426
 CAPTIONS = (

@@ -8,6 +8,7 @@ from torch import nn
 
 from sdbench.errors import UserError
 from sdbench.models.files import LDM_PREFIXES, Tensor
+from sdbench.models.spec import OWN_BASE, example_base
 from sdbench.models.text_encoders import hub_key
 
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # of attention in VAEs before 2023
@@ -63,9 +64,10 @@ def check_checkpoint(models: Mapping[str, nn.Module], found: Mapping[str, Tensor
         present = {name: tensor for name, tensor in found.items() if name.startswith(LDM_PREFIXES[part]) and not name.endswith(_IGNORED)}
         total = sum(tensor.n_elements for tensor in present.values())
         if total != expected:
+            base = "; ".join(filter(None, [example_base(found), OWN_BASE])) if part == "unet" else "one of the same architecture"
             raise UserError(
                 f"{where} holds {total:,} numbers for the {part} ({LDM_PREFIXES[part]}*), the base pipeline's configuration asks for "
-                f"{expected:,}; name with --base a pipeline of the same architecture"
+                f"{expected:,}; name another pipeline with --base: {base}"
             )
 
 

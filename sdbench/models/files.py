@@ -86,6 +86,21 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
+def stated_prediction(path: Path) -> dict[str, Any]:
+    """The prediction that a weight file states it was trained for, as settings of a scheduler; empty where it states none, or epsilon.
+
+    Kohya's scripts write `modelspec.prediction_type` beside the tensors, "v" or "epsilon". Other checkpoints, such as NoobAI's, have empty
+    tensors called `v_pred` and `ztsnr`, after which ComfyUI goes too (comfy/supported_models.py).
+
+    Raises:
+        UserError: see `read_header`.
+    """
+    names = read_header(path)
+    if "v_pred" not in names and read_metadata(path).get("modelspec.prediction_type") not in ("v", "v_prediction"):
+        return {}
+    return {"prediction_type": "v_prediction"} | ({"rescale_betas_zero_snr": True} if "ztsnr" in names else {})
+
+
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, and the offset of the tensors behind it."""
     try:
@@ -187,6 +202,12 @@ def choose_weight_files(names: Iterable[str], stem: str, *, sixteen_bit: bool) -
             shard = re.compile(rf"{re.escape(single.removesuffix('.safetensors'))}-\d+-of-\d+\.safetensors")
             return WeightFiles(variant, (chosen, *(sorted(filter(shard.fullmatch, present)) if chosen == index else ())))
     return None
+
+
+def choose_lora_file(names: Iterable[str]) -> str | None:
+    """The LoRA among the file names of one folder: diffusers' own name for one, or the only .safetensors file; None if neither is there."""
+    files = [name for name in names if name.endswith(".safetensors")]
+    return LORA_FILE if LORA_FILE in files else files[0] if len(files) == 1 else None
 
 
 def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | None, list[Path]]:

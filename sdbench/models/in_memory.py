@@ -145,12 +145,32 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
+def check_dtype(pipeline: Any, dtype: str) -> None:
+    """Check that a pipeline can compute in a dtype: a quantised network cannot be cast, so its other layers must have that dtype already.
+
+    Args:
+        dtype: "float32", "bfloat16" or "float16".
+
+    Raises:
+        UserError: they have another.
+    """
+    for part in CLASSES:
+        present = {tensor.dtype for tensor in getattr(pipeline, part).parameters()}
+        others = present & _FLOATS
+        if present != others and others and getattr(torch, dtype) not in others:
+            found = " and ".join(sorted(str(other).removeprefix("torch.") for other in others))
+            raise UserError(
+                f"the pipeline's {part} is quantised, and its other layers are {found}, but the suite computes in {dtype}, to which it "
+                f"cannot be cast. Evaluate it in its own dtype: Overrides(dtype={found!r}).apply(suite)"
+            )
+
+
 @contextmanager
 def sampling_copy(pipeline: Any, dtype: torch.dtype) -> Iterator[Any]:
     """Yield a pipeline that samples from the same networks, and leaves the original as it was.
 
-    Networks of another dtype are copied, since casting them back and forth would round; quantised ones are taken as they are. The scheduler
-    is copied too.
+    Networks of another dtype are copied, since casting them back and forth would round; quantised ones, see `check_dtype`, are taken as
+    they are. The scheduler is copied too.
     At exit, the train or eval mode of every module and the state of every random generator are restored.
     """
     sampler = copy.copy(pipeline)

@@ -5,7 +5,17 @@ from pathlib import Path
 
 from sdbench.errors import UserError
 from sdbench.models import hub
-from sdbench.models.files import LORA_FILE, STEMS, checkpoint_kind, read_config, read_header, read_headers, read_model_json, weight_files
+from sdbench.models.files import (
+    LORA_FILE,
+    STEMS,
+    checkpoint_kind,
+    choose_lora_file,
+    read_config,
+    read_header,
+    read_headers,
+    read_model_json,
+    weight_files,
+)
 from sdbench.models.spec import ModelSpec
 from sdbench.scenes.embedded import WEIGHTS
 
@@ -154,13 +164,11 @@ def _cached_snapshot(repository: str, revision: str | None = None) -> Path:
 
 def _lora_file(lora: str) -> Path:
     path = Path(lora) if Path(lora).is_absolute() else _cached_snapshot(lora)
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    chosen = next((file for file in files if file.name == LORA_FILE), files[0] if len(files) == 1 else None)
-    if chosen is None or chosen.suffix != ".safetensors":
-        raise UserError(
-            f"LoRA {path}: expected {LORA_FILE} or a single .safetensors file, found {[file.name for file in files] or 'none'}; "
-            "name the file"
-        )
+    folder, names = (path.parent, [path.name]) if path.is_file() else (path, sorted(file.name for file in path.glob("*.safetensors")))
+    name = choose_lora_file(names)
+    if name is None:
+        raise UserError(f"LoRA {path}: expected {LORA_FILE} or a single .safetensors file, found {names or 'none'}; name the file")
+    chosen = folder / name
     if not any("lora" in name.lower() for name in read_headers([chosen])):
         raise UserError(f"{chosen} is not a LoRA: none of its tensors has 'lora' in its name. If it is a model, name it as the model.")
     return chosen

@@ -43,6 +43,11 @@ _STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "mode
 _STOCK_FOLDERS = ("unet", "unet_ema", "student")  # the last by `distillation`
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 RANDOM_LABEL = "random weights"
+OWN_BASE = (  # for a checkpoint in the original (LDM) layout, whose shape no pipeline of the catalogue has
+    "for a UNet of a shape of its own, a folder with the .json and .txt files of the pipeline that it was made from (of SDXL: `hf download "
+    "stabilityai/stable-diffusion-xl-base-1.0 --include '*.json' '*.txt' --local-dir base`) and, in unet/config.json, its own "
+    "configuration; no weights are read from it"
+)
 
 
 @dataclass(frozen=True)
@@ -241,16 +246,24 @@ def _from_file(path: Path, base: ModelSpec | None) -> ModelSpec:
         raise UserError(f"{path} is neither a .safetensors file nor a folder in diffusers layout")
     if path.suffix in _PICKLES:
         raise UserError(
-            f"{path} is not a .safetensors file; pickled weights can run code and are not read. Write its tensors to one: python -c "
+            f"{path} is not a .safetensors file; pickled weights can run code and are not read. Write its tensors to one, with the program "
+            "below; where they lie under another key than 'state_dict', such as 'ema', put that in its place. A diffusers EMAModel, whose "
+            "'shadow_params' have no names, writes them with `save_pretrained`: name that folder. python -c "
             f'"import torch; from safetensors.torch import save_file; '
             f"found = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
-            "save_file({name: tensor.clone() for name, tensor in found.get('state_dict', found).items()}, "
+            "found = found.get('state_dict', found); "
+            "save_file({name: tensor.clone() for name, tensor in found.items() if torch.is_tensor(tensor)}, "
             f'{str(path.with_suffix(".safetensors"))!r})"'
         )
     tensors = strip_prefixes(read_header(path))
     ldm = checkpoint_kind(path, tensors) == "checkpoint"
     family, architecture = _family_of_tensors(tensors), _architecture_of_tensors(tensors, ldm=ldm)
-    return ModelSpec(_checkpoint_name(path), family, architecture, "file", str(path), _require_base(base, path, family, ldm=ldm))
+    if base is None and ldm:
+        raise IncompleteError(
+            f"{path} holds no configuration and tokenizers; name the pipeline that completes it with --base: "
+            f"{example_base(tensors) or OWN_BASE}"
+        )
+    return ModelSpec(_checkpoint_name(path), family, architecture, "file", str(path), _require_base(base, path, family))
 
 
 def _architecture_of_tensors(tensors: Mapping[str, Tensor], *, ldm: bool) -> str:
@@ -264,13 +277,20 @@ def _family_of_tensors(tensors: Mapping[str, Tensor]) -> AnyFamily:
     return family_of({"cross_attention_dim": widths.pop()}) if len(widths) == 1 else "custom"
 
 
-def _require_base(base: ModelSpec | None, path: Path, family: AnyFamily, *, ldm: bool = False) -> ModelSpec:
+def example_base(tensors: Mapping[str, Tensor]) -> str | None:
+    """The option for the catalogue's pipeline of a checkpoint's architecture, in the original (LDM) layout; None where there is none."""
+    kind = _family_of_tensors(tensors), _architecture_of_tensors(tensors, ldm=True)
+    names = (entry.name for entry in CATALOGUE.values() if (entry.family, entry.architecture) == kind)
+    complete = next((name for name in names if _from_catalogue(name).base is None), None)
+    return f"for example --base {complete}" if complete else None
+
+
+def _require_base(base: ModelSpec | None, path: Path, family: AnyFamily) -> ModelSpec:
     if base is not None:
         return base
-    holds = "no configuration and tokenizers" if ldm else "only a UNet"
     example = TEACHERS.get(family)
     advice = f"for example --base {example}" if example else "the pipeline it was made from"
-    raise IncompleteError(f"{path} holds {holds}; name the pipeline that completes it with --base: {advice}")
+    raise IncompleteError(f"{path} holds only a UNet; name the pipeline that completes it with --base: {advice}")
 
 
 def _from_hub(repository: str, base: ModelSpec | None, revision: str | None) -> ModelSpec:

@@ -119,7 +119,12 @@ class Model(Table):
 
 
 class Machine(Table):
-    """Where it was measured. Latency and memory are compared only within one `machine_class`."""
+    """Where it was measured. Latency and memory are compared only within one `machine_class`.
+
+    Attributes:
+        device: name of the GPU, "cpu", or the kind of another device, such as "mps".
+        cuda: version of CUDA, or of HIP for a GPU that PyTorch reaches through ROCm; None for other devices.
+    """
 
     device: str
     driver: str | None
@@ -137,8 +142,10 @@ class Machine(Table):
         take as long as a fast GPU takes to run them, so two hosts with the same GPU are not one machine. With a GPU, cores do not count.
         """
         torch_minor = ".".join(self.torch.split("+")[0].split(".")[:2])
-        if self.cuda is None:
+        if self.device == "cpu":
             return f"{self.cpu} ({self.cores} cores), torch {torch_minor}"
+        if self.cuda is None:
+            return f"{self.device}, torch {torch_minor}, {self.cpu}"
         driver_major = (self.driver or "unknown").split(".")[0]
         return f"{self.device}, driver {driver_major}, torch {torch_minor}, CUDA {self.cuda}, {self.cpu}"
 

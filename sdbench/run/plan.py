@@ -32,7 +32,7 @@ def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str]
         missing: what else the caller knows to be missing.
 
     Raises:
-        UserError: the weights of a model on this disk are damaged, or the Hub cannot be reached.
+        UserError: the weights of a model on this disk are damaged, the Hub cannot be reached, or see `check_prediction`.
     """
     suite, sampling = context.suite, context.sampling
     assert suite.prompts
@@ -44,6 +44,8 @@ def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str]
     of_models = itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)
     files = [*dict.fromkeys(of_models), *requirements.files_to_fetch(scored)]  # models of one base share its files
     n = suite.prompts.n * suite.samples if context.with_quality else 0
+    for spec in specs if n else ():
+        schedulers.check_prediction(spec, sampling)
     has_inputs = requirements.inputs_are_here(suite)
     content = {
         "suite": suite.id.model_dump() if has_inputs else suite.model_dump(include={"name", "version"}) | {"digest": None},
@@ -92,10 +94,16 @@ def _text(content: dict[str, Any], n: int, samples: int) -> str:
     for row in content["models"]:
         lines.append(
             f"{row['model']}: "
-            + (f"{scheduler['class']} at {', '.join(map(str, scheduler['timesteps']))}; " if (scheduler := row["scheduler"]) else "")
+            + (f"{_describe_scheduler(scheduler)}; " if (scheduler := row["scheduler"]) else "")
             + ("no estimate" if row["seconds"] is None else f"roughly {duration_text(row['seconds'])} of {spent} on this machine")
         )
     return "\n".join(lines)
+
+
+def _describe_scheduler(scheduler: Mapping[str, Any]) -> str:
+    """A scheduler, as `schedulers.describe` has it, in words; some have no kind of prediction."""
+    kind = f" ({scheduler['prediction_type']})" if scheduler["prediction_type"] else ""
+    return f"{scheduler['class']}{kind} at {', '.join(map(str, scheduler['timesteps']))}"
 
 
 def duration_text(seconds: float) -> str:

@@ -181,7 +181,7 @@ def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[
     if not (missing := [kind for kind in dict.fromkeys(needed) if not available[kind]]):
         return []
     what, of_teacher = "images" if found else "record", context.suite.teacher_suite()
-    advice = f"first sdbench run --model {name} --suite {other_suite}" if other_suite else f"add --model {name}"
+    advice = f"first {context.suite.teacher.command}" if context.suite.teacher and other_suite else f"add --model {name}"
     return [
         (
             f"{what} of the teacher, {name} under {of_teacher.id.title_with_digest}, "
@@ -220,7 +220,7 @@ def _find_teacher(context: RunContext, jobs: Sequence[Job]) -> tuple[Path, Recor
 
 def _drawing_differences(record: Record, context: RunContext) -> list[str]:
     """How the software and kind of device that drew a record's images differ from this run's; empty for images without a model."""
-    there = {"device": "cuda" if record.machine.cuda else "cpu"} | record.environment.packages
+    there = {"device": "cuda" if record.machine.cuda else record.machine.device} | record.environment.packages
     here = {"device": context.device.partition(":")[0]} | {name: version(name) for name in DRAWING_PACKAGES}
     differing = [name for name in here if there.get(name) != here[name]]
     return [] if record.model.is_images_only else [f"{name} {there.get(name)}, here {here[name]}" for name in differing]

@@ -88,6 +88,7 @@ def draw(specs: Sequence[ModelSpec], context: RunContext, part: tuple[int, int])
 
     def draw_part(spec: ModelSpec) -> int:
         store, jobs = _draw_images(spec, describe_model(spec, context), context, part)
+        print_note(f"{spec.name}: images are in {store.folder}")
         return len(store.missing([job.image_id for job in jobs]))
 
     missing, refused = _try_each(fetch_models(specs, context), draw_part, context.device)
@@ -122,7 +123,8 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
     """Fetch the missing files of models, and return the models, those of the Hub with the architecture that their files show.
 
     Raises:
-        UserError: a model is of another family or damaged, two models have the same name, or the Hub cannot be reached.
+        UserError: a model is of another family or damaged, two models have the same name, the Hub cannot be reached, or see
+            `check_prediction`.
     """
     check_models(specs, context.suite)
     for note in slow_dtype_notes(context):
@@ -139,6 +141,8 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
     fetched = [with_cached_architecture(spec) for spec in specs]
     check_models(fetched, context.suite)
     check_weights(fetched, context.sampling.dtype)
+    for spec in fetched if context.with_quality else ():
+        schedulers.check_prediction(spec, context.sampling)
     return fetched
 
 
@@ -195,8 +199,15 @@ class ImageGenerator:
 
 def _draw_images(spec: ModelSpec, model: Model, context: RunContext, part: tuple[int, int] = (1, 1)) -> tuple[Store, list[Job]]:
     generator = ImageGenerator(spec, model, context)
+    store = generator.store
+    missing = store.missing([job.image_id for job in generator.jobs])
+    if missing and (others := store.elsewhere(missing)):
+        print_note(
+            f"{spec.name}: {join_words([*map(str, others)])} hold images that {store.folder} lacks, but were drawn with another version, "
+            "batch size or kind of device, or under another name; they are drawn again"
+        )
     generator.draw(select_part(generator.jobs, context.sampling.batch, part))
-    return generator.store, generator.jobs
+    return store, generator.jobs
 
 
 def run_probes(specs: Sequence[ModelSpec], context: RunContext) -> ProbeResult:

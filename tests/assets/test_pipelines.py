@@ -239,3 +239,23 @@ def test_models_from_elsewhere_need_no_hub_files(tiny_pipeline: Path) -> None:
         assert pipelines.required_files(spec, dtype="float32") == []
         assert pipelines.is_cached(spec, dtype="float32")
         pipelines.fetch(spec, dtype="float32")
+
+
+def test_lora_of_the_hub_is_chosen_before_anything_is_fetched(hub: Hub, tiny_pipeline: Path) -> None:
+    for name in ("two_step_lora.safetensors", "four_step_lora.safetensors", "four_step_unet.safetensors", "more/other.safetensors"):
+        hub.put(f"someone/loras/{name}", b"gigabytes")
+    spec = resolve(str(tiny_pipeline), lora="someone/loras")
+    message = (
+        r"'someone/loras': expected pytorch_lora_weights\.safetensors or a single \.safetensors file in its root, found "
+        r"four_step_lora\.safetensors, four_step_unet\.safetensors, two_step_lora\.safetensors\. "
+        r".*`hf download someone/loras FILE --local-dir \.`, and name it with --lora FILE$"
+    )
+    for look in (pipelines.fetch, pipelines.required_files):
+        with pytest.raises(UserError, match=message):
+            look(spec, dtype="float32")
+    assert not hub.hits
+    hub.put("someone/loras/pytorch_lora_weights.safetensors", b"the LoRA")
+    assert [file.name for file in pipelines.required_files(spec, dtype="float32")] == ["pytorch_lora_weights.safetensors"]
+    hub.put("someone/single/style.safetensors", b"the LoRA")
+    single = pipelines.required_files(resolve(str(tiny_pipeline), lora="someone/single"), dtype="float32")
+    assert [file.name for file in single] == ["style.safetensors"]

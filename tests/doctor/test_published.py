@@ -75,6 +75,8 @@ def test_missing_weights_are_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
     (finding,) = checks._published_values()
     assert not finding.is_fatal
     assert "not checked, because its weights are not on this machine" in finding.text
+    assert "open_clip_model.safetensors (599 MB)" in finding.text
+    assert "`hf download timm/vit_base_patch16_clip_224.openai --repo-type model open_clip_model.safetensors`" in finding.text
 
 
 def test_resize_is_compared_with_cleanfid(monkeypatch: pytest.MonkeyPatch) -> None:

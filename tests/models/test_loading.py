@@ -128,6 +128,18 @@ def test_original_checkpoint_loads_unless_a_tensor_is_missing(teacher_folder: Pa
         open_pipeline(tmp_path / "lacking.safetensors", base=str(teacher_folder))
 
 
+def test_base_of_a_whole_checkpoint_needs_no_weights(teacher_folder: Path, original_checkpoint: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(teacher_folder, tmp_path / "base", ignore=lambda _, names: [name for name in names if "safetensors" in name])
+    again, original = open_pipeline(original_checkpoint, base=str(base)), open_pipeline(teacher_folder)
+    torch.testing.assert_close(dict(again.unet.state_dict()), dict(original.unet.state_dict()), rtol=0, atol=0)
+
+
+def test_base_of_another_architecture_is_refused_with_one_that_fits(tiny_pipeline: Path, original_checkpoint: Path) -> None:
+    advice = "for example --base scenes-teacher; for a UNet of a shape of its own"
+    with pytest.raises(UserError, match=f"numbers for the unet .*; name another pipeline with --base: {advice}"):
+        open_pipeline(original_checkpoint, base=str(tiny_pipeline))
+
+
 @pytest.mark.parametrize("name", ["renamed", "conv_in.weight"])
 def test_original_checkpoint_that_cannot_be_converted_is_named(
     name: str, teacher_folder: Path, original_checkpoint: Path, tmp_path: Path

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from ldm import unet_key
 from safetensors.torch import save_file
 from tiny import edit_json, tiny_unet
 
 from sdbench.errors import UserError
+from sdbench.models.architectures import ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.files import LDM_PREFIXES
 from sdbench.models.loading import load
@@ -87,6 +89,26 @@ def test_original_checkpoint_is_recognised_by_its_keys(teacher_folder: Path, ori
     assert (spec.name, spec.source, spec.family, spec.architecture) == ("whole", "file", "scenes", "sdxl")
     with pytest.raises(UserError, match=r"holds no configuration and tokenizers; .*--base scenes-teacher"):
         resolve(str(original_checkpoint))
+
+
+def test_pruned_checkpoint_is_to_be_completed_by_a_pipeline_of_its_own_architecture(tmp_path: Path) -> None:
+    """Its configurations are read from there; the teacher's would not fit."""
+    for architecture in ("ssd-1b", "koala-700m"):
+        config = unet_config(architecture)
+        save_ldm_names(ldm_depths(config), config["cross_attention_dim"], tmp_path / "pruned.safetensors")
+        with pytest.raises(UserError, match=rf"holds no configuration and tokenizers; .*: for example --base {architecture}$"):
+            resolve(str(tmp_path / "pruned.safetensors"))
+    depths = ldm_depths(unet_config("vega")) | {"model.diffusion_model.middle_block.1": 3}
+    save_ldm_names(depths, 2048, tmp_path / "own.safetensors")
+    with pytest.raises(UserError, match=r": for a UNet of a shape of its own, a folder with .*--include .* in unet/config.json, its own"):
+        resolve(str(tmp_path / "own.safetensors"))
+
+
+def save_ldm_names(depths: dict[str, int], text_width: int, path: Path) -> None:
+    """Write a checkpoint in the original (LDM) layout with the names by which one is recognised, and next to no weights."""
+    names = [f"{place}.transformer_blocks.{index}.attn2.to_k.weight" for place, depth in depths.items() for index in range(depth)]
+    tensors = {prefix: torch.zeros(1) for prefix in LDM_PREFIXES.values()}
+    save_file(tensors | {name: torch.zeros(1, text_width) for name in names}, path)
 
 
 def test_hub_name_resolves_with_and_without_revision() -> None:
@@ -244,6 +266,29 @@ def test_suggested_program_converts_pickled_weights(tiny_pipeline: Path, tmp_pat
     exec(suggested_program(tmp_path / "old.ckpt"), {})
     converted = load(resolve(str(tmp_path / "old.safetensors"), base=str(tiny_pipeline)), dtype="float32", device="cpu").unet
     torch.testing.assert_close(dict(converted.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("key", ["ema", "state_dict"])
+def test_suggested_program_takes_the_weights_from_under_a_key(key: str, tiny_pipeline: Path, tmp_path: Path) -> None:
+    unet = tiny_unet(seed=3)
+    torch.save({key: {**unet.state_dict(), "decay": 0.999}, "step": 1000}, tmp_path / "step.pt")
+    program = suggested_program(tmp_path / "step.pt")
+    exec(program, {})  # as it stands, it finds the tensors or none, and does not fail
+    exec(program.replace("'state_dict'", repr(key)), {})
+    converted = load(resolve(str(tmp_path / "step.safetensors"), base=str(tiny_pipeline)), dtype="float32", device="cpu").unet
+    torch.testing.assert_close(dict(converted.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
+
+
+def test_averaged_weights_without_names_are_to_be_saved_by_diffusers(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """The way out that the message names is one: `save_pretrained` writes the averaged weights as a UNet's folder."""
+    unet = tiny_unet(seed=3)
+    average = EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config)
+    torch.save(average.state_dict(), tmp_path / "ema.pt")
+    with pytest.raises(UserError, match=r"EMAModel, whose 'shadow_params' have no names, writes them with `save_pretrained`"):
+        resolve(str(tmp_path / "ema.pt"))
+    average.save_pretrained(str(tmp_path / "folder"))
+    saved = load(resolve(str(tmp_path / "folder"), base=str(tiny_pipeline)), dtype="float32", device="cpu").unet
+    torch.testing.assert_close(dict(saved.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
 
 
 def test_suggested_program_converts_a_unet_in_original_names(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

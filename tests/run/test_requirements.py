@@ -169,7 +169,7 @@ def test_dry_run_estimates_what_the_same_run_would_do(
     content = json.loads(out)
     (row,) = content["models"]
     assert (row["model"], row["seconds"]) == ("scenes-vega", pytest.approx((images + timed) * (2 + 12 * 2 + 1)))
-    assert f"scenes-vega: DDIMScheduler at {', '.join(map(str, row['scheduler']['timesteps']))}; roughly" in err
+    assert f"scenes-vega: DDIMScheduler (v_prediction) at {', '.join(map(str, row['scheduler']['timesteps']))}; roughly" in err
     assert (len(row["scheduler"]["timesteps"]), row["scheduler"]["timesteps"][0]) == (12, 999)
     assert (content["disk_bytes"] > 0) == (images > 0)
 

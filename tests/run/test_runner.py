@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ from fakes import (
 )
 from PIL import Image
 from processes import is_locked
-from tiny import tiny_unet
+from safetensors.torch import save_file
+from tiny import edit_json, tiny_unet
 
 from sdbench import api, cli, machine, records
 from sdbench.commands import measuring
@@ -37,13 +39,14 @@ from sdbench.errors import MissingError, PartialError, UserError
 from sdbench.leaderboard import standings, writing
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec, resolve
-from sdbench.probes import driver
+from sdbench.probes import ceilings, driver
 from sdbench.probes.driver import ProbeResult
 from sdbench.records import Model
 from sdbench.reference import cards
 from sdbench.reference.build import build, images_in_folder
 from sdbench.run import recording, runner
 from sdbench.run.context import store_and_jobs
+from sdbench.run.plan import plan
 from sdbench.scenes import embedded
 from sdbench.settings import Probes, Setting
 from sdbench.store import Store
@@ -146,6 +149,49 @@ def test_parts_draw_what_one_run_would_and_a_run_only_scores_them(
     monkeypatch.setattr(runner, "load", fail_if_called)
     (scored,) = runner.run([teacher], prepare_in(tmp_path / "parts", suite))
     assert records.read_record(scored).values == records.read_record(whole).values
+
+
+def test_images_drawn_in_batches_of_another_size_are_named_before_they_are_drawn_again(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner.draw([teacher], prepare_in(tmp_path), (1, 2))
+    (first,) = (path.parent for path in (tmp_path / "runs").glob("*/images"))
+    said = capsys.readouterr().err
+    assert f"scenes-teacher: images are in {first}\n" in said
+    assert "hold images" not in said
+    runner.draw([teacher], prepare_in(tmp_path), (2, 2))
+    assert "hold images" not in capsys.readouterr().err, "those of the other part are its own"
+    monkeypatch.setattr(runner.ImageGenerator, "draw", lambda *_: pytest.fail(capsys.readouterr().err))
+    singly = prepare_in(tmp_path, api.Overrides(batch=1).apply(SUITE))
+    message = rf"scenes-teacher: {re.escape(str(first))} hold images that \S+ lacks, but were drawn with another version, batch size or"
+    for work in (lambda: runner.run([teacher], singly), lambda: runner.draw([teacher], singly, (1, 2))):
+        with pytest.raises(pytest.fail.Exception, match=message):
+            work()
+
+
+def test_file_trained_for_another_prediction_is_refused_before_any_work(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, file = Path(shutil.copytree(tiny_pipeline, tmp_path / "base")), tmp_path / "kohya.safetensors"
+    edit_json(base / "scheduler" / "scheduler_config.json", prediction_type="epsilon")
+    save_file(tiny_unet().state_dict(), file, metadata={"modelspec.prediction_type": "v"})
+    spec = resolve(str(file), base=str(base))
+    monkeypatch.setattr(runner, "load", fail_if_called)
+    monkeypatch.setattr(ceilings, "measure", lambda *_: 1e12)
+    message = (
+        r"kohya\.safetensors states that it was trained with prediction_type v_prediction, but DDIMScheduler would draw it with "
+        r"prediction_type epsilon; add --scheduler euler --prediction-type v_prediction, or set"
+    )
+    for work in (
+        lambda: runner.run([spec], prepare_in(tmp_path)),
+        lambda: runner.draw([spec], prepare_in(tmp_path), (1, 2)),
+        lambda: plan([spec], SUITE, tmp_path, device="cpu"),
+    ):
+        with pytest.raises(UserError, match=message):
+            work()
+    assert runner.fetch_models([spec], prepare_in(tmp_path, PROBED, "probes")) == [spec], "its speed does not depend on it"
+    suite = api.Overrides(scheduler="euler", prediction_type="v_prediction").apply(SUITE)
+    assert runner.fetch_models([spec], prepare_in(tmp_path, suite)) == [spec]
 
 
 def test_groups_of_prompts_are_in_the_record_and_in_the_leaderboard(teacher: ModelSpec, tmp_path: Path) -> None:

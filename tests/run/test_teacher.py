@@ -10,6 +10,7 @@ from factories import number
 from fakes import METRICS, SUITE, prepare_in, write_again
 
 from sdbench import machine, records, suites
+from sdbench.api import Overrides
 from sdbench.gate import pairing
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Rule
@@ -18,6 +19,7 @@ from sdbench.records import NamedTeacher, Record, Scores, Value
 from sdbench.run import recording, runner
 from sdbench.run.context import store_and_jobs
 from sdbench.suites import Suite, Teacher
+from sdbench.validation import validate
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")
 WIN_RATE = "win_rate.preference.scenes"
@@ -128,6 +130,38 @@ def test_few_step_student_is_compared_with_the_teacher_at_the_teachers_own_sampl
     assert number(agreement) < 1 - 1e-9, "the teacher's images are not of these two steps"
 
 
+def test_overrides_of_prompts_and_size_are_those_of_the_teachers_suite_too(
+    teacher: ModelSpec, student: ModelSpec, few_step_suite: Suite, tmp_path: Path
+) -> None:
+    own = str(tmp_path / "own.toml")
+    shared: dict[str, Any] = {"n": 2, "samples_per_prompt": 2, "batch": 1}
+    suite = Overrides(**shared, steps=3).apply(few_step_suite)
+    of_teacher = Overrides(**shared).apply(suites.load(own))
+    assert suite.teacher_suite().id == of_teacher.id
+    assert (of_teacher.name, suite.teacher_suite().sampling) == ("own-custom", of_teacher.sampling)
+    (missing,) = recording.missing_of_teacher([student], prepare_in(tmp_path, suite))
+    options = "--batch 1 --n 2 --samples-per-prompt 2"
+    assert missing.startswith(f"record of the teacher, scenes-teacher under {of_teacher.id.title_with_digest}, so ")
+    assert missing.endswith(f": first sdbench run --model scenes-teacher --suite {own} {options}")
+    runner.run([teacher], prepare_in(tmp_path, of_teacher))
+    assert recording.missing_of_teacher([student], prepare_in(tmp_path, suite)) == []
+    record = measure(student, tmp_path, suite)
+    assert record.teacher == NamedTeacher(model="scenes-teacher", suite=of_teacher.id)
+    assert (win_rate(record).state, record.n_images) == ("ok", 4)
+    agreement = record.value("agreement.clip.scenes")
+    assert agreement
+    assert agreement.state == "ok"
+
+
+def test_overrides_of_the_students_sampling_alone_leave_the_teachers_suite(few_step_suite: Suite) -> None:
+    suite = Overrides(steps=3, scheduler="euler", metrics=["agreement.clip.scenes"]).apply(few_step_suite)
+    assert suite.teacher_suite() == SUITE
+    assert validate(Suite, suite.model_dump(), "the same").id == suite.id
+    changed = Overrides(n=2).apply(Overrides(batch=1).apply(few_step_suite))
+    assert changed.teacher_suite().id == Overrides(n=2, batch=1).apply(SUITE).id
+    assert validate(Suite, changed.model_dump(), "the same") == changed, "as for a run that stops at its verdict"
+
+
 def test_suite_may_name_its_own_teacher(teacher: ModelSpec, tmp_path: Path) -> None:
     suite = SUITE.model_copy(update={"teacher": Teacher(model="juggernaut")})
     specs = [replace(teacher, name=name) for name in ("scenes-teacher", "juggernaut")]
@@ -173,6 +207,9 @@ def test_devices_of_a_kind_draw_alike_and_images_without_a_model_anywhere(teache
     here = replace(prepare_in(tmp_path), device="cuda:1")
     assert recording._drawing_differences(on_a_card, here) == recording._drawing_differences(rendered, here) == []
     assert recording._drawing_differences(drawn, here) == ["device cpu, here cuda"]
+    on_a_mac = drawn.model_copy(update={"machine": drawn.machine.model_copy(update={"device": "mps"})})
+    assert recording._drawing_differences(on_a_mac, replace(here, device="mps")) == []
+    assert recording._drawing_differences(on_a_mac, replace(here, device="cpu")) == ["device mps, here cpu"]
 
 
 def test_win_rate_is_against_the_newest_weights_of_the_teacher_that_have_images(
