@@ -6,9 +6,12 @@ A protocol that raises an error, or lacks its weights, gives a value that holds 
 from collections.abc import Sequence
 
 from sdbench.assets import catalogue, weights
+from sdbench.encoders.inference import device
+from sdbench.encoders.memory import release_evaluators
 from sdbench.errors import MissingError, unknown_name
+from sdbench.models.out_of_memory import explain_out_of_memory, is_out_of_memory
 from sdbench.protocols import agreement, captions, diversity, sets, truth
-from sdbench.protocols.base import Protocol, Subject
+from sdbench.protocols.base import Protocol, Result, Subject
 from sdbench.records import Scores, Value
 
 # In the order in which they are measured: a win rate needs the preference scores before it.
@@ -41,7 +44,7 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
     values = []
     for protocol in protocols:
         try:
-            value, columns = protocol.measure(subject, protocol)
+            value, columns = _measure(subject, protocol)
         except MissingError as error:
             value, columns = protocol.without_value("missing", str(error))
         except Exception as error:  # noqa: BLE001  # a metric that fails loses only itself
@@ -51,6 +54,19 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
         subject.columns.update(columns)
         values.append(_note_unverified_weights(value))
     return values, Scores(subject.prompt_ids, subject.samples, subject.columns, subject.prompts)
+
+
+def _measure(subject: Subject, protocol: Protocol) -> Result:
+    """Measure one metric; where memory runs out, once more without the evaluators of those before it, which are still loaded."""
+    try:
+        return protocol.measure(subject, protocol)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    release_evaluators()  # out here, because the error held what the metric had on the device
+    room = "free some of it and run again, which keeps the images"
+    with explain_out_of_memory(str(device()), f"to measure {protocol.name}", [room]):
+        return protocol.measure(subject, protocol)
 
 
 def _note_unverified_weights(value: Value) -> Value:

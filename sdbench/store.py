@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from sdbench.arrays import F32, U8
 from sdbench.disk import digest, load_array, write_bytes
@@ -24,7 +24,8 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}  # files that count as images
 Image.init()  # fills `OPEN`
 FORMATS = [name for name in Image.OPEN if name != "EPS"]  # on which Pillow runs Ghostscript, also where a file is called .png
 _WAY_OUT = "delete it and run again: only that image is made again"
-UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a damaged image
+SWAPPED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+RGB_MODES = ("RGB", "1", "CMYK", "L", "LA", "P", "PA", "RGBA")  # which `decode` makes RGB, where every pixel is opaque
 
 
 class Store:
@@ -124,22 +125,28 @@ def read_images(paths: Sequence[Path], way_out: str) -> U8:
 
 
 def _verify(path: Path, way_out: str) -> None:
-    with _named(path, way_out), Image.open(path, formats=FORMATS) as image:
+    with naming(path, way_out), Image.open(path, formats=FORMATS) as image:
         image.verify()  # checks the checksums, which decoding skips
 
 
 @contextlib.contextmanager
-def _named(path: Path, way_out: str) -> Iterator[None]:
-    """Errors of an image name its file."""
+def naming(image: Path | str, way_out: str) -> Iterator[None]:
+    """Turn an error of Pillow inside the block into one that names the image.
+
+    Raises:
+        UserError: the image is not complete, is too large, or cannot be read; `way_out` ends the message.
+    """
     try:
         yield
-    except UNDECODABLE as error:
-        raise UserError(f"image {path} cannot be read ({error}); {way_out}.") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise UserError(f"image {image} cannot be read ({error}); {way_out}.") from error
 
 
 def _read(path: Path, way_out: str) -> U8:
     _verify(path, way_out)
-    with _named(path, way_out):
+    with naming(path, way_out):
         pixels, mode = decode(path)
     if mode != "RGB":
         raise UserError(
@@ -149,15 +156,38 @@ def _read(path: Path, way_out: str) -> U8:
 
 
 def decode(file: Path | io.BytesIO) -> tuple[U8, str]:
-    """Decode an image turned upright by EXIF, and return its pixels and its mode.
+    """Decode an image turned upright by EXIF, and return its pixels and its mode; `naming` catches what it raises.
 
-    Gray gets three equal channels, as in reference implementations. The mode is Pillow's, or "RGB;16" for 16 bits, which Pillow
-    would silently reduce to 8.
-
-    Raises:
-        OSError, SyntaxError, ValueError, DecompressionBombError: the file is not a complete image, or is too large; see `UNDECODABLE`.
+    Pixels of `RGB_MODES` become RGB as in Pillow: gray gets three equal channels, as in reference implementations, and CMYK loses its
+    colour profile. The mode is that of the file, with ";16" for 16 bits, which Pillow would silently reduce to 8, and with
+    " with transparency" where a pixel is not opaque.
     """
     with Image.open(file, formats=FORMATS) as image:
-        mode = "RGB;16" if any(tile[3] == "RGB;16B" for tile in image.tile) else image.mode
-        ImageOps.exif_transpose(image, in_place=True)
-        return np.asarray(image.convert("RGB") if mode == "L" else image), mode
+        mode = next((tile[3][:-1] for tile in image.tile if isinstance(tile[3], str) and tile[3].endswith(";16B")), image.mode)
+        turn_upright(image)
+        if mode not in RGB_MODES:
+            return np.asarray(image), mode
+        if not image.has_transparency_data:
+            return np.asarray(image.convert("RGB")), mode
+        pixels = np.asarray(image.convert("RGBA"))
+        return pixels[..., :3], mode if pixels[..., 3].min() == 255 else f"{mode} with transparency"
+
+
+def turn_upright(image: Image.Image) -> None:
+    """Turn an image in place, as its EXIF says.
+
+    Pillow also writes the EXIF again, without the orientation; it fails at what some cameras write, so the image loses its EXIF before.
+    """
+    image.load()
+    image.getexif()  # is kept apart from `info`
+    for key in ("exif", "Raw profile type exif"):
+        image.info.pop(key, None)
+    ImageOps.exif_transpose(image, in_place=True)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in px that an image has once it is upright, from its header."""
+    width, height = image.size
+    if width != height and image.getexif().get(ExifTags.Base.Orientation) in SWAPPED_ORIENTATIONS:
+        return height, width
+    return width, height

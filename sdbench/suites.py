@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sdbench.assets.prompts import check_digest, is_verified, locate, prompts_digest, read_dataset, read_lines
+from sdbench.assets.prompts import check_digest, is_verified, locate, locate_tables, prompts_digest, read_dataset, read_lines
 from sdbench.disk import file_digest
 from sdbench.errors import UserError, unknown_name
 from sdbench.models.architectures import Family
@@ -417,8 +417,8 @@ def _read_prompts(prompts: Prompts) -> tuple[str, ...]:
     if prompts.source == "scenes":
         return _draw_captions(prompts.n, prompts.seed)
     if prompts.source == "dataset":
-        place = locate(prompts.path or "", find(prompts.path or ""))
-        texts = read_dataset(place, prompts.split or "train", prompts.column, prompts.n, prompts.seed)
+        tables = locate_tables(prompts.path or "", find(prompts.path or ""))
+        texts = read_dataset(tables, prompts.split or "train", prompts.column, prompts.n, prompts.seed)
         check_digest(f"the list of prompts {prompts.path}", prompts_digest(texts), prompts.digest)
         return texts
     path = Path(prompts.file or "")

@@ -68,11 +68,18 @@ def save(images: list[U8], folder: Path) -> list[U8]:
     return [np.asarray(Image.open(path)) for path in paths]
 
 
-def deep_png() -> bytes:
-    """A 2 x 2 RGB PNG with 16 bits, which Pillow silently reduces to 8."""
+def deep_png(channels: int = 3) -> bytes:
+    """A 2 x 2 PNG with 16 bits, RGB, RGBA or gray with alpha, which Pillow silently reduces to 8."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    rows = zlib.compress((b"\0" + bytes(range(12))) * 2)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", 2, 2, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = zlib.compress((b"\0" + bytes(range(4 * channels))) * 2)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def damaged_exif() -> bytes:
+    """EXIF that turns an image clockwise by 90 degrees, with a resolution of -2 dpi, which Pillow reads but cannot write."""
+    orientation, resolution = struct.pack("<HHLHH", 0x0112, 3, 1, 6, 0), struct.pack("<HHLL", 0x011A, 10, 1, 38)
+    return b"Exif\0\0II*\0" + struct.pack("<LH", 8, 2) + orientation + resolution + struct.pack("<Lll", 0, -2, 1)

@@ -153,8 +153,8 @@ def test_methods_quote_the_constants_of_the_code() -> None:
 @pytest.mark.parametrize("width", [64, 1024, 2048])
 def test_frechet_distances_are_descriptive_below_the_n_that_methods_state(width: int) -> None:
     assert "Below n = 5 d (10,240 for Inception, 5,120 for DINOv2)" in METHODS
-    assert small_sample_note(5 * width - 1, width)
-    assert not small_sample_note(5 * width, width)
+    assert small_sample_note(width, 5 * width - 1)
+    assert not small_sample_note(width, 5 * width)
 
 
 def test_methods_quote_the_error_rates_of_the_calibration() -> None:

@@ -1,16 +1,19 @@
 """From images to values, with fake evaluators: a metric that fails loses only itself."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fakes import IMAGES, METRICS, PROMPTS, colours, letters, replace_towers
 from subjects import make_subject
 
 from sdbench.arrays import F32, U8
-from sdbench.encoders import scenes
+from sdbench.encoders import memory, scenes
 from sdbench.encoders.catalogue import TOWERS
+from sdbench.encoders.inference import device
 from sdbench.errors import MissingError, UserError
 from sdbench.protocols.base import Subject
 from sdbench.records import Scores, Value
@@ -86,6 +89,39 @@ def test_failing_metric_is_reported_and_the_others_continue(error: Exception, tm
     assert str(error) in found["clip_score.scenes"].reason
     assert found["clip_score.scenes"].value is None
     assert {name for name, value in found.items() if value.state == "ok"} == {"fd.scenes", "preference.scenes", "scene_accuracy"}
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_metric_that_runs_out_of_memory_is_measured_once_more_without_the_other_evaluators(
+    fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Any] = []
+
+    def encode(images: U8) -> F32:
+        activations = colours(images)
+        if fits and events:
+            assert events[0]() is None, "what the first try had in memory is still there"
+            return activations
+        events.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it")
+
+    def release() -> None:
+        events.append("released")
+        memory.release_evaluators()
+
+    monkeypatch.setattr("sdbench.score.release_evaluators", release)
+    replace_towers(monkeypatch, "clip.scenes", images=encode)
+    found = score_values(scenes_subject(tmp_path, is_teacher=True))
+    assert events[1] == "released"
+    assert {found[name].state for name in ("fd.scenes", "preference.scenes", "scene_accuracy")} == {"ok"}
+    if fits:
+        assert (found["clip_score.scenes"].state, events[2:]) == ("ok", [])
+    else:
+        assert (found["clip_score.scenes"].state, len(events)) == ("failed", 3)
+        assert found["clip_score.scenes"].reason == (
+            f"UserError: too little memory on {device()} to measure clip_score.scenes (CUDA out of memory. Tried to allocate 2.00 GiB.); "
+            "free some of it and run again, which keeps the images, or use a device with more"
+        )
 
 
 def test_a_metric_without_weights_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

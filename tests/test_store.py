@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, ExifTags, Image
-from synthetic_images import deep_png
+from synthetic_images import damaged_exif, deep_png
 
 from sdbench.arrays import U8
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.probes import rounds_file
-from sdbench.store import Store, decode, read_images
+from sdbench.store import Store, decode, read_images, upright_size
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 
@@ -193,6 +193,19 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif[ExifTags.Base.Orientation] = 6  # to be shown rotated clockwise by 90 degrees
     Image.fromarray(IMAGE).save(tmp_path / "rotated.png", exif=exif)
     np.testing.assert_array_equal(read_images([tmp_path / "rotated.png"], "")[0], np.rot90(IMAGE, -1))
+
+
+def test_exif_that_pillow_cannot_write_turns_an_image_too(tmp_path: Path) -> None:
+    Image.fromarray(IMAGE).save(tmp_path / "rotated.png", exif=damaged_exif())
+    with Image.open(tmp_path / "rotated.png") as image:
+        assert upright_size(image) == IMAGE.shape[:2]
+    np.testing.assert_array_equal(read_images([tmp_path / "rotated.png"], "")[0], np.rot90(IMAGE, -1))
+
+
+def test_any_error_of_a_decoder_names_the_image(tmp_path: Path) -> None:
+    Image.fromarray(IMAGE).save(tmp_path / "cut.png", exif=b"Exif\0\0II*\0")  # `struct.error`
+    with pytest.raises(UserError, match=r"cut\.png cannot be read \(.*\); replace it\."):
+        read_images([tmp_path / "cut.png"], "replace it")
 
 
 def test_images_of_different_sizes_are_rejected(store: Store) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from sdbench.assets.prompts import COLUMNS
 from sdbench.assets.sources import open_image, read_captions, read_rows
@@ -25,10 +25,9 @@ from sdbench.assets.weights import user_cache
 from sdbench.disk import write_bytes
 from sdbench.errors import UndecodableError, UserError
 from sdbench.notes import progress
-from sdbench.store import FORMATS
+from sdbench.store import FORMATS, turn_upright, upright_size
 
 DAMAGE = (None, errno.ENOENT, errno.EINVAL)  # `errno` if the image is at fault: for Pillow, missing, or an offset before its start
-SWAPPED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,8 @@ class Images:
             UserError: it cannot be read now; it may be whole.
         """
         with self._open(row) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+            turn_upright(image)
+            return _to_rgb(image)
 
     def size(self, row: int) -> tuple[int, int]:
         """Width and height of the upright image in px, from its header.
@@ -86,8 +86,7 @@ class Images:
             UserError: it cannot be read now; it may be whole.
         """
         with self._open(row) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(ExifTags.Base.Orientation) in SWAPPED_ORIENTATIONS else (width, height)
+            return upright_size(image)
 
     @contextmanager
     def _open(self, row: int) -> Iterator[Image.Image]:

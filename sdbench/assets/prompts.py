@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from sdbench.errors import UserError
@@ -49,6 +49,27 @@ def locate(what: str, beside: Path) -> str:
     return next((str(path) for path in (Path(what), beside) if path.exists()), what)
 
 
+def locate_tables(what: str, beside: Path) -> tuple[str, ...]:
+    """Resolve a suite's `path` as `locate` does, but `asset:<name>/<pattern>` to those of the asset's own files that match, sorted.
+
+    In the Hub's cache, other files of the repository may lie beside them.
+
+    Raises:
+        MissingError, UserError: see `weights.find`; or no file of the asset matches.
+    """
+    asset, _, pattern = what.removeprefix(ASSET).partition("/")
+    if not (what.startswith(ASSET) and pattern):
+        return (locate(what, beside),)
+    from sdbench.assets.catalogue import get_asset
+    from sdbench.assets.weights import find
+
+    names = sorted(file.name for file in get_asset(asset).files)
+    if not (matching := [name for name in names if PurePosixPath(name).match(pattern)]):
+        raise UserError(f"asset {asset!r} has no file {pattern!r}; it has {', '.join(names)}")
+    folder = find(asset)
+    return tuple(str(folder / name) for name in matching)
+
+
 def count_prompts(path: Path) -> tuple[Literal["file", "dataset"], int]:
     """What a suite calls this source of prompts, and how many it holds: lines of a text file, or rows of a table or folder.
 
@@ -77,27 +98,31 @@ def read_lines(path: Path) -> tuple[str, ...]:
     return tuple(filter(None, map(str.strip, text.split("\n"))))  # `splitlines` also splits at characters that a prompt may hold
 
 
-def read_dataset(what: str, split: str, column: str | None, n: int, seed: int) -> tuple[str, ...]:
-    """Read prompts from a dataset: the first `n`, or `n` drawn without replacement if `seed` is not 0.
+def read_dataset(tables: Sequence[str], split: str, column: str | None, n: int, seed: int) -> tuple[str, ...]:
+    """Read prompts from a dataset, or from several in their order: the first `n`, or `n` drawn without replacement if `seed` is not 0.
 
     Raises:
         MissingError: a Hub dataset is neither cached nor reachable.
-        UserError: the dataset cannot be read, has no single column of prompts or fewer than `n` rows, or a drawn prompt is empty.
+        UserError: a dataset cannot be read or has no single column of prompts, they have fewer than `n` rows, or a drawn prompt is empty.
     """
-    stats = {path: path.stat() for path in sorted([Path(what), *Path(what).glob("*")]) if path.exists()}
-    return _read_dataset(what, split, column, n, seed, tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()))
+    paths = sorted({path for table in tables for path in (Path(table), *Path(table).glob("*"))})
+    stats = {path: path.stat() for path in paths if path.exists()}
+    stamps = tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items())
+    return _read_dataset(tuple(tables), split, column, n, seed, stamps)
 
 
 @cache  # a table of 30,000 prompts takes seconds
 def _read_dataset(
-    what: str, split: str, column: str | None, n: int, seed: int, _stamps: tuple[tuple[Path, int, int], ...]
+    tables: tuple[str, ...], split: str, column: str | None, n: int, seed: int, _stamps: tuple[tuple[Path, int, int], ...]
 ) -> tuple[str, ...]:
     import numpy as np
 
     from sdbench.assets.sources import read_rows, read_texts
 
-    source = read_rows(what, split)
-    prompts = read_texts(source, source.column(column, COLUMNS, "`column` in the suite's [prompts]"))
+    what, prompts = ", ".join(tables), list[str | None]()
+    for table in tables:
+        source = read_rows(table, split)
+        prompts += read_texts(source, source.column(column, COLUMNS, "`column` in the suite's [prompts]"))
     if len(prompts) < n:
         raise UserError(f"prompts {what} hold {len(prompts)} rows; the suite asks for {n}. Add prompts, or lower n")
     rows = range(n) if seed == 0 else np.random.default_rng(seed).permutation(len(prompts))[:n].tolist()

@@ -31,7 +31,7 @@ def evaluators_on(device: str) -> Iterator[None]:
 
 
 def release_evaluators() -> None:
-    """Unload the networks, so that a training loop has its GPU to itself again; the next use loads them again."""
+    """Unload the networks, so that the GPU has room for another metric or a training loop; the next use loads them again."""
     for load in LOADERS:
         load.cache_clear()
     gc.collect()

@@ -9,9 +9,10 @@ from PIL import Image
 
 from sdbench.arrays import U8
 from sdbench.disk import write_bytes
+from sdbench.errors import UserError
 from sdbench.leaderboard import MAX_MODELS
 from sdbench.leaderboard.standings import Row, Section, sections
-from sdbench.store import UNDECODABLE, decode, read_images
+from sdbench.store import decode, naming, read_images
 
 COLUMNS, GAP_PX, MIN_WIDTH_PX = 8, 4, 96
 
@@ -41,8 +42,9 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
 def _holds(path: Path, sheet: Image.Image) -> bool:
     """Whether a file holds these pixels; it may be missing or damaged."""
     try:
-        pixels, mode = decode(path)
-    except UNDECODABLE:
+        with naming(path, "it is drawn again"):
+            pixels, mode = decode(path)
+    except UserError:
         return False
     return mode == sheet.mode and np.array_equal(pixels, np.asarray(sheet))
 

@@ -61,7 +61,7 @@ def _frechet(encoder: str, student: Subject, teacher: Subject, protocol: Protoco
         return protocol.without_value("not_applicable", f"a distance between distributions needs images of at least 2 prompts, found {n}")
     value, influence = frechet.paired(student_features, teacher_features)
     return protocol.distance(
-        intervals.standard_error_interval(value, student.per_prompt(influence)), influence, small_sample_note(n, width)
+        intervals.standard_error_interval(value, student.per_prompt(influence)), influence, small_sample_note(width, n)
     )
 
 

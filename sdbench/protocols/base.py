@@ -159,6 +159,8 @@ class Protocol:
         return self.value(estimate, note, reference), {self.column: influence}
 
 
-def small_sample_note(n: int, width: int) -> str:
-    """A note on a Frechet distance of n features whose moments are poorly determined; "" where n suffices."""
-    return "" if n >= 5 * width else f"descriptive only, since n = {n} < 5 d = {5 * width} for d features"
+def small_sample_note(width: int, n: int | None = None, reference_n: int | None = None) -> str:
+    """A note on a Frechet distance of d = `width` features whose moments are poorly determined; "" where n and the reference's suffice."""
+    counts = {"n": n, "the reference's n": reference_n}
+    few = [f"{name} = {count}" for name, count in counts.items() if count is not None and count < 5 * width]
+    return f"descriptive only, since {' and '.join(few)} < 5 d = {5 * width} for d features" if few else ""

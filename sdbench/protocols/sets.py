@@ -55,7 +55,8 @@ def _frechet(subject: Subject, protocol: Protocol) -> Result:
         return too_few
     value, influence = frechet.frechet(features, reference.statistics)
     estimate = intervals.standard_error_interval(value, subject.per_prompt(influence))
-    return protocol.distance(estimate, influence, small_sample_note(estimate.n, features.shape[1]), reference.digest)
+    note = small_sample_note(features.shape[1], estimate.n, reference.statistics.n)
+    return protocol.distance(estimate, influence, note, reference.digest)
 
 
 def _frechet_infinity(subject: Subject, protocol: Protocol) -> Result:
@@ -67,7 +68,9 @@ def _frechet_infinity(subject: Subject, protocol: Protocol) -> Result:
         return too_few
     found = frechet_infinity.frechet_infinity(features, reference.statistics)
     estimate = intervals.standard_error_interval(found.value, found.influence, systematic=abs(found.curvature))
-    return protocol.distance(estimate, found.influence, "extrapolated to unlimited images", reference.digest)
+    few = small_sample_note(features.shape[1], reference_n=reference.statistics.n)
+    note = "; ".join(filter(None, ["extrapolated to unlimited images", few]))
+    return protocol.distance(estimate, found.influence, note, reference.digest)
 
 
 def _kernel_distance(distance: Callable[[F32, F32], tuple[float, F64]], subject: Subject, protocol: Protocol) -> Result:
@@ -87,6 +90,10 @@ def _prdc(subject: Subject, protocol: Protocol) -> Result:
     features, real, digest = _features_of_both(subject, protocol)
     if too_few := _too_few(protocol, prdc.K + 2, subject):
         return too_few
+    if len(real) < prdc.K + 2:
+        raise MissingError(
+            f"reference: {subject.reference!r} holds {len(real)} images, but this metric needs at least {prdc.K + 2}; build one from more"
+        )
     if (key := f"prdc {digest}") not in subject.cache:  # four metrics share the result
         subject.cache[key] = prdc.prdc(features, real)
     value, influence = subject.cache[key][protocol.name.removeprefix("prdc.")]

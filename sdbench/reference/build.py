@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from sdbench.arrays import F32, F64, U8
 from sdbench.assets.sources import open_image, read_rows
@@ -26,9 +28,12 @@ from sdbench.encoders.inference import BLOCK, computed_by
 from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
 from sdbench.models.spec import NAME, NAME_RULE
-from sdbench.notes import progress
+from sdbench.notes import print_note, progress
 from sdbench.reference.cards import MAX_FEATURES, Card, card_of, folder, save
-from sdbench.store import SUFFIXES, UNDECODABLE, decode, load_or_compute
+from sdbench.store import FORMATS, RGB_MODES, SUFFIXES, decode, load_or_compute, naming, upright_size
+
+_OTHER_SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jxl", ".tif", ".tiff"}  # files that are left out, with a note
+_WAY_OUT = "replace it, or remove it"
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,11 @@ def images_in_folder(path: Path, n: int | None = None) -> Images:
     """
     if not path.is_dir():
         raise UserError(f"there is no folder {path}; name the folder of the images with --images")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    found = sorted(path.rglob("*"))
+    files = [file for file in found if file.suffix.lower() in SUFFIXES]
+    if others := [suffix for file in found if (suffix := file.suffix.lower()) in _OTHER_SUFFIXES]:
+        kinds = ", ".join(sorted({*others}))
+        print_note(f"{path}: {len(others)} image files of other types ({kinds}) are left out; convert them to PNG to use them")
     kept = files[: _resolve_count(str(path), len(files), n, f" ({', '.join(sorted(SUFFIXES))})")]
     return Images(path.resolve().name, list(map(str, kept)), lambda row: kept[row].read_bytes())
 
@@ -216,29 +225,54 @@ def _read(images: Images, row: int) -> bytes:
         raise UserError(f"image {images.names[row]} cannot be read ({error.strerror}); restore it, or leave it out") from error
 
 
+def _upright_size(content: bytes, name: str) -> tuple[int, int]:
+    with naming(name, _WAY_OUT), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return upright_size(image)
+
+
 def _decode(content: bytes, name: str) -> U8:
-    """Decode an RGB or gray image, H x W x 3 uint8."""
-    try:
+    """Decode an image that has 8 bits and no transparency, H x W x 3 uint8."""
+    with naming(name, _WAY_OUT):
         pixels, mode = decode(io.BytesIO(content))
-    except UNDECODABLE as error:
-        raise UserError(f"image {name} cannot be decoded ({error}); replace it, or remove it") from error
-    if mode not in ("RGB", "L"):
-        raise UserError(f"image {name} has mode {mode}, expected 8-bit RGB or gray; convert it, or remove it")
+    if mode not in RGB_MODES:
+        raise UserError(f"image {name} has mode {mode}, expected 8 bits and no transparency; convert it, or remove it")
     return pixels
 
 
 def _features(contents: Sequence[bytes], names: Sequence[str], encoder: Encoder) -> F32:
-    """The features of images of any sizes, N x d, in their order; images of one size go through the encoder together."""
+    """The features of images of any sizes, N x d, in their order; only as many as the encoder's batch are decoded at a time."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL
-        decoded = list(pool.map(_decode, contents, names))
-    shapes = [image.shape for image in decoded]
-    groups = [[row for row, other in enumerate(shapes) if other == shape] for shape in dict.fromkeys(shapes)]
-    try:
-        parts = np.concatenate([encoder.features(np.stack([decoded[row] for row in group])) for group in groups])
-    except ValueError as error:
-        raise UserError(f"{names[0]} to {names[-1]}: {error}; choose images and an encoder that fit each other") from error
-    order = [row for group in groups for row in group]
+        sizes = list(pool.map(_upright_size, contents, names))
+        together = _batches(sizes, encoder.batch)
+
+        def encode(batches: Sequence[Sequence[int]]) -> list[F32]:
+            stacks = [np.empty((len(rows), *sizes[rows[0]][::-1], 3), np.uint8) for rows in batches]  # filled in place: stacking copies
+            images, rows = chain.from_iterable(stacks), chain.from_iterable(batches)
+            list(pool.map(lambda image, row: np.copyto(image, _decode(contents[row], names[row])), images, rows))
+            return [encoder.features(stack) for stack in stacks]
+
+        try:
+            parts = np.concatenate([features for batches in together for features in encode(batches)])
+        except ValueError as error:
+            raise UserError(f"{names[0]} to {names[-1]}: {error}; choose images and an encoder that fit each other") from error
+    order = [row for batches in together for rows in batches for row in rows]
     return np.asarray(parts[np.argsort(order)], np.float32)
+
+
+def _batches(sizes: Sequence[tuple[int, int]], batch: int) -> list[list[list[int]]]:
+    """Rows of images by batches of one size, and such batches in lists of at most `batch` images together.
+
+    The batches are those of an encoder that gets all images of a size at once, whose features depend on them in their last digits.
+    """
+    together: list[list[list[int]]] = []
+    for size in dict.fromkeys(sizes):
+        group = [row for row, other in enumerate(sizes) if other == size]
+        for start in range(0, len(group), batch):
+            rows = group[start : start + batch]
+            if not together or sum(map(len, together[-1])) + len(rows) > batch:
+                together.append([])
+            together[-1].append(rows)
+    return together
 
 
 def _is_kept(row: int, n: int) -> bool:

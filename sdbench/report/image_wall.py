@@ -21,7 +21,7 @@ from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import influenced_metric
 from sdbench.records.names import is_agreement
 from sdbench.report.worst import WorstImages
-from sdbench.store import UNDECODABLE
+from sdbench.store import naming
 
 MAX_SHOTS = 200
 PAGE_BYTES = 3_200_000  # all images of a page together, as base64
@@ -173,7 +173,7 @@ def build_rest_wall(album: Album, left: Sequence[str], beside: Path) -> Wall:
 
 def _encode(path: Path) -> tuple[bytes, str, tuple[int, int]]:
     """Read an image, unchanged if it is small, else reduced and as WebP; returns bytes, format and (width, height)."""
-    try:
+    with naming(path, "restore it, or delete it: the page works without it"):
         content = path.read_bytes()
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if len(content) <= _AS_IS_BYTES:
@@ -183,5 +183,3 @@ def _encode(path: Path) -> tuple[bytes, str, tuple[int, int]]:
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, "WEBP", quality=_QUALITY)
             return buffer.getvalue(), "webp", image.size
-    except UNDECODABLE as error:
-        raise UserError(f"image {path} cannot be read ({error}); restore it, or delete it: the page works without it.") from error

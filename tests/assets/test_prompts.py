@@ -218,11 +218,12 @@ def test_file_beside_the_suites_is_found(tmp_path: Path) -> None:
     assert read_prompts("list.txt") == CAPTIONS
 
 
-def test_lists_of_an_asset_are_joined_and_verified_by_its_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_of_an_asset_and_no_others_are_joined_and_verified_by_its_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "weights" / "lists" / "in"
     folder.mkdir(parents=True)
     for name, texts in (("b", CAPTIONS[3:]), ("a", CAPTIONS[:3])):
         (folder / f"{name}.json").write_text(json.dumps(texts), encoding="utf-8")
+    (folder / "aa.json").write_text(json.dumps(["of the same repository, not of the asset"]), encoding="utf-8")
     digests = [hashlib.sha256((folder / f"{name}.json").read_bytes()).hexdigest() for name in "ab"]
 
     def list_asset(*stated: str | None) -> catalogue.Asset:
@@ -238,6 +239,8 @@ def test_lists_of_an_asset_are_joined_and_verified_by_its_digests(tmp_path: Path
     assert "unverified" in own.describe_prompts()
     with pytest.raises(UserError, match="unknown asset 'list'; did you mean 'lists'"):
         read_prompts("asset:list/in/*.json")
+    with pytest.raises(UserError, match=r"asset 'lists' has no file 'out/\*\.json'; it has in/a\.json, in/b\.json"):
+        read_prompts("asset:lists/out/*.json")
 
 
 def test_text_file_has_one_prompt_per_line(tmp_path: Path) -> None:

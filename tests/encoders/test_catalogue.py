@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sdbench.assets import weights
-from sdbench.encoders.catalogue import ENCODERS
+from sdbench.encoders.catalogue import ENCODERS, Encoder
+from sdbench.encoders.inference import BLOCK
 from sdbench.errors import MissingError
 
 FULL_SIZE = sorted(set(ENCODERS) - {"scenes.features"})
@@ -57,6 +58,11 @@ def test_id_and_features_report_missing_weights(name: str, monkeypatch: pytest.M
 def test_anything_but_uint8_rgb_is_rejected(name: str, wrong: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"uint8 RGB, found .*\("):
         ENCODERS[name].features(wrong)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
+def test_a_block_of_images_consists_of_whole_batches(encoder: Encoder) -> None:
+    assert BLOCK % encoder.batch == 0
 
 
 def test_scene_features_are_as_wide_as_stated() -> None:

@@ -55,7 +55,7 @@ def fake_features(name: str) -> Callable[[U8], F32]:
 
 @pytest.fixture(autouse=True)
 def _fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoders = {name: Encoder(name, f"{name}.fake".__str__, fake_features(name), 15) for name in ENCODERS}
+    encoders = {name: Encoder(name, f"{name}.fake".__str__, fake_features(name), 15, 16) for name in ENCODERS}
 
     def find(name: str | None, encoder: Encoder, _: Path) -> Reference:
         if name != "real":
@@ -108,8 +108,28 @@ def test_each_protocol_uses_the_features_of_its_own_encoder(tmp_path: Path) -> N
 
 
 def test_moments_are_noted_as_poor_below_five_images_per_dimension() -> None:
-    assert base.small_sample_note(15, 3) == ""
-    assert base.small_sample_note(14, 3) == "descriptive only, since n = 14 < 5 d = 15 for d features"
+    assert base.small_sample_note(3, 15) == base.small_sample_note(3, 15, 15) == ""
+    assert base.small_sample_note(3, 14) == "descriptive only, since n = 14 < 5 d = 15 for d features"
+    assert base.small_sample_note(3, 15, 14) == "descriptive only, since the reference's n = 14 < 5 d = 15 for d features"
+
+
+def test_reference_of_few_images_is_noted_and_too_small_for_prdc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = cards.find
+
+    def find_few(*arguments: Any) -> Reference:
+        features = find(*arguments).features
+        assert features is not None
+        return Reference("few", gaussian(features[:6]), features[:6])
+
+    monkeypatch.setattr(cards, "find", find_few)
+    found = values(tmp_path)
+    few = "the reference's n = 6 < 5 d = 75 for d features"
+    assert {found[name].note for name in FRECHET} == {f"descriptive only, since n = 60 and {few}"}
+    assert found["fid_infinity.clean"].note == f"extrapolated to unlimited images; descriptive only, since {few}"
+    for name in PRDC:
+        assert found[name].state == "missing"
+        assert found[name].reason == "reference: 'real' holds 6 images, but this metric needs at least 7; build one from more"
+    assert {value.state for name, value in found.items() if name not in PRDC} == {"ok"}
 
 
 def test_every_set_metric_is_tested_here() -> None:

@@ -36,7 +36,7 @@ SIZES = [(8, 8), (8, 8), (5, 9), (8, 8), (9, 5), (5, 9)]  # height, width; real 
 ARRAYS = [np.random.default_rng(row).integers(0, 256, (*SIZES[row % len(SIZES)], 3), dtype=np.uint8) for row in range(N)]
 
 
-TOY = Encoder("toy", lambda: "toy-1234", colours, 6)
+TOY = Encoder("toy", lambda: "toy-1234", colours, 6, 4)
 FEATURES = np.concatenate([colours(array[None]) for array in ARRAYS])
 
 
@@ -111,11 +111,11 @@ def test_reference_is_built_once_and_a_different_one_of_that_name_is_rejected(
     image_folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = build("real", images_in_folder(image_folder), TOY, runs)
-    uncalled = Encoder("toy", lambda: "toy-1234", lambda _: pytest.fail("computed again"), 6)
+    uncalled = Encoder("toy", lambda: "toy-1234", lambda _: pytest.fail("computed again"), 6, 4)
     assert build("real", images_in_folder(image_folder), uncalled, runs) == card
     others = {
         "fewer": (images_in_folder(image_folder, 5), uncalled),
-        "other weights": (images_in_folder(image_folder), Encoder("toy", lambda: "toy-5678", colours, 6)),
+        "other weights": (images_in_folder(image_folder), Encoder("toy", lambda: "toy-5678", colours, 6, 4)),
     }
     for images, encoder in others.values():
         with pytest.raises(
@@ -156,7 +156,7 @@ def test_killed_build_resumes_under_the_same_versions(
         return colours(images)
 
     with pytest.raises(KeyboardInterrupt):
-        build("real", images_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", interrupt_after_eight, 6), runs)
+        build("real", images_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", interrupt_after_eight, 6, 4), runs)
     assert lookup_result(runs) == "missing"
     if upgraded:
         monkeypatch.setattr(inference, "version", lambda _: "99")
@@ -166,7 +166,7 @@ def test_killed_build_resumes_under_the_same_versions(
         done.append(len(images))
         return colours(images)
 
-    build("real", images_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", count, 6), runs)
+    build("real", images_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", count, 6, 4), runs)
     assert sum(done) == computed
     np.testing.assert_array_equal(find("real", TOY, runs).features, FEATURES)
 
@@ -198,6 +198,32 @@ def test_memory_does_not_grow_with_the_number_of_images(runs: Path, monkeypatch:
     assert peak(400) < 1.2 * peak(50)
 
 
+def test_images_of_one_size_go_through_the_encoder_in_its_batches(image_folder: Path, runs: Path) -> None:
+    """As if it had got them all at once: so features keep their last digits."""
+    seen: list[U8] = []
+
+    def encode(images: U8) -> F32:
+        seen.append(images)
+        return colours(images)
+
+    build("real", images_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", encode, 6, 2), runs)
+    groups = [[array for array in ARRAYS if array.shape[:2] == size] for size in dict.fromkeys(SIZES)]
+    batches = [np.stack(group[start : start + 2]) for group in groups for start in range(0, len(group), 2)]
+    assert [batch.tolist() for batch in seen] == [batch.tolist() for batch in batches]
+    np.testing.assert_array_equal(find("real", TOY, runs).features, FEATURES)
+
+
+def test_only_a_batch_of_photographs_is_decoded_at_a_time(runs: Path) -> None:
+    image = np.zeros((512, 512, 3), np.uint8)
+    content = png(image)
+    encoder = Encoder("toy", lambda: "toy-1234", lambda images: images[:, 0, 0].astype(np.float32), 3, 4)
+    tracemalloc.start()
+    build("large", Images("same", [str(row) for row in range(64)], lambda _: content), encoder, runs)
+    reached = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert reached < 32 * image.nbytes
+
+
 @pytest.mark.parametrize(("n", "kept"), [(3, 3), (7, 7), (8, 7), (20, 7), (7001, 7)])
 def test_kept_features_are_evenly_spaced(n: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "MAX_FEATURES", 7)
@@ -206,19 +232,63 @@ def test_kept_features_are_evenly_spaced(n: int, kept: int, monkeypatch: pytest.
     assert np.ptp(np.diff([-1, *rows])) <= 1
 
 
-def test_gray_images_get_three_channels_and_other_modes_are_rejected(image_folder: Path, runs: Path) -> None:
+def tiff(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+def palette(**options: Any) -> bytes:
+    """One blue pixel of a palette whose second colour is red."""
+    image = Image.new("P", (1, 1))
+    image.putpalette([0, 0, 255, 255, 0, 0])
+    image.save(buffer := io.BytesIO(), "PNG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (png(Image.new("L", (1, 1), 200)), [200] * 3),
+        (png(Image.new("1", (1, 1), 1)), [255] * 3),
+        (palette(), [0, 0, 255]),
+        (palette(transparency=b"\xff\x00"), [0, 0, 255]),
+        (png(Image.new("LA", (1, 1), (9, 255))), [9] * 3),
+        (png(Image.new("RGBA", (1, 1), (1, 2, 3, 255))), [1, 2, 3]),
+        (tiff(Image.new("CMYK", (1, 1), (0, 255, 255, 0))), [255, 0, 0]),
+    ],
+    ids=["gray", "bits", "palette", "opaque palette", "opaque gray", "opaque", "CMYK"],
+)
+def test_opaque_images_of_8_bits_become_rgb(content: bytes, expected: list[int]) -> None:
+    assert building._decode(content, "").tolist() == [[expected]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "content"),
+    [
+        ("RGBA with transparency", png(Image.new("RGBA", (1, 1), (1, 2, 3, 254)))),
+        ("LA with transparency", png(Image.new("LA", (1, 1), (9, 0)))),
+        ("P with transparency", palette(transparency=b"\x80")),
+        ("I;16", png(Image.new("I;16", (1, 1)))),
+        ("LA;16", deep_png(2)),
+        ("RGB;16", deep_png()),
+        ("RGBA;16", deep_png(4)),
+    ],
+)
+def test_transparent_images_and_those_of_16_bits_are_rejected(mode: str, content: bytes) -> None:
+    with pytest.raises(UserError, match=rf"^image 7 has mode {mode}, expected 8 bits and no transparency; convert it, or remove it$"):
+        building._decode(content, "7")
+
+
+def test_gray_images_get_three_channels_and_damaged_ones_are_named(image_folder: Path, runs: Path) -> None:
     gray = Image.fromarray(ARRAYS[0][..., 0])
     (image_folder / "00.png").write_bytes(png(gray))
     build("gray", images_in_folder(image_folder, 2), TOY, runs)
     expected = colours(np.repeat(ARRAYS[0][None, ..., :1], 3, axis=3))
     np.testing.assert_array_equal(find("gray", TOY, runs).features, np.concatenate([expected, FEATURES[1:2]]))
-    for mode, bad in {"RGB;16": deep_png(), **{mode: png(Image.new(mode, (4, 4))) for mode in ("RGBA", "I;16", "P")}}.items():
-        (image_folder / "01.png").write_bytes(bad)
-        with pytest.raises(UserError, match=rf"01\.png has mode {mode}, expected 8-bit RGB or gray"):
-            build("bad", images_in_folder(image_folder), TOY, runs)
     for content in (b"no image", FILES[1][:60]):
         (image_folder / "01.png").write_bytes(content)
-        with pytest.raises(UserError, match=r"01\.png cannot be decoded"):
+        with pytest.raises(UserError, match=r"01\.png cannot be read \(.*\); replace it, or remove it"):
             build("bad", images_in_folder(image_folder), TOY, runs)
     (image_folder / "01.png").unlink()
     (image_folder / "01.png").symlink_to("nowhere")
@@ -253,6 +323,15 @@ def test_folder_without_images_is_an_error(tmp_path: Path) -> None:
         images_in_folder(tmp_path / "nowhere")
 
 
+def test_image_files_of_other_types_are_left_out_with_a_note(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images_in_folder(image_folder)
+    assert capsys.readouterr().err == ""
+    for name in ("a.TIF", "b.bmp", "more/c.bmp"):
+        (image_folder / name).touch()
+    assert len(images_in_folder(image_folder).names) == N
+    assert "real: 3 image files of other types (.bmp, .tif) are left out; convert them to PNG to use them" in capsys.readouterr().err
+
+
 # ---- finding ----
 
 
@@ -268,7 +347,7 @@ def test_missing_reference_error_tells_how_to_build_it(runs: Path) -> None:
 def test_reference_of_another_encoder_or_with_damaged_files_is_rejected(image_folder: Path, runs: Path) -> None:
     card = build("real", images_in_folder(image_folder), TOY, runs)
     with pytest.raises(UserError, match=r"^reference: 'real' was made with encoder toy-1234, but this is toy-5678"):
-        find("real", Encoder("toy", lambda: "toy-5678", colours, 6), runs)
+        find("real", Encoder("toy", lambda: "toy-5678", colours, 6, 4), runs)
     numbers = runs / "references" / "real" / card.file
     intact = numbers.read_bytes()
     for content in (intact[:-1], intact[:200] + b"x" + intact[201:], b""):
@@ -322,7 +401,7 @@ def save_moments(path: Path, **changes: Any) -> Path:
 def test_published_moments_are_imported_with_their_source(runs: Path, tmp_path: Path) -> None:
     file = save_moments(tmp_path / "val.npz")
     card = import_moments("val", file, TOY, 500, "their repository", runs)
-    found = find("val", Encoder("toy", lambda: "toy-whatever", colours, 6), runs)  # its weights are unknown
+    found = find("val", Encoder("toy", lambda: "toy-whatever", colours, 6, 4), runs)  # its weights are unknown
     np.testing.assert_allclose(found.statistics.mean, FEATURES.mean(0))
     assert (found.features, found.statistics.n, card.encoder_id) == (None, 500, None)
     content = file.read_bytes()
@@ -409,7 +488,7 @@ def test_encoder_runs_on_the_requested_device(image_folder: Path, runs: Path, mo
         return colours(images)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setitem(ENCODERS, "toy", Encoder("toy", lambda: "toy", recorded, 6))
+    monkeypatch.setitem(ENCODERS, "toy", Encoder("toy", lambda: "toy", recorded, 6, 4))
     monkeypatch.setattr(reference, "ENCODERS", ("toy",))
     args = ["reference", "build", "real", "--images", str(image_folder), "--encoder", "toy", "--runs", str(runs)]
     assert cli.main([*args, "--device", "gpu"]) == 2
@@ -424,7 +503,7 @@ def test_weights_of_all_encoders_are_checked_first(
     def absent() -> str:
         raise MissingError("weights: 'far' is not on this disk")
 
-    monkeypatch.setitem(ENCODERS, "far", Encoder("far", absent, colours, 6))
+    monkeypatch.setitem(ENCODERS, "far", Encoder("far", absent, colours, 6, 4))
     assert cli.main(["reference", "build", "real", "--images", str(image_folder), "--encoder", "toy", "far", "--runs", str(runs)]) == 2
     assert "'far' is not on this disk" in capsys.readouterr().err
     assert not runs.exists()

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import EpsImagePlugin, ExifTags, Image
+from synthetic_images import damaged_exif
 
 from distillation.data.images import open_images
 from sdbench.assets.sources import read_rows
@@ -249,6 +250,7 @@ def test_images_become_upright_rgb(tmp_path: Path) -> None:
         "bits.png": (png(Image.new("1", (1, 1), 1)), [[[255] * 3]]),
         "cmyk.tif": (tiff.getvalue(), [[[255, 0, 0]]]),
         "turned.png": (png(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8), exif=turned), [[[1, 2, 3]], [[4, 5, 6]]]),
+        "damaged.png": (png(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8), exif=damaged_exif()), [[[1, 2, 3]], [[4, 5, 6]]]),
     }
     files = {name: content for name, (content, _) in cases.items()}
     rows = [{"file_name": name, "text": name} for name in files]
