@@ -13,21 +13,22 @@ from accelerate import Accelerator
 from sdbench.training.processes import rank_and_local_size
 
 _NOTE = b"\nending after this step, with a checkpoint; Ctrl-C ends at once\n"
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
 class Interruption:
-    """While open, the first Ctrl-C or SIGTERM only leaves a mark, and a Ctrl-C after it acts at once.
+    """While open, the first Ctrl-C, SIGTERM or SIGHUP only leaves a mark, and a Ctrl-C after it acts at once.
 
-    SIGTERM may come several times: a scheduler of jobs sends it to each process, and torchrun passes on its own. A signal that is
-    ignored, or left to the system, stays so.
+    SIGTERM and SIGHUP may come several times: a scheduler of jobs or a closing terminal sends them to each process, and torchrun, even
+    under nohup, passes on its own. A signal that is ignored, or left to the system, stays so.
     """
 
     def __enter__(self) -> Self:
         self._signal: int | None = None
         self._handlers: dict[int, Callable[..., Any]] = {}
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if callable(handler := signal.getsignal(number)):
+            for number in signal.Signals:
+                if number.name in _SIGNALS and callable(handler := signal.getsignal(number)):
                     self._handlers[number] = handler
                     signal.signal(number, self._mark)
         return self

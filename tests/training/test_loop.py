@@ -103,14 +103,16 @@ def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(ema: float | None,
 @pytest.fixture
 def _signals_interrupt() -> Iterator[None]:
     """As under the command line; a shell's background jobs ignore SIGINT."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("_signals_interrupt")
-@pytest.mark.parametrize(("number", "saved_at_two"), [(signal.SIGINT, []), (signal.SIGTERM, ["step-00000006"])])
+@pytest.mark.parametrize(
+    ("number", "saved_at_two"), [(signal.SIGINT, []), (signal.SIGTERM, ["step-00000006"]), (signal.SIGHUP, ["step-00000006"])]
+)
 def test_an_interrupted_step_is_finished_and_saved_unless_a_person_insists(
     number: signal.Signals, saved_at_two: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
