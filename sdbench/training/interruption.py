@@ -9,10 +9,10 @@ from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
+from torch import distributed
 
 from sdbench.training.processes import rank_and_local_size
 
-_NOTE = b"\nending after this step, with a checkpoint; Ctrl-C ends at once\n"
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
@@ -43,8 +43,11 @@ class Interruption:
         if signal.SIGINT in self._handlers:
             signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
         if self._signal is None and rank_and_local_size()[0] == 0:
+            # torchrun starts each process in a session of its own, which no Ctrl-C of a terminal reaches
+            insist = b"" if distributed.is_torchelastic_launched() else b"; Ctrl-C ends at once"
             with suppress(OSError):  # the same Ctrl-C may have ended a reader, such as tee
-                os.write(2, _NOTE)  # Python's own stderr may be in the middle of a line
+                # Python's own stderr may be in the middle of a line
+                os.write(2, b"\nending after this step, with a checkpoint" + insist + b"\n")
         self._signal = self._signal or number
 
     def is_marked(self, accelerator: Accelerator) -> bool:
