@@ -1,5 +1,6 @@
 """The device and the processes that train a student, and what to do where the device has too little memory."""
 
+import os
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Literal
@@ -20,12 +21,18 @@ def make_accelerator(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", 
     """The accelerator for one process or several.
 
     Raises:
-        UserError: the device is missing; or this process has already trained on another device or in another precision; or accelerate is
-            set up to shard networks (FSDP, DeepSpeed), of which each process would then train and save only its part.
+        UserError: the device is missing; or this machine has more processes than GPUs; or this process has already trained on another
+            device or in another precision; or accelerate is set up to shard networks (FSDP, DeepSpeed), of which each process would then
+            train and save only its part.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "no device 'cuda' here: torch finds no GPU; `sdbench doctor` shows what this machine can run, --device cpu always works"
+        )
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if device == "cuda" and processes > gpus:  # NCCL refuses two on one GPU, with a traceback from each process
+        raise UserError(
+            f"{processes} processes were started on a machine where torch finds {gpus} GPUs; each trains on its own: start at most {gpus}"
         )
     handlers = [
         InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),

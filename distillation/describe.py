@@ -66,7 +66,7 @@ def describe_recipe(
         f"teacher: {estimate.teacher_parameters:,} parameters",
         *_stage_lines(recipe, settings, estimate),
         *_training_lines(recipe, family, settings, of_run=bool(teachers)),
-        *_run_lines(recipe, settings, teachers, n_images),
+        *_run_lines(recipe, settings, estimate, teachers, n_images),
         f"taps: {len(estimate.taps)} (student <- teacher, channels x height x width)",
         *(f"  {tap}" for tap in estimate.taps),
     ]
@@ -132,6 +132,11 @@ class _Estimate:
         """FLOPs of all steps."""
         return sum(stage.steps * stage.flops_per_step for stage in self.stages)
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Disk that the checkpoints of the first stage take, the one that is being written included."""
+        return (MAX_CHECKPOINTS + 1) * (self.memory.weights + self.memory.moments + self.memory.ema)
+
 
 def _estimate(recipe: Recipe, family: Family, settings: Training) -> _Estimate:
     stage_steps, size_px = recipe.stage_steps(settings.steps), recipe.size_px(family)
@@ -168,14 +173,16 @@ def _estimate(recipe: Recipe, family: Family, settings: Training) -> _Estimate:
     )
 
 
-def _run_lines(recipe: Recipe, settings: Training, teachers: Sequence[str], n_images: int | None) -> Iterator[str]:
-    """What a particular run has of its own: teachers and images."""
+def _run_lines(recipe: Recipe, settings: Training, estimate: _Estimate, teachers: Sequence[str], n_images: int | None) -> Iterator[str]:
+    """What a particular run has of its own: teachers, images, and the disk that they take."""
     if teachers:
         shares = zip(teachers, recipe.teacher_shares(len(teachers)), strict=True)
         names = (f"{name} ({share:.0%} of the steps)" for name, share in shares)
         yield f"this run: teachers {', '.join(names)}"
     if n_images:
         yield f"this run: {settings.describe_epochs(n_images, settings.steps)}"
+        disk = n_images * estimate.cached_bytes + estimate.checkpoint_bytes
+        yield f"this run: {size_text(disk)} of disk for latents, embeddings and checkpoints"
 
 
 def _stage_lines(recipe: Recipe, settings: Training, estimate: _Estimate) -> list[str]:
@@ -213,12 +220,11 @@ def _training_lines(recipe: Recipe, family: Family, settings: Training, *, of_ru
 
 
 def _work_lines(settings: Training, estimate: _Estimate) -> list[str]:
-    memory, passes = estimate.memory, FORWARD_EQUIVALENTS[settings.checkpointing]
-    checkpoints = (MAX_CHECKPOINTS + 1) * (memory.weights + memory.moments + memory.ema)
+    passes = FORWARD_EQUIVALENTS[settings.checkpointing]
     return [
         (
             f"  disk: {size_text(1000 * estimate.cached_bytes)} for latents and embeddings of 1,000 images; "
-            f"{size_text(checkpoints)} for checkpoints"
+            f"{size_text(estimate.checkpoint_bytes)} for checkpoints"
         ),
         f"  forward pass of an image: teacher {_format_macs(estimate.teacher_macs)}",
         *(f"  stage {stage.name}: student {_format_macs(stage.macs)}, {stage.flops_per_step:.4g} FLOP a step" for stage in estimate.stages),

@@ -57,7 +57,8 @@ def run_identity(recipe: Recipe, family: Family, plan: RunPlan, data_digest: str
         "data": data_digest,
         "steps": [[segment.stage, segment.teacher, segment.end] for segment in plan.segments],
         "device": device,
-        # whoever asks for repeatable bytes must not be given those of a run that did not; a CPU's are repeatable anyway
+        # whoever asks for repeatable bytes must not be given those of a run that did not; a CPU's are repeatable anyway. With three or
+        # more processes a resumed run still differs in rounding: the first step after a start sums the gradients in one bucket
         "deterministic": device == "cpu" or torch.are_deterministic_algorithms_enabled(),
     }
 

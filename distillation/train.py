@@ -121,7 +121,8 @@ def distil(
     def make_context(teacher: Teacher) -> StepContext:
         place = str(accelerator.device)
         unet = teacher.unet(settings.dtype, place)
-        return StepContext(recipe, settings, unet, pool.scheduler, numbered_batches(pool, settings, place), accelerator, evaluate)
+        batch = numbered_batches(pool, settings, place, accelerator.num_processes)
+        return StepContext(recipe, settings, unet, pool.scheduler, batch, accelerator, evaluate)
 
     with ExitStack() as alone, explain_training_memory(settings, str(accelerator.device)):
         broadcast_from_main(lambda: alone.enter_context(locked(folders[0].parent / ".lock")))

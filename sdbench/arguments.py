@@ -17,6 +17,7 @@ from sdbench.errors import UserError, describe_error
 from sdbench.notes import print_note, printable
 
 BAD_INPUT, INTERRUPTED = 2, 130
+_ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 _SIGNS = {"↑": "^", "↓": "v", "±": "+-", "─": "-"} | {sign: f"*{digit}" for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 P = TypeVar("P", bound=argparse.ArgumentParser)
 
@@ -119,8 +120,10 @@ def run_command(program: str, command: Callable[[], int]) -> int:
     """Run a command and return the exit code: 2, with a message on stderr, for a `UserError` or a file that fails; 130 for an interrupt."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a caller may have put something else there
         sys.stdout.reconfigure(errors="sdbench.signs")  # a table in ASCII is better than none; JSON always is
-    with contextlib.suppress(ValueError):  # only the main thread may set it
-        signal.signal(signal.SIGTERM, _interrupt)
+    with contextlib.suppress(ValueError):  # only the main thread may set them
+        for number in signal.Signals:
+            if number.name in _ENDING and signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
+                signal.signal(number, _interrupt)
     try:
         return command()
     except KeyboardInterrupt:
@@ -147,5 +150,5 @@ codecs.register_error("sdbench.signs", _replace_signs)
 
 
 def _interrupt(*_: object) -> None:
-    """Treat SIGTERM as Ctrl-C, so that what a command has started ends with it."""
+    """Treat a signal that ends the process as Ctrl-C, so that what a command has started ends with it."""
     raise KeyboardInterrupt

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -401,13 +402,16 @@ def test_closed_stdout_is_an_error_that_is_told(
     assert capsys.readouterr().err.startswith("sdbench: stdout: Bad file descriptor. ")
 
 
-def test_sigterm_ends_child_processes_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_a_command_ends_its_child_processes_too(number: signal.Signals, tmp_path: Path) -> None:
     code = """
+import signal
 import subprocess
 from sdbench import cli
 from sdbench.commands import listing
 child = "import time; print('there', flush=True); time.sleep(60)"
 listing._models = lambda _: subprocess.run([sys.executable, "-c", child])
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 sys.exit(cli.main(["models"]))
 """
     path = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
@@ -415,10 +419,22 @@ sys.exit(cli.main(["models"]))
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stdout
         assert process.stdout.readline() == "there\n"
-        process.terminate()
+        process.send_signal(number)
         _, err = process.communicate(timeout=20)  # returns only when both processes have closed the pipe
     assert process.returncode == 130
     assert err == "sdbench: interrupted; what was finished is kept, and the same command continues from there\n"
+
+
+def test_a_signal_that_is_ignored_as_under_nohup_stays_ignored() -> None:
+    def hang_up() -> int:
+        signal.raise_signal(signal.SIGHUP)
+        return 0
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run_command("sdbench", hang_up) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_message_has_its_own_line_after_a_progress_bar_that_the_error_ended(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,10 @@ def add_commands(add: AddCommand) -> None:
         "scenes only)",
     )
     running.add_argument(
-        "--deterministic", action="store_true", help="produce the same bytes in every run on one machine, even on a GPU; costs some speed"
+        "--deterministic",
+        action="store_true",
+        help="produce the same bytes in every run on one machine, even on a GPU, in one process, or in an uninterrupted run of several; "
+        "costs some speed",
     )
     running.add_argument("--dry-run", action="store_true", help="check recipe, teachers, images and target, print the plan, and stop")
 

@@ -5,7 +5,9 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,8 @@ from sdbench.scenes.training.pool import Pool
 from sdbench.training.diffusion import Batch
 from sdbench.training.latents import LatentPool
 from sdbench.training.row_files import MAX_UNDECODABLE
+
+Made = TypeVar("Made")
 
 
 class SquareImages:
@@ -85,6 +89,27 @@ def scene_pool(n: int, work: Path) -> Pool:
     return Pool(work / "pool", n)
 
 
-def numbered_batches(pool: LatentPool, settings: Training, device: str) -> Callable[[int], Batch]:
-    """A function that returns the batch of a number, the same in every run."""
-    return lambda number: pool.batch(number, settings.batch, settings.seed, settings.drop, device)
+def numbered_batches(pool: LatentPool, settings: Training, device: str, processes: int = 1) -> Callable[[int], Batch]:
+    """A function that returns the batch of a number, the same in every run.
+
+    While a GPU computes, a thread makes the batch that this process needs next: the one `processes` numbers later.
+    """
+
+    def make(number: int) -> Batch:
+        return pool.batch(number, settings.batch, settings.seed, settings.drop)
+
+    get = make if device == "cpu" else made_ahead(make, processes)
+    return lambda number: get(number).to(device)
+
+
+def made_ahead(make: Callable[[int], Made], stride: int) -> Callable[[int], Made]:
+    """As `make`; a thread then calls it for the number `stride` later, which is likely asked for next and only then raises its error."""
+    thread, ahead = ThreadPoolExecutor(1), dict[int, Future[Made]]()
+
+    def get(number: int) -> Made:
+        made = ahead.pop(number, None) or thread.submit(make, number)
+        ahead.clear()
+        ahead[number + stride] = thread.submit(make, number + stride)
+        return made.result()
+
+    return get

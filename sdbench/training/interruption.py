@@ -9,25 +9,26 @@ from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
+from torch import distributed
 
 from sdbench.training.processes import rank_and_local_size
 
-_NOTE = b"\nending after this step, with a checkpoint; Ctrl-C ends at once\n"
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
 class Interruption:
-    """While open, the first Ctrl-C or SIGTERM only leaves a mark, and a Ctrl-C after it acts at once.
+    """While open, the first Ctrl-C, SIGTERM or SIGHUP only leaves a mark, and a Ctrl-C after it acts at once.
 
-    SIGTERM may come several times: a scheduler of jobs sends it to each process, and torchrun passes on its own. A signal that is
-    ignored, or left to the system, stays so.
+    SIGTERM and SIGHUP may come several times: a scheduler of jobs or a closing terminal sends them to each process, and torchrun, even
+    under nohup, passes on its own. A signal that is ignored, or left to the system, stays so.
     """
 
     def __enter__(self) -> Self:
         self._signal: int | None = None
         self._handlers: dict[int, Callable[..., Any]] = {}
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if callable(handler := signal.getsignal(number)):
+            for number in signal.Signals:
+                if number.name in _SIGNALS and callable(handler := signal.getsignal(number)):
                     self._handlers[number] = handler
                     signal.signal(number, self._mark)
         return self
@@ -42,8 +43,11 @@ class Interruption:
         if signal.SIGINT in self._handlers:
             signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
         if self._signal is None and rank_and_local_size()[0] == 0:
+            # torchrun starts each process in a session of its own, which no Ctrl-C of a terminal reaches
+            insist = b"" if distributed.is_torchelastic_launched() else b"; Ctrl-C ends at once"
             with suppress(OSError):  # the same Ctrl-C may have ended a reader, such as tee
-                os.write(2, _NOTE)  # Python's own stderr may be in the middle of a line
+                # Python's own stderr may be in the middle of a line
+                os.write(2, b"\nending after this step, with a checkpoint" + insist + b"\n")
         self._signal = self._signal or number
 
     def is_marked(self, accelerator: Accelerator) -> bool:

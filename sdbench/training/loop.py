@@ -99,7 +99,7 @@ def fit(
         save_every_s: seconds between two checkpoints; more if saving is slow, so that it takes at most 2 % of the time.
 
     Raises:
-        KeyboardInterrupt: at SIGINT or a SIGTERM that has a handler, once the step is finished and saved.
+        KeyboardInterrupt: at a SIGINT, SIGTERM or SIGHUP that has a handler, once the step is finished and saved.
         UserError: the batches of a step cannot be shared evenly by the processes; or two consecutive steps, or the last one, are not
             finite; or a checkpoint cannot be read, or a file cannot be written. The last good checkpoint remains.
     """

@@ -238,6 +238,18 @@ def test_a_launcher_that_shards_networks_is_refused(monkeypatch: pytest.MonkeyPa
         make_accelerator("cpu", "float32")
 
 
+def test_more_processes_than_gpus_are_refused_before_accelerate_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distillation.accelerator.Accelerator", lambda **_: pytest.fail("started"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(UserError, match=r"8 processes were started on a machine where torch finds 4 GPUs; .* start at most 4"):
+        make_accelerator("cuda", "float32")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(pytest.fail.Exception, match="started"):
+        make_accelerator("cuda", "float32")
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("batch", [1, 16])
 def test_an_out_of_memory_error_tells_the_way_out(batch: int, checkpointing: bool, vega: Recipe) -> None:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from distillation.cli import main
+from distillation.describe import describe_recipe
 from distillation.estimate import (
     FORWARD_EQUIVALENTS,
     Memory,
@@ -251,6 +252,13 @@ def test_a_full_size_run_is_estimated_without_weights(
     assert hours == pytest.approx(work / 500e12 / 3600, rel=5e-3)  # printed with three digits
     assert cost == pytest.approx(3 * work / 500e12 / 3600, rel=5e-3)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("fake_estimates")
+def test_a_run_states_the_disk_that_its_images_and_checkpoints_take() -> None:
+    text = describe_recipe(load_recipe("vega"), "sdxl", n_images=1_000_000)["text"]
+    # 4 x 128^2 and 77 x 2048 + 1280 numbers of 2 bytes an image; three checkpoints of weights, moments and average, here 1 GB each
+    assert "\nthis run: 458 GB of disk for latents, embeddings and checkpoints\n" in text
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.recipe import RECIPES, Recipe, Segment, load_recipe
+from distillation.recipe import RECIPES, Recipe, Segment, load_recipe, shipped_recipes
 from sdbench.disk import read_json
 from sdbench.errors import UserError
 from sdbench.models.architectures import Family, depths, unet_config
@@ -18,6 +18,12 @@ def test_a_shipped_recipe_ends_at_its_student_and_names_its_sources(name: str) -
     assert recipe.plans[-1].depths == depths(unet_config(name))
     assert all(row.source for stage in recipe.stages for row in stage.keep)
     assert all(row.source for stage in recipe.stages for row in stage.shorten or ())
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_eight_gpus_can_share_a_step_of_a_shipped_recipe(name: str) -> None:
+    settings = load_recipe(name).sdxl
+    assert (settings.accumulation % 8, settings.batch * settings.accumulation) == (0, 128)
 
 
 def test_ssd_1b_keeps_what_its_released_weights_show() -> None:

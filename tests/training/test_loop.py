@@ -32,6 +32,7 @@ from sdbench.errors import UserError
 from sdbench.notes import progress
 from sdbench.training import checkpoints
 from sdbench.training.checkpoints import DIGESTS, Checkpoints
+from sdbench.training.interruption import Interruption
 from sdbench.training.journal import Journal
 from sdbench.training.loop import Schedule, draw_rows, fit, max_even_processes
 
@@ -103,14 +104,16 @@ def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(ema: float | None,
 @pytest.fixture
 def _signals_interrupt() -> Iterator[None]:
     """As under the command line; a shell's background jobs ignore SIGINT."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("_signals_interrupt")
-@pytest.mark.parametrize(("number", "saved_at_two"), [(signal.SIGINT, []), (signal.SIGTERM, ["step-00000006"])])
+@pytest.mark.parametrize(
+    ("number", "saved_at_two"), [(signal.SIGINT, []), (signal.SIGTERM, ["step-00000006"]), (signal.SIGHUP, ["step-00000006"])]
+)
 def test_an_interrupted_step_is_finished_and_saved_unless_a_person_insists(
     number: signal.Signals, saved_at_two: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +135,14 @@ def test_an_interrupted_step_is_finished_and_saved_unless_a_person_insists(
         assert signal.getsignal(number) is signal.default_int_handler
         assert capfd.readouterr().err.count("ending after this step, with a checkpoint; Ctrl-C ends at once\n") == 1
     assert all(map(torch.equal, train(tmp_path / "1", 1), train(tmp_path / "whole", 0)))
+
+
+@pytest.mark.usefixtures("_signals_interrupt")
+def test_under_torchrun_no_ctrl_c_is_promised(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(KeyboardInterrupt), Interruption():
+        signal.raise_signal(signal.SIGTERM)
+    assert capfd.readouterr().err == "\nending after this step, with a checkpoint\n"
 
 
 @pytest.mark.usefixtures("_signals_interrupt")

@@ -2,8 +2,11 @@
 
 import gc
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any, cast
 from weakref import ref
 
 import numpy as np
@@ -18,7 +21,7 @@ from torch import nn
 
 from distillation import train
 from distillation.ablation.experiment import one_shot_recipe
-from distillation.data.batches import SquareImages, crop_square, open_square_images
+from distillation.data.batches import SquareImages, crop_square, numbered_batches, open_square_images
 from distillation.data.images import open_images
 from distillation.recipe import Recipe
 from distillation.taps import Tap
@@ -111,6 +114,27 @@ def test_first_images_are_those_of_the_source_and_some_to_spare(folder: Path) ->
 
 def test_an_epoch_is_as_many_images_as_there_are(recipe: Recipe) -> None:
     assert recipe.sdxl.model_copy(update={"batch": 2, "accumulation": 3}).epochs(N, 5) == 5
+
+
+def test_on_a_gpu_the_batch_that_a_process_needs_next_is_made_meanwhile(recipe: Recipe) -> None:
+    made = SimpleQueue[int]()
+
+    def draw(number: int, *_: object) -> SimpleNamespace:
+        if number == 7:
+            raise OSError("gone")
+        made.put(number)
+        return SimpleNamespace(to=lambda device: f"{number} on {device}")
+
+    batch: Callable[[int], object] = numbered_batches(cast("LatentPool", SimpleNamespace(batch=draw)), recipe.sdxl, "cuda", 2)
+    assert batch(1) == "1 on cuda"
+    assert [made.get(timeout=60) for _ in "12"] == [1, 3]
+    assert batch(3) == "3 on cuda"
+    assert made.get(timeout=60) == 5
+    assert batch(4) == "4 on cuda", "also one that was not expected"
+    assert batch(5) == "5 on cuda"
+    assert [made.get(timeout=60) for _ in "123"] == [4, 6, 5]
+    with pytest.raises(OSError, match="gone"):
+        batch(7)
 
 
 def test_a_run_of_the_full_size_family(
