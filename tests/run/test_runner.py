@@ -185,7 +185,7 @@ def test_file_trained_for_another_prediction_is_refused_before_any_work(
     for work in (
         lambda: runner.run([spec], prepare_in(tmp_path)),
         lambda: runner.draw([spec], prepare_in(tmp_path), (1, 2)),
-        lambda: plan([spec], SUITE, tmp_path, device="cpu"),
+        lambda: plan([spec], prepare_in(tmp_path)),
     ):
         with pytest.raises(UserError, match=message):
             work()
