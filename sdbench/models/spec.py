@@ -154,14 +154,19 @@ def path_of(what: str) -> Path:
     return Path(expanduser(what))  # noqa: PTH111  # Path.expanduser raises a RuntimeError
 
 
+def _resolve(path: Path) -> Path:
+    """The absolute path; of a file, no link of its own is followed, since the Hub's cache has the contents under a name without a suffix."""
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+
+
 def _spec_of(what: str, base: ModelSpec | None) -> ModelSpec:
     path = path_of(what)
     if what in CATALOGUE:
         return _from_catalogue(what)
     if path.is_dir():
-        return _from_folder(path.resolve(), base)
+        return _from_folder(_resolve(path), base)
     if path.is_file():
-        return _from_file(path.resolve(), base)
+        return _from_file(_resolve(path), base)
     if (match := _AT_REVISION.fullmatch(what)) and not path.parent.is_dir():
         entry = next((entry for entry in CATALOGUE.values() if (entry.source, entry.location) == ("hub", what)), None)
         return _from_catalogue(entry.name) if entry else _from_hub(match["repository"], base, match["revision"])
@@ -323,7 +328,8 @@ def _with_lora(spec: ModelSpec, lora: str) -> ModelSpec:
         raise UserError(f"--lora needs a model with weights, {spec.name!r} is {spec.source}")
     path = path_of(lora)
     if path.exists():
-        return replace(spec, name=f"{spec.name}+{_checkpoint_name(path.resolve())}", lora=str(path.resolve()))
+        resolved = _resolve(path)
+        return replace(spec, name=f"{spec.name}+{_checkpoint_name(resolved)}", lora=str(resolved))
     if HUB_NAME.fullmatch(lora) and not path.parent.is_dir():
         return replace(spec, name=f"{spec.name}+{path.name}", lora=lora)
     raise UserError(f"no LoRA {lora!r}: it is the path of a .safetensors file or of a folder that holds one, or owner/name on the Hub")

@@ -128,6 +128,17 @@ def test_lora_is_part_of_the_name(tiny_pipeline: Path, tmp_path: Path) -> None:
     assert resolve("vega", lora="someone/style").lora == "someone/style"
 
 
+def test_files_in_the_hubs_cache_keep_their_names(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """There they are links to files that are called by their digests, without a suffix; `hf download` prints the link."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshots").mkdir()
+    save_file(tiny_unet().state_dict(), tmp_path / "blobs" / "0123abcd")
+    link = tmp_path / "snapshots" / "student.safetensors"
+    link.symlink_to("../blobs/0123abcd")
+    spec = resolve(str(link), base=str(tiny_pipeline), lora=str(link))
+    assert (spec.name, spec.location, spec.lora) == ("student+student", str(link), str(link))
+
+
 def test_resolving_imports_neither_torch_nor_diffusers() -> None:
     code = (
         "import sys; from sdbench.models.spec import resolve; from sdbench.models.digest import weights_digest; "
