@@ -274,6 +274,7 @@ def test_opaque_images_of_8_bits_become_rgb(content: bytes, expected: list[int])
         ("RGB;16", deep_png()),
         ("RGBA;16", deep_png(4)),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_transparent_images_and_those_of_16_bits_are_rejected(mode: str, content: bytes) -> None:
     with pytest.raises(UserError, match=rf"^image 7 has mode {mode}, expected 8 bits and no transparency; convert it, or remove it$"):
