@@ -40,7 +40,7 @@ from distillation.plan import MIDDLE_ATTENTION
 from distillation.provenance import Provenance
 from distillation.prune import prune
 from distillation.recipe import Recipe, load_recipe
-from distillation.recipe_tables import KeepBlocks, Stage
+from distillation.recipe_tables import KeepBlocks, Stage, Training
 from distillation.run_plan import check_memory, plan_run, run_identity
 from distillation.sensitivity.budget import TIED_TO_MIDDLE
 from distillation.succession import different_parts, warn_of_different_parts
@@ -146,6 +146,16 @@ def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_step(
     assert resumed.calls == STEPS // 2 + train.FINAL_BATCHES - 1  # the first stage and the second one's first step were there
     assert (out / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
     assert read_json(out / "provenance.json")["stages"] == read_json(student / "provenance.json")["stages"]
+
+
+def test_batches_that_a_thread_makes_ahead_change_no_byte(
+    finish: Callable[[], Path], student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ahead(pool: LatentPool, settings: Training, _: str, processes: int) -> Callable[[int], Batch]:
+        return batches.made_ahead(lambda number: pool.batch(number, settings.batch, settings.seed, settings.drop), processes)
+
+    monkeypatch.setattr(train, "numbered_batches", ahead)
+    assert (finish() / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
 
 
 def test_each_stage_names_the_versions_that_it_was_trained_with(finish: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,7 +462,7 @@ def test_every_setting_reaches_the_loop_and_its_batches(
     with pytest.raises(KeyboardInterrupt):
         distil(recipe, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
     assert [asdict(schedule) for schedule in schedules] == [{**of_schedule, "steps": STEPS // 2}]
-    assert asked == [(5, 3, 11, 0.25, "cpu")]
+    assert asked == [(5, 3, 11, 0.25)]
 
 
 def test_the_task_is_weighed_by_min_snr(vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
