@@ -460,8 +460,8 @@ DIGESTS = {
     "quality": (4, "39ce964345b3e9c7"),
     "efficiency-scenes": (1, "09e9c32843e0dd51"),
     "efficiency": (1, "a18de73947890156"),
-    "standard": (4, "01b1d7a655c12b82"),
-    "few-step": (2, "9acb7f9c3d928551"),
+    "standard": (5, "2d00152c4f05a87c"),
+    "few-step": (3, "70b47f810a965d82"),
 }
 
 

@@ -1,6 +1,7 @@
 """LAION's aesthetic predictor V2 (Schuhmann 2022): the rating that people would give an image, from CLIP ViT-L/14's embedding of it.
 
 It is published as five linear layers. Nothing stands between them but dropout, which is off in use, so together they are one affine map.
+ImageReward has a head of the same layers.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from sdbench.errors import UserError
 
 ASSET, BACKBONE = "aesthetic-laion-v2", "vit-l-14"
 _LAYERS = tuple(f"layers.{place}" for place in (0, 2, 4, 6, 7))  # places in the published `nn.Sequential`, dropout included
+TENSORS = tuple(f"{layer}.{part}" for layer in _LAYERS for part in ("weight", "bias"))
 
 
 class Head(NamedTuple):
@@ -24,8 +26,8 @@ class Head(NamedTuple):
     bias: float
 
 
-def fold(state: Mapping[str, Tensor]) -> Head:
-    """The affine map of the published layers.
+def fold(state: Mapping[str, Tensor], asset: str) -> Head:
+    """The affine map of the published layers, which an asset holds.
 
     Raises:
         UserError: a layer is missing, or does not fit the next.
@@ -37,7 +39,7 @@ def fold(state: Mapping[str, Tensor]) -> Head:
             weight, bias = matrix @ weight, matrix @ bias + shift
         return Head(weight.squeeze(0).numpy(), bias.item())
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{ASSET} does not hold the layers of LAION's aesthetic predictor V2 ({error}); fetch it again") from error
+        raise UserError(f"{asset} does not hold the five layers of LAION's aesthetic predictor V2 ({error}); fetch it again") from error
 
 
 def head() -> Head:
@@ -47,4 +49,4 @@ def head() -> Head:
         MissingError: its weights are neither on this disk nor reachable.
         UserError: they are damaged.
     """
-    return fold(torch.load(weights.find(ASSET), map_location="cpu", weights_only=True))
+    return fold(torch.load(weights.find(ASSET), map_location="cpu", weights_only=True), ASSET)

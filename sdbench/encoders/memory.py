@@ -1,4 +1,4 @@
-"""Controls where full-size evaluators run and how long they stay in memory: together they take some 15 GB."""
+"""Controls where full-size evaluators run and how long they stay in memory: together they take some 17 GB."""
 
 import gc
 from collections.abc import Iterator
@@ -6,9 +6,18 @@ from contextlib import contextmanager
 
 import torch
 
-from sdbench.encoders import clip, inception, inference, perceptual, preference, vit
+from sdbench.encoders import clip, imagereward, inception, inference, perceptual, preference, vit
 
-LOADERS = (clip.load, inception.network, perceptual.network, preference.hps, preference.pickscore, vit.clip_network, vit.dinov2_network)
+LOADERS = (
+    clip.load,
+    imagereward.load,
+    inception.network,
+    perceptual.network,
+    preference.hps,
+    preference.pickscore,
+    vit.clip_network,
+    vit.dinov2_network,
+)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from sdbench.tables import Grid
 
 ALPHA = 0.05  # of each interval, and of any wrong "better" or "worse" that could not be chance
 _NAMED = 5  # metrics that a line of text names for one reason; JSON has them all
-JUDGES = ("preference.scenes", "pickscore.v1", "hpsv2.1")  # scores by which an image wins against the other model's
+JUDGES = ("preference.scenes", "pickscore.v1", "hpsv2.1", "imagereward.v1")  # scores by which an image wins against the other model's
 
 
 @dataclass(frozen=True)

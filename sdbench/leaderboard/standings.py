@@ -26,6 +26,7 @@ TITLES = {
     "preference": "preference",
     "pickscore": "preference",
     "hpsv2": "preference",
+    "imagereward": "preference",
     "win_rate": "win rate",
     "aesthetic": "aesthetic",
     "scene_accuracy": "scene accuracy",

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from sdbench.arrays import F32, F64, U8
+from sdbench.disk import digest
 from sdbench.encoders.inference import BLOCK, computed_by
 from sdbench.notes import progress
 from sdbench.records import Direction, Scores, State, Value, column_of, mean_per_prompt
@@ -96,6 +98,16 @@ class Subject:
             UserError: see `Store.read`; or the features cannot be written.
         """
         return self.store.features(f"{encoder}-{computed_by()}", self.image_ids, lambda: np.concatenate(self.map_blocks(compute, encoder)))
+
+    def features_with_prompts(self, encoder: str, compute: Callable[[U8, Sequence[str]], F32]) -> F32:
+        """Features of each image together with its prompt, N x d, under an encoder of both; kept like `features`.
+
+        Raises:
+            UserError: see `features`.
+        """
+        prompts = iter(self.prompts)  # `map_blocks` takes the images in order
+        name = f"{encoder}-{digest(list(self.prompts))[:12]}"
+        return self.features(name, lambda images: compute(images, list(islice(prompts, len(images)))))
 
     def per_prompt(self, column: F64) -> F64:
         """The mean over each prompt's images, (prompts,). Intervals rest on these: two images of a prompt are not independent."""

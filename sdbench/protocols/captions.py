@@ -4,11 +4,12 @@ from functools import partial
 
 import numpy as np
 
-from sdbench.encoders import aesthetic
+from sdbench.encoders import aesthetic, imagereward
 from sdbench.encoders.catalogue import TOWERS
 from sdbench.encoders.clip import BACKBONES
 from sdbench.metrics.aesthetic import aesthetic_score
 from sdbench.metrics.cosine import caption_score
+from sdbench.metrics.imagereward import reward
 from sdbench.protocols.base import Protocol, Result, Subject
 from sdbench.records.names import win_rate_by
 from sdbench.stats import intervals
@@ -17,6 +18,11 @@ from sdbench.stats import intervals
 def _cosine(encoder: str, subject: Subject, protocol: Protocol) -> Result:
     towers = TOWERS[encoder]()
     return protocol.mean(subject, caption_score(subject.features(towers.name, towers.images), towers.texts(subject.prompts), towers.scale))
+
+
+def _reward(subject: Subject, protocol: Protocol) -> Result:
+    judge = imagereward.load()
+    return protocol.mean(subject, reward(subject.features_with_prompts(judge.name, judge.features), judge.head.weight, judge.head.bias))
 
 
 def _aesthetic(subject: Subject, protocol: Protocol) -> Result:
@@ -54,6 +60,7 @@ _JUDGES = (
     Protocol("preference.scenes",   "score", "higher", "logit",   partial(_cosine, "preference.scenes")),
     Protocol("pickscore.v1",        "score", "higher", "logit",   partial(_cosine, "pickscore.v1")),
     Protocol("hpsv2.1",             "score", "higher", "100 cos", partial(_cosine, "hpsv2.1")),
+    Protocol("imagereward.v1",      "score", "higher", "reward",  _reward),
 )  # fmt: skip  # a table
 _WINS = (
     Protocol(win_rate_by(judge.name), "score", "higher", "share", partial(_win_rate, judge.name), against_teacher=True) for judge in _JUDGES

@@ -291,6 +291,7 @@ def test_evaluators_are_found_by_metric_name() -> None:
 
     assert needs("fid.mlperf", "clip_score.mlperf") == ["inception-2015", "clip-vit-b-32"]
     assert needs("win_rate.pickscore.v1") == ["pickscore-v1"]
+    assert needs("imagereward.v1") == needs("win_rate.imagereward.v1") == ["imagereward-v1", "bert-base-uncased"]
     assert needs("aesthetic.laion-v2") == ["clip-vit-l-14", "aesthetic-laion-v2"]
     assert needs("fd.scenes", "clip_score.scenes", "kid.scenes") == []
     assert needs("fidelity") == []

@@ -47,7 +47,7 @@ class Published(nn.Module):
 
 def test_affine_map_matches_the_published_layers() -> None:
     network, embedding = Published(768), torch.randn(50, 768)
-    head = aesthetic.fold(network.state_dict())
+    head = aesthetic.fold(network.state_dict(), aesthetic.ASSET)
     found = aesthetic_score(embedding.numpy(), head.weight, head.bias)
     np.testing.assert_allclose(found, network.double()(embedding.double()).numpy(), rtol=0, atol=1e-12)
     np.testing.assert_allclose(found, network.float()(embedding).numpy(), rtol=0, atol=1e-5)
@@ -77,6 +77,7 @@ def test_score_of_images_needs_no_second_embedding(tmp_path: Path, monkeypatch: 
 
 def test_file_with_other_layers_is_rejected() -> None:
     state = Published(8).state_dict()
-    for damaged in ({name: state[name] for name in state if name != "layers.6.bias"}, state | {"layers.2.weight": torch.ones(128, 9)}):
-        with pytest.raises(UserError, match=r"does not hold the layers of LAION's aesthetic predictor V2 \(.*fetch it again"):
-            aesthetic.fold(damaged)
+    incomplete = {name: state[name] for name in state if name != "layers.6.bias"}
+    for damaged in (incomplete, state | {"layers.2.weight": torch.ones(128, 9)}):
+        with pytest.raises(UserError, match=r"^mine does not hold the five layers of LAION's aesthetic predictor V2 \(.*fetch it again"):
+            aesthetic.fold(damaged, "mine")

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from sdbench.encoders import clip, inception, inference, memory, perceptual, preference, vit
+from sdbench.encoders import clip, imagereward, inception, inference, memory, perceptual, preference, vit
 
 
 def loaders(module: ModuleType) -> set[object]:
@@ -15,7 +15,7 @@ def loaders(module: ModuleType) -> set[object]:
 
 
 def test_every_full_size_network_loader_is_registered() -> None:
-    assert set(memory.LOADERS) == set().union(*map(loaders, (clip, inception, perceptual, preference, vit)))
+    assert set(memory.LOADERS) == set().union(*map(loaders, (clip, imagereward, inception, perceptual, preference, vit)))
 
 
 def test_release_frees_the_network(inception_file: Path) -> None:
