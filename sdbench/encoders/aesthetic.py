@@ -39,7 +39,7 @@ def fold(state: Mapping[str, Tensor], asset: str) -> Head:
             weight, bias = matrix @ weight, matrix @ bias + shift
         return Head(weight.squeeze(0).numpy(), bias.item())
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{asset} does not hold the five layers of LAION's aesthetic predictor V2 ({error}); fetch it again") from error
+        raise UserError(f"{asset} does not hold the five linear layers of its head ({error}); fetch it again") from error
 
 
 def head() -> Head:

@@ -155,7 +155,7 @@ def path_of(what: str) -> Path:
 
 
 def _resolve(path: Path) -> Path:
-    """The absolute path; of a file, no link of its own is followed, since the Hub's cache has the contents under a name without a suffix."""
+    """The absolute path; a file that is a link stays one, since the Hub's cache has the contents under a name without a suffix."""
     return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
 
 
