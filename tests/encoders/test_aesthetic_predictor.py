@@ -79,5 +79,5 @@ def test_file_with_other_layers_is_rejected() -> None:
     state = Published(8).state_dict()
     incomplete = {name: state[name] for name in state if name != "layers.6.bias"}
     for damaged in (incomplete, state | {"layers.2.weight": torch.ones(128, 9)}):
-        with pytest.raises(UserError, match=r"^mine does not hold the five layers of LAION's aesthetic predictor V2 \(.*fetch it again"):
+        with pytest.raises(UserError, match=r"^mine does not hold the five linear layers of its head \(.*fetch it again"):
             aesthetic.fold(damaged, "mine")
