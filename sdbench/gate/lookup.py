@@ -8,12 +8,11 @@ from pathlib import Path
 from sdbench import records, suites, tables
 from sdbench.errors import IncompleteError, UserError
 from sdbench.gate import baselines
-from sdbench.models.catalogue import CATALOGUE
+from sdbench.models.catalogue import CATALOGUE, DEFAULT_SUITES
 from sdbench.models.spec import NAME, ModelSpec, resolve
 from sdbench.records import Record, SuiteId
 from sdbench.suites import Suite
 
-FAMILY_SUITE = {"scenes": "quality", "sdxl": "standard"}
 Run = Callable[[Sequence[ModelSpec], Suite], list[Path]]
 
 
@@ -151,7 +150,7 @@ def default_suite(of: ModelSpec | Record) -> Suite:
     Raises:
         UserError: see `suites.load`.
     """
-    return suites.load(FAMILY_SUITE.get(of.family, "standard"))
+    return suites.load(DEFAULT_SUITES.get(of.family, "standard"))
 
 
 def find_or_run_pair(ours: RecordOrModel, theirs: RecordOrModel, suite: Suite | None, results: Path, run: Run) -> tuple[Path, Path]:

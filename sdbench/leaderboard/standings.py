@@ -11,7 +11,7 @@ from sdbench import records
 from sdbench.errors import UserError
 from sdbench.leaderboard import ranks, speed
 from sdbench.leaderboard.speed import SpeedUp
-from sdbench.models.catalogue import TEACHERS
+from sdbench.models.catalogue import DEFAULT_SUITES, TEACHERS
 from sdbench.records import NamedTeacher, Record, Scores, SuiteId, Value
 from sdbench.records.names import BASE, begins_with, judge_of, setting_of, with_setting
 
@@ -170,8 +170,8 @@ def read_rows(results: Path) -> list[Row]:
 def sections(board: Sequence[Row]) -> list[Section]:
     """Group rows into sections, and sort them.
 
-    Within a family, sections with images come before sections with speed alone. Within a section, images without a model come
-    first, then models by the size of their UNet, the teacher before models of the same size.
+    Within a family, its default suite comes first, and sections with images before those with speed alone. Within a section, images
+    without a model come first, then models by the size of their UNet, the teacher before models of the same size.
     """
 
     def key(row: Row) -> tuple[str, str, int, str, str]:
@@ -188,7 +188,12 @@ def sections(board: Sequence[Row]) -> list[Section]:
         found.append(
             Section(family, f"{family}: {suite}@{version}{settings} on {machine}", members, _find_teacher_of_other_suite(members, board))
         )
-    return sorted(found, key=lambda section: (section.family, not any(record.n_images for record in section.records)))
+
+    def place(section: Section) -> tuple[str, bool, bool]:
+        of = section.records
+        return section.family, of[0].suite.name != DEFAULT_SUITES.get(section.family), not any(record.n_images for record in of)
+
+    return sorted(found, key=place)
 
 
 def _named_teacher(of_suite: Sequence[Record]) -> NamedTeacher | None:

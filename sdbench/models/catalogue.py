@@ -46,3 +46,4 @@ _ROWS = (
 
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _ROWS}
 TEACHERS = {"sdxl": "sdxl", "scenes": "scenes-teacher"}  # family -> the entry whose text encoders and VAE the others share
+DEFAULT_SUITES = {"scenes": "quality", "sdxl": "standard"}  # the suite that a family is measured under by default

@@ -32,6 +32,9 @@ def test_machines_suite_versions_digests_and_families_never_share_a_table() -> N
     (title,) = set(with_speed) - set(titles)
     assert title.startswith("scenes: efficiency@1")
     assert with_speed.index(title) == sum(record.family == "scenes" for record in others), "after all sections with images"
+    few = Row(Path("2"), make(suite=SuiteId(name="few", version=1, digest="fe3")))
+    with_few = [section.title for section in standings.sections([few, Row(Path("0"), others[0])])]
+    assert [title.partition("@")[0] for title in with_few] == ["scenes: quality", "scenes: few"], "the family's default suite comes first"
     assert len(set(titles)) == len(others), "sections of one suite and machine differ by their digest"
     assert [title for title in titles if "digest" in title] == [
         "scenes: quality@1 (digest 07e4) on Some CPU 3000 (8 cores), torch 2.11",
