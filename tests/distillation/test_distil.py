@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -24,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from commandline import git
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
 from processes import by_one, by_two, is_locked
@@ -894,9 +894,8 @@ def test_the_commit_is_not_that_of_a_repository_around_the_environment(
 ) -> None:
     around = tmp_path / "mine" / ".venv" / "site-packages" / "distillation"
     around.mkdir(parents=True)
-    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
-    for words in (("init", "-q"), (*who, "commit", "-q", "--allow-empty", "-m", "first")):
-        subprocess.run(["git", "-C", str(tmp_path / "mine"), *words], check=True)
+    git(tmp_path / "mine", "init")
+    git(tmp_path / "mine", "commit", "--allow-empty", "-m", "first")
     teacher = open_teacher_for(teacher_folder, vega)
     monkeypatch.setattr("distillation.provenance.__file__", str(around / "provenance.py"))
     assert Provenance.from_run(vega, [teacher], teacher.unet("float32", "cpu")).commit is None
