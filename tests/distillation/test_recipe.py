@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.recipe import RECIPES, Family, Recipe, Segment, load_recipe
+from distillation.recipe import RECIPES, Family, Recipe, Segment, load_recipe, shipped_recipes
 from sdbench.disk import read_json
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
@@ -18,6 +18,17 @@ def test_a_shipped_recipe_ends_at_its_student_and_names_its_sources(name: str) -
     assert recipe.plans[-1].depths == depths(unet_config(name))
     assert all(row.source for stage in recipe.stages for row in stage.keep)
     assert all(row.source for stage in recipe.stages for row in stage.shorten or ())
+
+
+def test_full_size_training_is_as_the_students_model_cards_state() -> None:
+    """Steps, learning rate, batch and accumulation; KOALA's cards state no learning rate, and of both batches only the product."""
+    training = {name: load_recipe(name).sdxl for name in shipped_recipes()}
+    assert {name: (each.steps, each.lr, each.batch, each.accumulation) for name, each in training.items()} == {
+        "koala-1b": (500_000, 1e-5, 32, 4),
+        "koala-700m": (500_000, 1e-5, 32, 4),
+        "ssd-1b": (251_000, 1e-5, 32, 4),
+        "vega": (540_000, 1e-5, 16, 8),
+    }
 
 
 def test_ssd_1b_keeps_what_its_released_weights_show() -> None:
@@ -199,6 +210,11 @@ def test_the_training_digest_stays_that_of_the_ablation() -> None:
     folder = Path(__file__).parents[2] / "results" / "ablation"
     result = read_json(folder / "vega" / "layer-level-0.json")
     assert load_recipe(folder / "vega.toml").training_digest("scenes") == result["identity"]["recipe"]
+
+
+@pytest.mark.parametrize(("name", "digest"), [("ssd-1b", "c93db7ad3de1250f"), ("vega", "3432e137d241f576")])
+def test_the_embedded_students_are_trained_as_those_that_were_measured(name: str, digest: str) -> None:
+    assert load_recipe(name).training_digest("scenes")[:16] == digest
 
 
 def test_the_training_digest_ignores_the_other_family() -> None:
