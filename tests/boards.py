@@ -1,9 +1,9 @@
 """Results with every case that a page must handle: several models, images, stages, and hostile prompts."""
 
-import io
 from pathlib import Path
 
 import numpy as np
+import synthetic_images
 from factories import make_measurement
 from PIL import Image
 
@@ -22,9 +22,7 @@ def stage(name: str, seconds: float) -> Value:
 
 
 def png(colour: tuple[int, int, int], side: int = 8) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (side, side), colour).save(buffer, "PNG")
-    return buffer.getvalue()
+    return synthetic_images.png(Image.new("RGB", (side, side), colour))
 
 
 def make_model(place: int, name: str, prompts: tuple[str, ...] = PROMPTS, **changes: object) -> tuple[Record, Scores]:

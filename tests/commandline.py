@@ -1,5 +1,6 @@
 """Commands as a user runs them: in this process or in one of their own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,13 @@ SLOW = {"torch", "diffusers", "transformers", "open_clip", "torchvision", "datas
 def run_in_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
     return subprocess.run([sys.executable, "-c", path + code], cwd=folder, capture_output=True, encoding="utf-8", check=False)
+
+
+def git(folder: Path, *words: str) -> str:
+    """Run git in a folder, as someone whom neither this machine nor its user has configured; returns what it printed."""
+    alone = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    words = ("-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@example.org", *words)
+    return subprocess.run(["git", *words], env=alone, capture_output=True, encoding="utf-8", check=True).stdout.strip()
 
 
 def error_message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -1,8 +1,10 @@
 """Images for tests of encoders: noise, and synthetic photographs with natural spectrum and edges."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -66,6 +68,13 @@ def save(images: list[U8], folder: Path) -> list[U8]:
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image).save(path, quality=90)
     return [np.asarray(Image.open(path)) for path in paths]
+
+
+def png(image: Image.Image | np.ndarray, **options: Any) -> bytes:
+    """The file of an image, with these options of Pillow's."""
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, "PNG", **options)
+    return buffer.getvalue()
 
 
 def deep_png(channels: int = 3) -> bytes:

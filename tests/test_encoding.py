@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from commandline import ROOT, git
 
-ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
     [ROOT / "noxfile.py", *(path for name in ("sdbench", "distillation", "suites", "tests") for path in (ROOT / name).rglob("*.py"))]
 )
@@ -72,17 +72,14 @@ def test_configuration_is_read_the_same_under_another_encoding(tmp_path: Path) -
 
 
 def test_git_leaves_the_ends_of_lines_as_their_digests_expect(tmp_path: Path) -> None:
-    def git(*words: str) -> None:
-        me = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false", "-c", "core.autocrlf=true")
-        subprocess.run(["git", "-C", str(tmp_path), *me, *words], capture_output=True, check=True)
-
     files = {".gitattributes": (ROOT / ".gitattributes").read_bytes(), "record.json": b"{\n}\n"}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "test: files")
+    git(tmp_path, "init")
+    git(tmp_path, "config", "core.autocrlf", "true")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "test: files")
     for name in files:
         (tmp_path / name).unlink()
-    git("checkout", ".")
+    git(tmp_path, "checkout", ".")
     assert {name: (tmp_path / name).read_bytes() for name in files} == files

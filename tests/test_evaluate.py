@@ -35,11 +35,12 @@ PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A working directory for results, with the shipped suites."""
+    """A working directory for results, with the shipped suites. Without a GPU, so that all that is compared was drawn on the CPU."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(cards, "SCENES_N", 256)
+        patch.setattr(torch.cuda, "is_available", lambda: False)
         yield folder
 
 

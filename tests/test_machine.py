@@ -1,6 +1,5 @@
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -8,17 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from commandline import ROOT, git
 
 from sdbench import __version__, machine
 from sdbench.errors import UserError
 from sdbench.machine import PACKAGES, checkout_state, choose_device, environment, slow_dtype_note, this_machine, variables
-
-ROOT = Path(__file__).parents[1]
-
-
-def git(folder: Path, *words: str) -> str:
-    me = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
-    return subprocess.run(["git", "-C", str(folder), *me, *words], capture_output=True, encoding="utf-8", check=True).stdout.strip()
 
 
 @pytest.mark.parametrize("wrong", ["gpu", "mps", "cuda:2", "CPU", "cuda:"])

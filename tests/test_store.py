@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, ExifTags, Image
-from synthetic_images import damaged_exif, deep_png
+from synthetic_images import damaged_exif, deep_png, png
 
 from sdbench.arrays import U8
 from sdbench.disk import digest, write_bytes
@@ -125,12 +125,6 @@ def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
 def test_missing_image_is_reported_with_its_path(store: Store) -> None:
     with pytest.raises(UserError, match=r"image .*images/a\.png cannot be read.*delete it and run again"):
         store.read(["a"])
-
-
-def png(image: U8 = IMAGE) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("n_bytes", [0, 8, 20, 60, 100])

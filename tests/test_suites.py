@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sdbench import api, suites
+from sdbench import api, disk, suites
 from sdbench.assets.catalogue import ASSETS
 from sdbench.errors import UserError
 from sdbench.scenes.grammar import scene_at
@@ -431,7 +431,7 @@ def test_every_shipped_suite_loads_and_lists_its_prompts(name: str, monkeypatch:
     monkeypatch.chdir(ROOT)
     suite = suites.load(name)
     assert suite.name == name
-    assert set(suite.metrics.get("scenes", ())) <= PROTOCOLS.keys()
+    assert {metric for metrics in suite.metrics.values() for metric in metrics} <= PROTOCOLS.keys()
     assert (suite.family is None) == (suite.prompts is None) == (suite.sampling is None)
     if suite.prompts and suite.prompts.source == "dataset":
         return  # those prompts have to be downloaded
@@ -462,6 +462,14 @@ DIGESTS = {
     "efficiency": (1, "a18de73947890156"),
     "standard": (5, "2d00152c4f05a87c"),
     "few-step": (3, "70b47f810a965d82"),
+    "efficiency-cpu": (1, "ee189bc9c2a202b1"),
+    "diversity-scenes": (1, "03a22b0996b18687"),
+    "diversity": (1, "77b68f5a4446c016"),
+}
+OF_DATASETS = {  # the same without the prompts, which have to be downloaded
+    "hpdv2": (3, "7fc22bc72348a13b"),
+    "coco-30k": (1, "ce0370fc8d22e286"),
+    "mlperf-sdxl": (1, "fc46fe25d4372851"),
 }
 
 
@@ -469,6 +477,17 @@ DIGESTS = {
 def test_digest_of_a_shipped_suite_is_that_of_its_records(name: str) -> None:
     found = suites.load(name).id
     assert (found.version, found.digest) == DIGESTS[name]
+
+
+@pytest.mark.parametrize("name", OF_DATASETS)
+def test_content_of_a_shipped_suite_of_a_dataset_changes_with_its_version(name: str) -> None:
+    suite = suites.load(name)
+    content = suite.model_dump(mode="json", exclude={"description", "include"})
+    assert (suite.version, disk.digest(content)[:16]) == OF_DATASETS[name]
+
+
+def test_content_of_every_shipped_suite_is_tested_here() -> None:
+    assert {*DIGESTS, *OF_DATASETS} == {name for name in SHIPPED if suites.load(name).family}
 
 
 def test_samples_are_in_the_digest_unless_there_is_one(folder: Path) -> None:

@@ -220,8 +220,15 @@ def test_noise_says_what_its_numbers_are(tmp_path: Path, monkeypatch: pytest.Mon
         "fd.scenes": floors.Spread(noise=77.8, values=(769.3, 823.9), unit="distance"),
         "latency.pipeline.p50": floors.Spread(noise=0.0123, values=(0.5, 0.6), unit="s"),
     }
-    monkeypatch.setattr(api, "noise", lambda *_, **__: (tmp_path / "floor.toml", floor.model_copy(update={"metrics": spreads})))
+    asked: dict[str, Any] = {}
+
+    def measure_noise(*_: object, **options: Any) -> tuple[Path, floors.Floor]:
+        asked.update(options)
+        return tmp_path / "floor.toml", floor.model_copy(update={"metrics": spreads})
+
+    monkeypatch.setattr(api, "noise", measure_noise)
     assert cli.main(["noise", "scenes-vega"]) == 0
+    assert asked["seeds"] == 4
     distance, latency, rule, _ = capsys.readouterr().out.splitlines()
     assert distance.split(maxsplit=1) == [
         "fd.scenes",

@@ -20,6 +20,17 @@ def test_a_shipped_recipe_ends_at_its_student_and_names_its_sources(name: str) -
     assert all(row.source for stage in recipe.stages for row in stage.shorten or ())
 
 
+def test_full_size_training_is_as_the_recipes_state() -> None:
+    """Steps, learning rate, batch and accumulation; each file says which of them a model card states."""
+    training = {name: load_recipe(name).sdxl for name in shipped_recipes()}
+    assert {name: (each.steps, each.lr, each.batch, each.accumulation) for name, each in training.items()} == {
+        "koala-1b": (500_000, 1e-5, 16, 8),
+        "koala-700m": (500_000, 1e-5, 16, 8),
+        "ssd-1b": (251_000, 1e-5, 16, 8),
+        "vega": (540_000, 1e-5, 16, 8),
+    }
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_eight_gpus_can_share_a_step_of_a_shipped_recipe(name: str) -> None:
     settings = load_recipe(name).sdxl
@@ -205,6 +216,11 @@ def test_the_training_digest_stays_that_of_the_ablation() -> None:
     folder = Path(__file__).parents[2] / "results" / "ablation"
     result = read_json(folder / "vega" / "layer-level-0.json")
     assert load_recipe(folder / "vega.toml").training_digest("scenes") == result["identity"]["recipe"]
+
+
+@pytest.mark.parametrize(("name", "digest"), [("ssd-1b", "c93db7ad3de1250f"), ("vega", "3432e137d241f576")])
+def test_the_embedded_students_are_trained_as_those_that_were_measured(name: str, digest: str) -> None:
+    assert load_recipe(name).training_digest("scenes")[:16] == digest
 
 
 def test_the_training_digest_ignores_the_other_family() -> None:

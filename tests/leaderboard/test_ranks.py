@@ -31,9 +31,10 @@ def test_pairs_are_separated_as_by_scipys_paired_t_test_with_holm() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(models=st.integers(2, 8), n=st.integers(2, 40), step=st.floats(0, 2), seed=st.integers(0, 99))
-def test_surely_better_is_a_partial_order_that_follows_the_means(models: int, n: int, step: float, seed: int) -> None:
-    values = draw_scores(models, n, step, seed)
+@given(models=st.integers(2, 8), n=st.integers(2, 40), step=st.floats(0, 2), spread=st.floats(0, 3), seed=st.integers(0, 99))
+def test_surely_better_is_a_partial_order_that_follows_the_means(models: int, n: int, step: float, spread: float, seed: int) -> None:
+    """Also where models that are further apart differ more from prompt to prompt."""
+    values = draw_scores(models, n, step, seed) + spread * np.outer(range(models), np.random.default_rng(100 + seed).normal(size=n))
     better = ranks.surely_better(values)
     assert not (better & better.T).any()
     assert ((better.astype(int) @ better.astype(int) > 0) <= better).all()

@@ -1,5 +1,6 @@
 """Whole rounds of the real benchmark file, on a pipeline so small that imports take most of the time."""
 
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch._inductor.exc import InductorError
 
 from sdbench.disk import read_json
 from sdbench.models.spec import resolve
-from sdbench.probes import driver, plugin, setup
+from sdbench.probes import driver, meters, plugin, setup
 from sdbench.probes.driver import BENCHMARK_FILE, measure
 from sdbench.probes.work import unet_macs
 from sdbench.records import Value
@@ -71,6 +72,12 @@ def test_a_round_measures_every_stage(measure_tiny: Measure) -> None:
     assert number(found["share.roofline.unet_step"]) > 0
     assert number(found["machine.foreign_cores"]) >= 0
     assert number(found["machine.threads"]) == torch.get_num_threads(), "those of this process, whose variables the round inherits"
+
+
+def test_every_call_is_timed_until_the_card_has_finished() -> None:
+    found = runpy.run_path(str(BENCHMARK_FILE))
+    for name in ("test_stage", "test_ceiling"):
+        assert [mark.kwargs for mark in found[name].pytestmark if mark.name == "benchmark"] == [{"timer": meters.synchronised_clock}]
 
 
 @pytest.mark.usefixtures("_in_this_process")

@@ -497,6 +497,14 @@ def test_models_measured_under_other_conditions_did_not_take_turns(harness: Driv
     assert len(set(run_ids)) == 5, "the gate takes rounds of one id for measured in turns"
 
 
+def test_two_cards_of_one_kind_do_not_share_rounds(harness: DriverHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = this_machine("cpu")
+    monkeypatch.setattr(driver, "this_machine", lambda _: machine)
+    first, other = (harness.probe("a", device=device).run_id for device in ("cuda:0", "cuda:1"))
+    assert first != other
+    assert harness.started == ["a", "a"]
+
+
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "pytest-benchmark")
 CODE = (
     *("probes/stages", "probes/setup", "probes/meters", "probes/ceilings", "probes/capacity", "probes/monitor", "generate", "schedulers"),

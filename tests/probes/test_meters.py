@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
 from sdbench.probes import meters
 
@@ -17,10 +18,10 @@ def run_code(code: str) -> float:
 
 
 def test_peak_memory_is_per_process_and_remains_after_freeing() -> None:
-    ballast = b"\1" * 2**30  # raises this process's peak, which `ru_maxrss` would pass on to its children
+    ballast = b"\1" * 2**28  # raises this process's peak, which `ru_maxrss` would pass on to its children
     own = run_code("print(peak())")
     assert len(ballast) / 2**20 > own
-    assert run_code("x = b'1' * 2**29; del x; print(peak())") - own > 2**8
+    assert run_code("x = b'1' * 2**27; del x; print(peak())") - own > 2**6
 
 
 @pytest.mark.parametrize(
@@ -67,3 +68,15 @@ def test_peak_memory_on_windows_needs_no_resource_module(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(peak_wset=3 * 2**20))
     assert meters.peak_rss_mib() == 3
+
+
+def test_peaks_of_a_card_are_its_allocators_since_they_were_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, ...]] = []
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *device, name=name: calls.append((name, *device)))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", {"cuda:1": 3 * 2**20}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", {"cuda:1": 5 * 2**20}.__getitem__)
+    meters.reset_peak_memory("cuda:1")
+    assert calls == [("empty_cache",), ("reset_peak_memory_stats", "cuda:1")], "in this order: what is cached counts as reserved"
+    peaks = meters.peak_memory_mib("cuda:1")
+    assert {name: peaks[name] for name in peaks if name not in meters.HOST_PEAKS} == {"peak_allocated": 3, "peak_reserved": 5}

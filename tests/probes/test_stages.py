@@ -180,7 +180,10 @@ def test_setting_is_applied_to_the_pipeline(pipe: Any) -> None:
     assert pipe.vae is full
     apply_setting(pipe, Setting(channels_last=True, vae="tiny", compile="whole"))
     assert type(pipe.vae).__name__ == "AutoencoderTiny"
-    assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    for part in (pipe.unet, pipe.vae.decoder):
+        kernels = [weight for weight in part.parameters() if weight.ndim == 4]
+        assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+        assert any(not weight.is_contiguous() for weight in kernels)
     assert pipe.unet._compiled_call_impl is not None
     assert pipe.vae.decoder._compiled_call_impl is not None
     assert describe(pipe)["configs"]["vae"]["_class_name"] == "AutoencoderTiny"

@@ -216,14 +216,16 @@ def test_features_of_other_versions_or_another_device_are_computed_anew(tmp_path
         seen.append(len(images))
         return fake_features("inception.clean")(images)
 
-    for _ in range(2):
+    packages = ("numpy", "open-clip-torch", "pillow", "torch", "torchvision", "transformers")
+    for changed in (None, None, *packages):
+        monkeypatch.setattr(inference, "version", lambda name, changed=changed: "2" if name == changed else "1")
         set_subject(tmp_path).features("net", encode)
-    for package in ("pillow", "transformers"):
-        monkeypatch.setattr(inference, "version", lambda name, other=package: "99" if name == other else "1")
-        set_subject(tmp_path).features("net", encode)
+    assert len(seen) == 1 + len(packages)
+    monkeypatch.setattr(inference, "__version__", "99")
+    set_subject(tmp_path).features("net", encode)
     monkeypatch.setattr(inference, "device", lambda: torch.device("cuda", 1))
     set_subject(tmp_path).features("net", encode)
-    assert len(seen) == 4
+    assert len(seen) == 3 + len(packages)
 
 
 def test_share_that_no_single_image_changes_has_no_interval(tmp_path: Path) -> None:

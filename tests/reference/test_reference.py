@@ -15,7 +15,7 @@ import pytest
 import torch
 from fakes import colours
 from PIL import ExifTags, Image
-from synthetic_images import deep_png
+from synthetic_images import deep_png, png
 
 from sdbench import cli
 from sdbench.arrays import F32, U8
@@ -38,12 +38,6 @@ ARRAYS = [np.random.default_rng(row).integers(0, 256, (*SIZES[row % len(SIZES)],
 
 TOY = Encoder("toy", lambda: "toy-1234", colours, 6, 4)
 FEATURES = np.concatenate([colours(array[None]) for array in ARRAYS])
-
-
-def png(image: Any) -> bytes:
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 FILES = [png(array) for array in ARRAYS]
@@ -242,8 +236,7 @@ def palette(**options: Any) -> bytes:
     """One blue pixel of a palette whose second colour is red."""
     image = Image.new("P", (1, 1))
     image.putpalette([0, 0, 255, 255, 0, 0])
-    image.save(buffer := io.BytesIO(), "PNG", **options)
-    return buffer.getvalue()
+    return png(image, **options)
 
 
 @pytest.mark.parametrize(
@@ -301,8 +294,7 @@ def test_photographs_are_rotated_upright() -> None:
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 8  # shown turned anticlockwise by 90 degrees
     for image in (ARRAYS[2], ARRAYS[2][..., 0]):
-        Image.fromarray(image).save(buffer := io.BytesIO(), "PNG", exif=turned)
-        np.testing.assert_array_equal(building._decode(buffer.getvalue(), "")[..., 0], np.rot90(ARRAYS[2][..., 0]))
+        np.testing.assert_array_equal(building._decode(png(image, exif=turned), "")[..., 0], np.rot90(ARRAYS[2][..., 0]))
 
 
 @pytest.mark.parametrize("name", ["scenes", "", "../x", "a b", ".hidden"])

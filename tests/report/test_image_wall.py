@@ -2,13 +2,15 @@
 
 import base64
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 from boards import MODELS, PROMPTS, make_model, png, write_board
-from factories import make_record, save_record, with_value
+from factories import make_record, make_scores, save_record, with_value
 from PIL import Image
+from scipy.stats import binomtest
 from values import absent, score
 
 from sdbench import records
@@ -164,6 +166,33 @@ def test_win_rates_are_counted_per_prompt_and_are_symmetric(tmp_path: Path) -> N
     assert loss.sure
     assert matrix.rows[0][0] is None
     assert wins.matrix(section, "no.such") is None
+
+
+def test_wins_are_sure_by_sign_tests_with_holms_correction_over_all_pairs(tmp_path: Path) -> None:
+    """Of scores in few whole numbers, so that many prompts tie."""
+    n, random = 60, np.random.default_rng(1)
+    columns = [random.integers(0, 4, n) + (random.random(n) < share) for share in (0, 0.3, 0.5, 0.7, 1)]
+    for place, column in enumerate(columns):
+        record = make_record(f"model-{place}", (score("clip_score.scenes", "100 cos", float(column.mean()), 0.0, 9.0),), n_images=n)
+        save_record((record, make_scores(n, 1, **{"clip_score.scenes": column.astype(float)})), tmp_path)
+    matrix = wins.matrix(read_section(tmp_path), "clip_score.scenes")
+    assert matrix is not None
+    order = {name: place for place, name in enumerate(matrix.models)}
+    pairs = list(itertools.combinations(range(len(columns)), 2))
+    p_values = [binomtest(int((columns[a] > columns[b]).sum()), int((columns[a] != columns[b]).sum())).pvalue for a, b in pairs]
+    expected: set[tuple[int, int]] = set()
+    for p, pair in sorted(zip(p_values, pairs, strict=True)):
+        if p > 0.05 / (len(pairs) - len(expected)):
+            break
+        expected.add(pair)
+    alone, by_bonferroni = (sum(p <= 0.05 / tests for p in p_values) for tests in (1, len(pairs)))
+    assert by_bonferroni < len(expected) < alone, "the correction matters, and that it is Holm's"
+    for a, b in pairs:
+        win, loss = (matrix.rows[order[f"model-{one}"]][order[f"model-{other}"]] for one, other in ((a, b), (b, a)))
+        assert win is not None
+        assert loss is not None
+        assert win.sure == loss.sure == ((a, b) in expected)
+        assert win.share == pytest.approx((np.sign(columns[a] - columns[b]).mean() + 1) / 2), "a tie counts half"
 
 
 @pytest.mark.parametrize("missing", [("clip_score.scenes", "win_rate.clip_score.scenes"), ("clip_score.scenes",)])

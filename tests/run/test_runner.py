@@ -241,13 +241,19 @@ def test_all_cuda_devices_share_their_images(tmp_path: Path) -> None:
     assert places[0] == places[1] != places[2]
 
 
-def test_images_of_other_versions_are_not_taken_for_those_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, context = Model(name="m", architecture="vega", source="folder:m", weights_digest="w"), prepare_in(tmp_path)
-    places = {store_and_jobs(model, context)[0].folder}
-    for package in ("diffusers", "torch"):
-        monkeypatch.setattr("sdbench.run.context.version", lambda name, other=package: "99" if name == other else machine.version(name))
-        places.add(store_and_jobs(model, context)[0].folder)
-    assert len(places) == 3
+@pytest.mark.parametrize("changed", ["sdbench", "diffusers", "peft", "torch", "transformers", "batch"])
+def test_images_of_other_versions_or_batches_are_not_taken_for_those_of_this_run(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(name="m", architecture="vega", source="folder:m", weights_digest="w")
+    assert SUITE.sampling
+    larger = SUITE.model_copy(update={"sampling": SUITE.sampling.model_copy(update={"batch": 4})})
+    before = store_and_jobs(model, prepare_in(tmp_path))[0].folder
+    assert store_and_jobs(model, prepare_in(tmp_path))[0].folder == before
+    if changed == "sdbench":
+        monkeypatch.setattr("sdbench.run.context.__version__", "99")
+    monkeypatch.setattr("sdbench.run.context.version", lambda name: "99" if name == changed else machine.version(name))
+    assert store_and_jobs(model, prepare_in(tmp_path, larger if changed == "batch" else SUITE))[0].folder != before
 
 
 def test_prompts_edited_while_images_are_drawn_are_refused(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

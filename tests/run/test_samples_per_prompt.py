@@ -193,12 +193,13 @@ def test_images_made_elsewhere_are_samples_of_the_prompts_that_they_share(tmp_pa
 
 def test_noise_floor_of_several_samples_is_over_prompts(teacher: ModelSpec, tmp_path: Path) -> None:
     _, floor = api.noise(teacher, sampled(2), seeds=2, places=Places(tmp_path / "results", tmp_path / "runs"), device="cpu", only="quality")
-    sides = [
-        records.read_scores(next((tmp_path / "runs/noise/scenes-teacher" / f"{seed}").rglob("scores.parquet")).parent) for seed in (0, 1)
-    ]
-    difference = sides[0].columns["clip_score.scenes"] - sides[1].columns["clip_score.scenes"]
-    by_prompt = mean_per_prompt(sides[0].prompt_ids, difference)[1]
-    assert floor.metrics["clip_score.scenes"].noise == pytest.approx(by_prompt.std(ddof=1) / np.sqrt(5))
+    folders = [next((tmp_path / "runs/noise/scenes-teacher" / f"{seed}").rglob("scores.parquet")).parent for seed in (0, 1)]
+    assert [records.read_record(folder).noise["seed"] for folder in folders] == [0, 1]
+    one, other = (records.read_scores(folder) for folder in folders)
+    difference = one.columns["clip_score.scenes"] - other.columns["clip_score.scenes"]
+    assert difference.all(), "each run has noise of its own"
+    by_prompt = mean_per_prompt(one.prompt_ids, difference)[1]
+    assert 0 < floor.metrics["clip_score.scenes"].noise == pytest.approx(by_prompt.std(ddof=1) / np.sqrt(5))
     assert floor.n == 10
 
 

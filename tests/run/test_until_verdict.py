@@ -1,18 +1,23 @@
 """A sequential run: the same images as a full run, recorded looks, and resuming after a kill."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import AutoencoderKL
 from fakes import LATENCY, METRICS, RULES, SUITE, fail_if_called, prepare_in, replace_probes, replace_towers
 
 from sdbench import records, suites
 from sdbench.errors import UserError
+from sdbench.gate.judging import judge
+from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy, Rule
 from sdbench.models.spec import ModelSpec
 from sdbench.run import runner, until_verdict
 from sdbench.settings import Probes
+from sdbench.stats import sequential
 from sdbench.stats.decisions import BetweenRuns
 from sdbench.store import Store
 from sdbench.suites import Prompts
@@ -63,6 +68,31 @@ def test_distance_waits_for_all_prompts_without_the_baselines_images(teacher: Mo
     assert (report.verdict, report.notes[0]) == ("pass", "stopped after 6 of 6 prompts, at the 3rd look")
     record, _ = records.read(path)
     assert (record.suite, record.looks and record.looks.prompts) == (SIX_PROMPTS.id, (2, 4, 6))
+
+
+def test_each_side_has_the_values_of_its_own_images_and_the_worse_one_regresses(
+    teacher: ModelSpec, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    bleached = replace(teacher, name="bleached", location=str(shutil.copytree(tiny_pipeline, tmp_path / "bleached")))
+    vae = AutoencoderKL.from_pretrained(tmp_path / "bleached" / "vae")
+    vae.decoder.conv_out.bias.data.fill_(2)  # images are white
+    vae.save_pretrained(tmp_path / "bleached" / "vae")
+    baselines = runner.run([teacher, bleached], prepare_in(tmp_path, SIX_PROMPTS))
+    ways = (teacher, baselines[1]), (bleached, baselines[0])
+
+    lax = {name: rule.model_copy(update={"margin": 1e6}) for name, rule in RULES.suites["own"].items()}
+    rules = RULES.model_copy(update={"suites": {"own": lax}})
+    (one, of_teacher), (other, of_bleached) = (run_sequentially(*way, tmp_path, rules) for way in ways)
+    for report, new, old in ((of_teacher, one, other), (of_bleached, other, one)):
+        assert report.notes[0] == "stopped after 4 of 6 prompts, at the 2nd look"
+        at_look = judge(Side.read(new), Side.read(old), rules, {}, lambda level: sequential.nominal_levels((2 / 6, 4 / 6), level)[-1])
+        for found, expected in zip(report.results, at_look.results, strict=True):
+            of_run, of_records = ([each.candidate, each.baseline, each.low, each.high] for each in (found, expected))
+            assert of_run == pytest.approx(of_records)
+            assert found.candidate != pytest.approx(found.baseline, rel=0.01)
+
+    strict = RULES.model_copy(update={"suites": {"own": {"clip_score.scenes": RULES.suites["own"]["clip_score.scenes"]}}})
+    assert [run_sequentially(*way, tmp_path, strict)[1].verdict for way in ways] == ["pass", "regressed"]
 
 
 def test_software_behind_the_baseline_is_reported_where_it_differs(teacher: ModelSpec, student: ModelSpec, tmp_path: Path) -> None:

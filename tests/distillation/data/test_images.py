@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import EpsImagePlugin, ExifTags, Image
-from synthetic_images import damaged_exif
+from synthetic_images import damaged_exif, png
 
 from distillation.data.images import open_images
 from sdbench.assets.sources import read_rows
@@ -27,12 +27,6 @@ from sdbench.errors import UndecodableError, UserError
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 CAPTIONS = ["a red square", "Übung, mit Komma", "third", "last"]
 ARRAYS = [np.random.default_rng(row).integers(0, 256, (4 + row, 7, 3), dtype=np.uint8) for row in range(4)]
-
-
-def png(image: Any, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, "PNG", **options)
-    return buffer.getvalue()
 
 
 FILES = [png(array) for array in ARRAYS]
