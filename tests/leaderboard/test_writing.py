@@ -192,7 +192,8 @@ def test_speed_up_of_a_few_step_student_is_over_the_teacher_in_its_own_suite() -
     assert {row[0]: row[-1] for row in grid.rows} == {"lcm": "6.00x", "sdxl": "3.00x"}
     random = teacher.model.model_copy(update={"label": "random weights"})
     for change in ({"machine": GPU}, {"model": random}):
-        (alone,) = standings.sections([rows[1], Row(Path("3"), teacher.model_copy(update=change))])[:1]
+        without = standings.sections([rows[1], Row(Path("3"), teacher.model_copy(update=change))])
+        (alone,) = (found for found in without if "few-step" in found.title)
         assert alone.speed_baseline is None, "measured on another machine, or with random weights"
 
 
