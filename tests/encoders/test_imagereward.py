@@ -229,7 +229,7 @@ DAMAGED = {
     "unknown": ("blip.text_encoder.pooler.dense.bias", torch.ones(48), r"1 tensors .* such as 'text.pooler.dense.bias'"),
     "other shape": ("blip.visual_encoder.pos_embed", torch.ones(1, 9, 64), r"1 tensors .* such as 'vision.embeddings.position_embedding'"),
     "not finite": ("blip.text_encoder.embeddings.LayerNorm.bias", torch.full((48,), torch.nan), "imagereward-v1 of .* NaN or infinite"),
-    "head lacks a layer": ("mlp.layers.6.bias", None, r"imagereward-v1 does not hold the five layers .*layers\.6\.bias"),
+    "head lacks a layer": ("mlp.layers.6.bias", None, r"imagereward-v1 does not hold the five linear layers .*layers\.6\.bias"),
     "head with another layer": ("mlp.layers.8.bias", torch.ones(1), r"1 tensors .* such as 'mlp.layers.8.bias'"),
 }
 
