@@ -20,12 +20,12 @@ README, LEADERBOARD, MEASURING, GATE, DISTILLATION = (
 )
 MODELS = ("| scenes-", "| sdxl |", "| ssd-1b |", "| vega |")
 ROWS = [line.strip("| ").split(" | ") for line in README.splitlines() if line.startswith(MODELS)]
-GUIDES = f"{README}\n{MEASURING}\n{GATE}\n{DISTILLATION}"
+GUIDES = f"{README}\n{MEASURING}\n{GATE}\n{DISTILLATION}".replace("\\\n", "")  # a command may go on in the next line
 
 
 def commands(program: str) -> list[list[str]]:
     """The arguments of each command line of the README and the guides that runs a program."""
-    lines = re.findall(rf"^(?:\$ |\w+=\w+ torchrun .* -m )?{program} (.*?)(?: &)?$", GUIDES, re.MULTILINE)
+    lines = re.findall(rf"^(?:\$ |\w+=\w+ torchrun .* -m )?{program} (.*?)$", GUIDES, re.MULTILINE)
     return [shlex.split(line) for line in lines]
 
 
