@@ -90,7 +90,7 @@ def this_machine(device: str) -> Machine:
         device=torch.cuda.get_device_name(device) if on_cuda else torch.device(device).type,
         driver=_nvidia_driver() if on_cuda else None,
         torch=str(torch.__version__),
-        cuda=(torch.version.cuda or torch.version.hip) if on_cuda else None,
+        cuda=(torch.version.cuda or f"HIP {torch.version.hip}") if on_cuda else None,
         cpu=_cpu_name(),
         cores=_cores(),
         ram_gib=round(psutil.virtual_memory().total / 2**30, 1),

@@ -163,7 +163,8 @@ def decode(file: Path | io.BytesIO) -> tuple[U8, str]:
     " with transparency" where a pixel is not opaque.
     """
     with Image.open(file, formats=FORMATS) as image:
-        mode = next((tile[3][:-1] for tile in image.tile if isinstance(tile[3], str) and tile[3].endswith(";16B")), image.mode)
+        raw_modes = (tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in image.tile if tile[3])  # in TIFF, more follows
+        mode = next((f"{raw.partition(';')[0]};16" for raw in raw_modes if ";16" in str(raw)), image.mode)
         turn_upright(image)
         if mode not in RGB_MODES:
             return np.asarray(image), mode
@@ -186,8 +187,8 @@ def turn_upright(image: Image.Image) -> None:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height in px that an image has once it is upright, from its header."""
+    """Width and height in px that an image has once it is upright, from its header; Pillow gives those of a TIFF so."""
     width, height = image.size
-    if width != height and image.getexif().get(ExifTags.Base.Orientation) in SWAPPED_ORIENTATIONS:
+    if width != height and image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in SWAPPED_ORIENTATIONS:
         return height, width
     return width, height

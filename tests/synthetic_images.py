@@ -88,6 +88,17 @@ def deep_png(channels: int = 3) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+def deep_tiff(order: str) -> bytes:
+    """A 1 x 1 RGB TIFF with 16 bits, byte order "<" or ">", which Pillow silently reduces to 8."""
+    tags = ((256, 1), (257, 1), (258, 16), (262, 2), (273, 8), (277, 3), (278, 1), (279, 6))
+    bits = 8 + 6 + 2 + 12 * len(tags) + 4  # where its three values lie
+    fields = [struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags]
+    fields[2] = struct.pack(f"{order}HHII", 258, 3, 3, bits)
+    header = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 14)
+    directory = struct.pack(f"{order}H", len(tags)) + b"".join(fields) + bytes(4)
+    return header + bytes(range(6)) + directory + struct.pack(f"{order}3H", 16, 16, 16)
+
+
 def damaged_exif() -> bytes:
     """EXIF that turns an image clockwise by 90 degrees, with a resolution of -2 dpi, which Pillow reads but cannot write."""
     orientation, resolution = struct.pack("<HHLHH", 0x0112, 3, 1, 6, 0), struct.pack("<HHLL", 0x011A, 10, 1, 38)

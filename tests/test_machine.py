@@ -104,8 +104,8 @@ def test_gpu_is_never_classed_as_its_hosts_processor(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", "6.4")
     of_rocm = this_machine("cuda")
-    assert (of_rocm.device, of_rocm.cuda) == ("AMD Instinct MI300X", "6.4")
-    assert re.fullmatch(r"AMD Instinct MI300X, driver \w+, torch \d+\.\d+, CUDA 6\.4, .+", of_rocm.machine_class)
+    assert (of_rocm.device, of_rocm.cuda) == ("AMD Instinct MI300X", "HIP 6.4")
+    assert re.fullmatch(r"AMD Instinct MI300X, driver \w+, torch \d+\.\d+, HIP 6\.4, .+", of_rocm.machine_class)
 
 
 @pytest.mark.gpu

@@ -182,11 +182,15 @@ def test_decompression_bomb_is_an_error(store: Store, monkeypatch: pytest.Monkey
         store.read(["a"])
 
 
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    exif = Image.Exif()
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_exif_orientation_is_applied(kind: str, tmp_path: Path) -> None:
+    """Pillow itself gives the size of a TIFF once it is upright."""
+    exif, file = Image.Exif(), tmp_path / f"rotated.{kind}"
     exif[ExifTags.Base.Orientation] = 6  # to be shown rotated clockwise by 90 degrees
-    Image.fromarray(IMAGE).save(tmp_path / "rotated.png", exif=exif)
-    np.testing.assert_array_equal(read_images([tmp_path / "rotated.png"], "")[0], np.rot90(IMAGE, -1))
+    Image.fromarray(IMAGE).save(file, exif=exif)
+    np.testing.assert_array_equal(read_images([file], "")[0], np.rot90(IMAGE, -1))
+    with Image.open(file) as image:
+        assert upright_size(image) == IMAGE.shape[:2]
 
 
 def test_exif_that_pillow_cannot_write_turns_an_image_too(tmp_path: Path) -> None:

@@ -116,12 +116,13 @@ def evaluate(
 
 
 def _describe(model: Any, name: str | None, device: str | None) -> tuple[ModelSpec, str | None]:
-    """The model's spec, and where it runs: a pipeline in memory on its own device."""
+    """The model's spec, and where it runs: a pipeline in memory on its own device, or None where a baseline could not run on that (mps)."""
     if isinstance(model, NamedModel):
         return find_model(model, name), device
     from sdbench.models import in_memory
 
-    return in_memory.describe(model, name or "pipeline"), in_memory.device(model)
+    spec, own = in_memory.describe(model, name or "pipeline"), in_memory.device(model)
+    return spec, own if own.startswith(("cpu", "cuda")) else None
 
 
 def _check_dtype(pipeline: Any, suite: suites.Suite) -> None:

@@ -56,7 +56,7 @@ def _references(record: Record) -> str:
 
 def _device(record: Record) -> str:
     machine = record.machine
-    gpu = f"driver {machine.driver or 'unknown'}, CUDA {machine.cuda}, " if machine.cuda else ""
+    gpu = f"driver {machine.driver or 'unknown'}, {machine.runtime}, " if machine.runtime else ""
     return f"{machine.device}, {gpu}{machine.cpu}, {machine.cores} cores, {machine.ram_gib:.0f} GiB"
 
 

@@ -158,10 +158,10 @@ def check_dtype(pipeline: Any, dtype: str) -> None:
         present = {tensor.dtype for tensor in getattr(pipeline, part).parameters()}
         others = present & _FLOATS
         if present != others and others and getattr(torch, dtype) not in others:
-            found = " and ".join(sorted(str(other).removeprefix("torch.") for other in others))
+            found = sorted(str(other).removeprefix("torch.") for other in others)
             raise UserError(
-                f"the pipeline's {part} is quantised, and its other layers are {found}, but the suite computes in {dtype}, to which it "
-                f"cannot be cast. Evaluate it in its own dtype: Overrides(dtype={found!r}).apply(suite)"
+                f"the pipeline's {part} is quantised, and its other layers are {' and '.join(found)}, but the suite computes in {dtype}, "
+                f"to which it cannot be cast. Evaluate it in its own dtype: Overrides(dtype={found[0]!r}).apply(suite)"
             )
 
 

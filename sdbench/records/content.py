@@ -123,7 +123,7 @@ class Machine(Table):
 
     Attributes:
         device: name of the GPU, "cpu", or the kind of another device, such as "mps".
-        cuda: version of CUDA, or of HIP for a GPU that PyTorch reaches through ROCm; None for other devices.
+        cuda: version of CUDA, or "HIP" and its version for a GPU that PyTorch reaches through ROCm; None for other devices.
     """
 
     device: str
@@ -133,6 +133,11 @@ class Machine(Table):
     cpu: str
     cores: int
     ram_gib: float
+
+    @property
+    def runtime(self) -> str:
+        """What PyTorch reaches the GPU through, with its version; "" without one."""
+        return f"CUDA {self.cuda}" if self.cuda and not self.cuda.startswith("HIP") else self.cuda or ""
 
     @property
     def machine_class(self) -> str:
@@ -147,7 +152,7 @@ class Machine(Table):
         if self.cuda is None:
             return f"{self.device}, torch {torch_minor}, {self.cpu}"
         driver_major = (self.driver or "unknown").split(".")[0]
-        return f"{self.device}, driver {driver_major}, torch {torch_minor}, CUDA {self.cuda}, {self.cpu}"
+        return f"{self.device}, driver {driver_major}, torch {torch_minor}, {self.runtime}, {self.cpu}"
 
 
 class SuiteId(Table):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from fakes import colours
 from PIL import ExifTags, Image
-from synthetic_images import deep_png, png
+from synthetic_images import deep_png, deep_tiff, png
 
 from sdbench import cli
 from sdbench.arrays import F32, U8
@@ -265,6 +265,8 @@ def test_opaque_images_of_8_bits_become_rgb(content: bytes, expected: list[int])
         ("I;16", png(Image.new("I;16", (1, 1)))),
         ("LA;16", deep_png(2)),
         ("RGB;16", deep_png()),
+        ("RGB;16", deep_tiff("<")),
+        ("RGB;16", deep_tiff(">")),
         ("RGBA;16", deep_png(4)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
