@@ -1,8 +1,9 @@
 """Measure models in rounds that take turns, each round in a fresh process, and keep the finished rounds.
 
 A fresh process gives every model the same start: no allocator, cache or thread pool is warmed by another model, and a crash
-or a lack of memory ends only that round. The models take turns (A B C A B C), so that a machine that slows down meanwhile is
-slow for all of them.
+or a lack of memory ends only that round. The models take turns, and each turn begins with another one (A B C, B C A, C A B). So a
+machine that slows down meanwhile is slow for all of them; and one that slows down with the period of a turn does not always meet the same
+model, as it would in a fixed order.
 """
 
 import json
@@ -165,7 +166,9 @@ def _measure_in_turns(
     rounds: dict[Key, list[Round]] = {key: [] for key in requests}
     turns = [[*keys] for _, keys in groupby(requests, key=itemgetter(0))]  # all models in one setting
     with progress(total=n * len(requests), desc="probes", unit="round") as bar:
-        for index, turn in product(range(n), turns):
+        for index, models in product(range(n), turns):
+            first = index % len(models)
+            turn = models[first:] + models[:first]
             files = {key: work / f"{stems[key]}-{index}.json" for key in turn}
             kept = {key: found for key, file in files.items() if (found := Round.read(file, {})).is_complete}
             missing = [key for key in turn if key not in kept]

@@ -164,11 +164,17 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DriverHarness:
 
 def test_rounds_alternate_between_models_and_a_second_run_measures_only_missing_ones(harness: DriverHarness) -> None:
     measured = harness.measure("a", "b", rounds=2)
-    assert harness.started == ["a", "b", "a", "b"]
+    assert harness.started == ["a", "b", "b", "a"]
     assert harness.measure("a", "b", rounds=2) == measured
     assert len(harness.started) == 4
     harness.measure("b", "a", rounds=3)
     assert harness.started[4:] == ["b", "a"]
+
+
+def test_each_model_is_once_at_each_place_of_a_turn(harness: DriverHarness) -> None:
+    """In a fixed order, what slows the machine down with the period of a turn meets one model alone."""
+    harness.measure("a", "b", "c", rounds=3)
+    assert harness.started == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
 
 
 def test_rounds_kept_from_before_are_measured_again_beside_those_of_a_model_that_failed_then(
@@ -182,16 +188,16 @@ def test_rounds_kept_from_before_are_measured_again_beside_those_of_a_model_that
     with monkeypatch.context() as patch:
         patch.setattr(driver, "_run_process", fail_b)
         before = harness.probe("a", "b", "c", rounds=2)
-    assert harness.started == ["a", "c"] * 2
+    assert harness.started == ["a", "c", "c", "a"]
     after = harness.probe("a", "b", "c", rounds=2)
-    assert harness.started[4:] == ["b", "a", "c"] * 2
+    assert harness.started[4:] == ["b", "a", "c", "b", "c", "a"]
     assert after.run_id != before.run_id, "the gate must not pair a record of before with one of these"
     assert harness.probe("a", "b", "c", rounds=2) == after
 
 
 def test_round_that_is_never_kept_leaves_those_of_others_but_took_no_turns_with_them(harness: DriverHarness) -> None:
     ids = [harness.probe("a", "half", rounds=2).run_id for _ in range(2)]
-    assert harness.started == ["a", "half"] * 2 + ["half"] * 2
+    assert harness.started == ["a", "half", "half", "a"] + ["half"] * 2
     assert (bool(ids[0]), ids[1]) == (True, "")
 
 
