@@ -33,8 +33,17 @@ SCHEDULERS = {  # those that a suite may name, besides the model's own
 
 
 def set_scheduler(pipeline: Any, sampling: Sampling) -> None:
-    """Replace the pipeline's scheduler with the one that the sampling names, in the configuration of the pipeline's own."""
+    """Replace the pipeline's scheduler with the one that the sampling names, in the configuration of the pipeline's own.
+
+    Raises:
+        UserError: that configuration has other noise than DDPM's, such as EDM's, which the named one would replace by its defaults.
+    """
     if sampling.scheduler != "model":
+        if "beta_schedule" not in pipeline.scheduler.config:
+            raise UserError(
+                f"the model's own scheduler, {type(pipeline.scheduler).__name__}, has no betas that {sampling.scheduler!r} could take "
+                "over; leave it to the model, with --scheduler model or scheduler = 'model' in a suite file"
+            )
         names = ("timestep_spacing", "prediction_type", "rescale_betas_zero_snr")
         given = {name: value for name in names if (value := getattr(sampling, name)) is not None}
         pipeline.scheduler = SCHEDULERS[sampling.scheduler].from_config(pipeline.scheduler.config, **given)
@@ -65,7 +74,7 @@ def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[
         pipeline: that of a model in memory; it is not changed.
 
     Raises:
-        UserError: the scheduler refuses the suite's steps or timesteps.
+        UserError: the scheduler refuses the suite's steps or timesteps, or see `set_scheduler`.
     """
     if spec.source == "rendered":
         return {}

@@ -17,6 +17,7 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     IPNDMScheduler,
@@ -503,6 +504,16 @@ def test_scheduler_without_a_kind_of_prediction_is_described(pipeline: StableDif
     own.scheduler = IPNDMScheduler()
     found = describe(resolve("scenes-vega", random=True), SAMPLING, own)
     assert (found["class"], found["prediction_type"], len(found["timesteps"])) == ("IPNDMScheduler", None, SAMPLING.steps)
+
+
+def test_scheduler_of_another_noise_is_not_replaced(pipeline: StableDiffusionXLPipeline) -> None:
+    own = copy.copy(pipeline)
+    own.scheduler = EDMEulerScheduler()  # Playground v2.5's kind
+    assert describe(resolve("scenes-vega", random=True), SAMPLING, own)["class"] == "EDMEulerScheduler"
+    euler = SAMPLING.model_copy(update={"scheduler": "euler"})
+    for work in (lambda: describe(resolve("scenes-vega", random=True), euler, own), lambda: make_sampler(own, euler, Noise())):
+        with pytest.raises(UserError, match=r"EDMEulerScheduler, has no betas that 'euler' could .* --scheduler model"):
+            work()
 
 
 def test_file_that_states_how_it_was_trained_is_drawn_so_or_not_at_all(tiny_pipeline: Path, tmp_path: Path) -> None:

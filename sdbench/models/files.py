@@ -31,6 +31,7 @@ MERGE_ADAPTER = (
     "`PeftModel.from_pretrained(unet, adapter_folder).merge_and_unload().save_pretrained(folder)`, "
     "and name that folder as the model, with --base."
 )
+_EDM_TENSORS = ("edm_mean", "edm_vpred.sigma_max")  # of Playground v2.5's layout and of CosXL's
 _WRAPPERS = ("unet.", "module.", "_orig_mod.")  # added by a pipeline's trainer, by (Distributed)DataParallel, by torch.compile
 COPY_AGAIN = "Copy or download it again"
 MAX_LAYERS, MAX_NUMBER = 1000, 1_000_000  # in configurations; far beyond any pipeline, and still built in seconds and megabytes
@@ -290,8 +291,14 @@ def checkpoint_kind(path: Path, tensors: dict[str, Tensor]) -> Literal["unet", "
     """The kind of a weight file: "unet" (diffusers' tensor names) or "checkpoint" (a whole SDXL pipeline with the original LDM names).
 
     Raises:
-        UserError: the file holds neither.
+        UserError: the file holds neither, or a checkpoint of EDM's kind, whose noise and latents are not those of its base.
     """
+    if edm := next((name for name in _EDM_TENSORS if name in tensors), None):
+        raise UserError(
+            f"{path} is a checkpoint of EDM's kind (tensor {edm!r}), of which a base pipeline has neither the scheduler nor the VAE's "
+            "settings. Name a folder in diffusers layout, or the Hub's repository of one, that has its own, such as "
+            "playgroundai/playground-v2.5-1024px-aesthetic"
+        )
     if all(any(key.startswith(prefix) for key in tensors) for prefix in LDM_PREFIXES.values()):
         return "checkpoint"
     inner = strip_prefixes(tensors)

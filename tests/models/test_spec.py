@@ -257,6 +257,9 @@ def test_files_that_are_not_checkpoints_are_rejected(tmp_path: Path) -> None:
     save_file(parts, tmp_path / "no-vae.safetensors")
     with pytest.raises(UserError, match=r"only part of an SDXL checkpoint .* has no vae \(first_stage_model\.\*\)\."):
         resolve(str(tmp_path / "no-vae.safetensors"))
+    save_file({prefix: torch.zeros(1) for prefix in LDM_PREFIXES.values()} | {"edm_mean": torch.zeros(1)}, tmp_path / "edm.safetensors")
+    with pytest.raises(UserError, match=r"is a checkpoint of EDM's kind \(tensor 'edm_mean'\)"):
+        resolve(str(tmp_path / "edm.safetensors"))
     save_file({"cond_stage_model.weight": torch.zeros(1)}, tmp_path / "sd15.safetensors")
     with pytest.raises(UserError, match=r"neither a UNet .* nor a whole SDXL checkpoint"):
         resolve(str(tmp_path / "sd15.safetensors"))
