@@ -111,6 +111,11 @@ class Section:
         return teacher.record if teacher else None
 
     @cached_property
+    def setting(self) -> str:
+        """The label of the setting whose latency and memory are shown first."""
+        return setting_of(speed.headline(self.records))
+
+    @cached_property
     def latency(self) -> Value | None:
         """An example value of the median latency to show first; None where no row has one."""
         name = speed.headline(self.records)
@@ -123,9 +128,8 @@ class Section:
 
     @property
     def costs(self) -> list[Value]:
-        """Example values of peak memory, in the setting of that latency, and of the UNet's size, as far as any row has them."""
-        setting = setting_of(speed.headline(self.records))
-        names = (*(with_setting(name, setting) for name in speed.MEMORY), "parameters.unet")
+        """Example values of peak memory, in that setting, and of the UNet's size, as far as any row has them."""
+        names = (*(with_setting(name, self.setting) for name in speed.MEMORY), "parameters.unet")
         examples = {value.name: value for value in _all_values(self)}
         return [examples[name] for name in names if name in examples]
 

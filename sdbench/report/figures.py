@@ -4,7 +4,7 @@ import hashlib
 import io
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -17,10 +17,11 @@ from matplotlib.ticker import MaxNLocator
 from sdbench import tables
 from sdbench.leaderboard import MAX_MODELS
 from sdbench.leaderboard.speed import MEMORY, P50
-from sdbench.leaderboard.standings import Row, Section
+from sdbench.leaderboard.standings import Section
 from sdbench.records import Record, Value
-from sdbench.records.names import STAGES, latency_of
+from sdbench.records.names import BASE, STAGES, latency_of, with_setting
 
+_TOOLTIP = "tooltip: "  # begins the gid of an artist that has one
 _HREF = "{http://www.w3.org/1999/xlink}href"
 MAX_BARS = 60  # models with error bars; where there are more, they are small points without
 MAX_LABELS = 12  # models with a name in a scatter; where there are more, only those on the frontier are named
@@ -54,69 +55,95 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Point:
+    """A model in a chart of a metric against a cost.
+
+    Attributes:
+        place: its rank by the metric; by the number alone, from 0, where the models have no ranks.
+    """
+
     name: str
-    x: Value
-    y: Value
-    best: bool
+    cost: Value
+    metric: Value
+    place: int
+
+    @property
+    def at(self) -> tuple[float, float]:
+        """Where it lies."""
+        return number_of(self.cost), number_of(self.metric)
+
+    def beats(self, other: "_Point") -> bool:
+        """Whether it is clearly better in one of the two, and not clearly worse in the other.
+
+        By the metric that takes a better rank, by the cost a range that lies below the other's. The numbers alone would put a model of
+        the worst rank on the frontier for a latency that is smaller by chance.
+        """
+        if self.place == other.place:
+            return _range(self.cost)[1] < _range(other.cost)[0]
+        return self.place < other.place and _range(self.cost)[0] <= _range(other.cost)[1]
 
 
 def pareto_charts(section: Section, metric: Value, title: str) -> list[Chart]:
     """Charts of a metric against latency and against memory, where at least two models have both."""
-    costs = [value for row in section.models for value in row.record.values if value.name in (P50, *MEMORY)]
-    names = sorted({value.name for value in costs}, key=(P50, *MEMORY).index)[:2]
-    units = {value.name: value.unit for value in costs}
+    names = [with_setting(name, section.setting) for name in (P50, *MEMORY)]
+    units = {value.name: value.unit for row in section.models for value in row.record.values if value.name in names}
     charts = []
-    for name in names:
-        points = _points(section.comparable[metric.name], name, metric)
+    for name in sorted(units, key=names.index)[:2]:
+        points = _points(section, name, metric)
         if len(points) > 1:
             label = f"{name} ({units[name]}) ↓"
-            best = tables.join_words([point.name for point in points if point.best])
-            words = f"{title} against {label} of {len(points)} models. On the frontier (no other model is better in both): {best}."
-            charts.append(Chart(metric.name, _scatter(points, label, title, words)))
+            frontier = [point for point in points if not any(other.beats(point) for other in points)]
+            best = tables.join_words([point.name for point in frontier])
+            words = (
+                f"{title} against {label} of {len(points)} models. "
+                f"On the frontier (no other model is clearly better in one and as good in the other): {best}."
+            )
+            charts.append(Chart(metric.name, _scatter(points, frontier, label, title, words)))
     return charts
 
 
-def _points(rows: Sequence[Row], cost: str, metric: Value) -> list[_Point]:
-    pairs = [(row.name, row.record.value(cost), row.record.value(metric.name)) for row in rows]
+def _points(section: Section, cost: str, metric: Value) -> list[_Point]:
+    pairs = [(row.name, row.record.value(cost), row.record.value(metric.name)) for row in section.comparable[metric.name]]
     complete = [(name, x, y) for name, x, y in pairs if x and y and x.value is not None and y.value is not None]
-    places = [(_oriented(x), _oriented(y)) for _, x, y in complete]
-    return [
-        _Point(name, x, y, best=not any(other != place and other[0] >= place[0] and other[1] >= place[1] for other in places))
-        for (name, x, y), place in zip(complete, places, strict=True)
-    ]
+    places: Mapping[str, int | None] = section.ranks.get(metric.name, {})
+    if not all(places.get(name) for name, _, _ in complete):
+        ordered = sorted({number_of(y) for _, _, y in complete}, reverse=metric.direction == "higher")
+        places = {name: ordered.index(number_of(y)) for name, _, y in complete}
+    return [_Point(name, x, y, places[name] or 0) for name, x, y in complete]
 
 
-def _oriented(value: Value) -> float:
-    """The number, with the sign with which more is better."""
-    return -number_of(value) if value.direction == "lower" else number_of(value)
+def _range(value: Value) -> tuple[float, float]:
+    """The ends of a value's interval; without one, of its measurements, if it has any."""
+    if value.low is not None and value.high is not None:
+        return value.low, value.high
+    measured = [call for calls in value.samples or () for call in calls] or [number_of(value)]
+    return min(measured), max(measured)
 
 
-def _scatter(points: Sequence[_Point], x_label: str, y_label: str, words: str) -> str:
+def _scatter(points: Sequence[_Point], frontier: Sequence[_Point], x_label: str, y_label: str, words: str) -> str:
     with rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 3.2))
         axes = figure.add_axes((0.125, 0.145, 0.53, 0.76))
-        frontier = sorted((number_of(point.x), number_of(point.y)) for point in points if point.best)
-        axes.plot(*zip(*frontier, strict=True), color=_ACCENT, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
-        for best in (False, True):
-            _draw(axes, [point for point in points if point.best is best], bars=len(points) <= MAX_BARS)
+        axes.plot(*zip(*sorted(point.at for point in frontier), strict=True), color=_ACCENT, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
+        for point in points:
+            _draw(axes, point, bars=len(points) <= MAX_BARS, filled=point in frontier)
         axes.grid()
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.tick_params(length=0, labelsize=8)
         axes.set_xlabel(x_label)
         axes.set_title(y_label, fontsize=9, loc="left", x=-0.19, pad=9)
-        _label_points(axes, points)
+        _label_points(axes, points if len(points) <= MAX_LABELS else frontier[:MAX_LABELS])
         return _svg(figure, words)
 
 
-def _draw(axes: Axes, points: Sequence[_Point], *, bars: bool) -> None:
-    """Draw points, filled where they are on the frontier, with their intervals as error bars."""
-    x, y = [number_of(point.x) for point in points], [number_of(point.y) for point in points]
-    if bars and points:
-        across, up = (list(zip(*map(_error_bars, values), strict=True)) for values in ([p.x for p in points], [p.y for p in points]))
-        axes.errorbar(x, y, up, across, fmt="none", ecolor=_MUTED, elinewidth=0.8, zorder=2)
-    filled = _ACCENT if points and points[0].best else _PAPER
-    axes.plot(x, y, "o", color=_ACCENT, markerfacecolor=filled, markersize=6 if bars else 3, zorder=3)
+def _draw(axes: Axes, point: _Point, *, bars: bool, filled: bool) -> None:
+    """Draw a point, with its intervals as error bars, and its name as its tooltip."""
+    x, y = point.at
+    if bars:
+        across, up = ([[length] for length in _error_bars(value)] for value in (point.cost, point.metric))
+        axes.errorbar([x], [y], up, across, fmt="none", ecolor=_MUTED, elinewidth=0.8, zorder=2)
+    colour, gid = _ACCENT if filled else _PAPER, f"{_TOOLTIP}{point.name}"
+    axes.plot([x], [y], "o", color=_ACCENT, markerfacecolor=colour, markersize=6 if bars else 3, zorder=4 if filled else 3, gid=gid)
 
 
 def number_of(value: Value) -> float:
@@ -133,14 +160,13 @@ def _error_bars(value: Value) -> tuple[float, float]:
 
 def _label_points(axes: Axes, points: Sequence[_Point]) -> None:
     """Write names in the margin, in the order of their points, each connected to its point by a thin line."""
-    named = [point for point in points if len(points) <= MAX_LABELS or point.best][:MAX_LABELS]
     axes.autoscale_view()
     to_share = axes.transData + axes.transAxes.inverted()
-    shares = [float(to_share.transform((number_of(point.x), number_of(point.y)))[1]) for point in named]
-    for point, place in zip(named, spread_apart(shares, 0.085), strict=True):
+    shares = [float(to_share.transform(point.at)[1]) for point in points]
+    for point, place in zip(points, spread_apart(shares, 0.085), strict=True):
         axes.annotate(
             _shorten(point.name),
-            xy=(number_of(point.x), number_of(point.y)),
+            xy=point.at,
             xytext=(1.06, place),
             textcoords="axes fraction",
             va="center",
@@ -169,44 +195,49 @@ def _shorten(name: str) -> str:
 
 
 def stage_chart(section: Section) -> str | None:
-    """Seconds per image by stage, a bar for each model, as SVG; None where no model has stages."""
-    rows = [row for row in section.models if _stage_seconds(row.record)][:MAX_MODELS]
+    """Seconds by stage, in the setting that is shown first, a bar for each model, as SVG; None where no model has stages."""
+    rows = [row for row in section.models if _stage_seconds(row.record, section.setting)][:MAX_MODELS]
     if not rows:
         return None
-    parts = {row.name: _stage_seconds(row.record) for row in rows}
+    parts = {row.name: _stage_seconds(row.record, section.setting) for row in rows}
+    latencies = {row.name: row.record.value(with_setting(P50, section.setting)) for row in rows}
+    totals = {name: f"{tables.format_number(value.value, 3)} s" for name, value in latencies.items() if value and value.value is not None}
     names = list(dict.fromkeys(name for stages_of in parts.values() for name in stages_of))
     words = "; ".join(
-        f"{model}: " + ", ".join(f"{stage} {tables.format_number(seconds, 3)} s" for stage, seconds in found.items())
+        f"{model}, {totals.get(model, 'total unknown')}: "
+        + ", ".join(f"{stage} {tables.format_number(seconds, 3)} s" for stage, seconds in found.items())
         for model, found in parts.items()
     )
     with rc_context(_STYLE):
         figure = Figure(figsize=(6.6, 0.75 + 0.3 * len(rows)), layout="constrained")
-        _draw_bars(figure.subplots(), parts, names)
+        axes = figure.subplots()
+        _draw_bars(axes, parts, totals, names)
+        axes.set_xlabel("seconds" if section.setting == BASE else f"seconds, {section.setting}")
         figure.legend(loc="outside upper left", ncols=len(names), frameon=False, fontsize=8.5, handlelength=1)
         return _svg(figure, words)
 
 
-def _draw_bars(axes: Axes, parts: dict[str, dict[str, float]], names: Sequence[str]) -> None:
+def _draw_bars(axes: Axes, parts: Mapping[str, Mapping[str, float]], totals: Mapping[str, str], names: Sequence[str]) -> None:
+    """Draw the stages end to end, and the whole pipeline's latency, where there is one, as a number behind them."""
     models = list(parts)
     left = [0.0] * len(models)
     for name, colour in zip(names, [*_STAGES, *[_MUTED] * len(names)], strict=False):
         widths = [parts[model].get(name, 0.0) for model in models]
         axes.barh(range(len(models)), widths, 0.62, left, color=colour, edgecolor=_PAPER, linewidth=0.8, label=name)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    for place, total in enumerate(left):
-        axes.annotate(f"{tables.format_number(total, 3)}", (total, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    for place, (model, end) in enumerate(zip(models, left, strict=True)):
+        axes.annotate(totals.get(model, ""), (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(models)), [_shorten(model) for model in models])
     axes.set_xlim(0, 1.1 * max(left))
     axes.invert_yaxis()
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    axes.set_xlabel("seconds per image")
 
 
-def _stage_seconds(record: Record) -> dict[str, float]:
-    """Median seconds per image by stage, a step's times the number of steps; "rest" is what remains of the pipeline's median."""
-    medians = {stage: value.value for stage in STAGES if (value := record.value(latency_of(stage)))}
+def _stage_seconds(record: Record, setting: str) -> dict[str, float]:
+    """Median seconds by stage, a step's times the number of steps; "rest" is what remains of the pipeline's median."""
+    medians = {stage: value.value for stage in STAGES if (value := record.value(with_setting(latency_of(stage), setting)))}
     pipeline = medians.pop("pipeline", None)
     stages = {}
     for name, seconds in medians.items():
@@ -220,12 +251,14 @@ def _stage_seconds(record: Record) -> dict[str, float]:
 
 
 def _svg(figure: Figure, words: str) -> str:
-    """The figure as an inline SVG with a description in words, the page's colours, and ids that are unique in the page."""
+    """The figure as an inline SVG with a description in words, the page's colours, tooltips, and ids that are unique in the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ET.fromstring(buffer.getvalue())  # noqa: S314  # written a line above
     prefix = hashlib.sha256(buffer.getvalue().encode()).hexdigest()[:8]
-    for element in root.iter():
+    for element in [*root.iter()]:
+        if element.get("id", "").startswith(_TOOLTIP):
+            ET.SubElement(element, "title").text = element.attrib.pop("id").removeprefix(_TOOLTIP)
         for key, value in element.attrib.items():
             if key == "id":
                 element.set(key, f"{prefix}-{value}")

@@ -57,8 +57,9 @@ def matrix(section: Section, judge: str) -> Matrix | None:
     wins: dict[tuple[int, int], Win] = {}
     for (pair, rate), is_sure in zip(rates.items(), sure, strict=True):
         share = rate.estimate
-        wins[pair] = Win(share.value, share.low, share.high, is_sure)
-        wins[pair[::-1]] = Win(1 - share.value, 1 - share.high, 1 - share.low, is_sure)
+        low, high = max(0.0, share.low), min(1.0, share.high)  # rounding may take them out, and -1e-17 would be shown as -0
+        wins[pair] = Win(share.value, low, high, is_sure)
+        wins[pair[::-1]] = Win(1 - share.value, 1 - high, 1 - low, is_sure)
     return Matrix(
         judge,
         tuple(section.models[place].name for place in places),

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -25,6 +26,8 @@ from sdbench.leaderboard import MAX_MODELS, standings
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Value
 from sdbench.report import figures, sections, wins
+
+TITLE = "{http://www.w3.org/2000/svg}title"
 
 
 def probe(name: str, value: float, unit: str = "s", **more: object) -> Value:
@@ -68,24 +71,51 @@ def words_of(svg: str) -> str:
     return ET.fromstring(svg).attrib["aria-label"]
 
 
-def make_section(*rows: Row) -> Section:
-    return Section("scenes", "a section", rows)
+def make_section(*rows: Row, ranks: Mapping[str, int | None] | None = None) -> Section:
+    """A section of rows without scores, and so with ranks only where they are given, by the first row's first value."""
+    section = Section("scenes", "a section", rows)
+    vars(section)["ranks"] = {rows[0].record.values[0].name: ranks} if ranks else {}
+    return section
 
 
-def test_pareto_frontier_has_the_models_that_none_beats_in_both() -> None:
+def frontier(section: Section) -> str:
+    """The models on the frontier of the first chart, in words."""
+    (chart, *_) = figures.pareto_charts(section, section.rows[0].record.values[0], "CLIP")
+    return words_of(chart.svg).partition("as good in the other): ")[2]
+
+
+def test_frontier_has_the_models_that_none_beats() -> None:
     places = {"slow": (3, 30), "fast": (1, 20), "beaten": (3, 25), "twin": (1, 20), "best": (2, 30), "as-fast-but-worse": (1, 15)}
     rows = [make_row(name, *place) for name, place in places.items()]
     (chart,) = figures.pareto_charts(make_section(*rows), rows[0].record.values[0], "CLIP")
-    words = words_of(chart.svg)
-    assert words.endswith("is better in both): fast, twin and best.")
-    assert "against latency.pipeline.p50 (s) ↓ of 6 models" in words
+    assert frontier(make_section(*rows)) == "fast, twin and best."
+    assert "against latency.pipeline.p50 (s) ↓ of 6 models" in words_of(chart.svg)
+
+
+def test_frontier_goes_by_ranks_and_by_intervals_of_the_cost() -> None:
+    rows = make_row("good", 3, 30), make_row("student", 1, 20), make_row("pruned", 0.99, 10), make_row("tied", 2, 20.1)
+    assert frontier(make_section(*rows)) == "good, student and tied.", "without ranks by the metric's numbers"
+    ranks = {"good": 1, "student": 2, "pruned": 4, "tied": 2}
+    assert frontier(make_section(*rows, ranks=ranks)) == "good and student."
+    assert frontier(make_section(*rows, ranks=ranks | {"pruned": None})) == "good, student and tied.", "not all have ranks"
+
+
+@pytest.mark.parametrize(("measured", "expected"), [((99.0, 101.0), "same."), ((99.0, 100.5), "same and smaller.")])
+def test_cost_without_an_interval_ranges_over_its_measurements(measured: tuple[float, float], expected: str) -> None:
+    (clip, _), of_others = make_row("any", 1, 1).record.values, ((101.0, 102.0), measured)
+    rows = [
+        Row(Path(name), make_record(name, (clip, probe("memory.peak_data", 100 - place, "MiB", samples=(calls,)))))
+        for place, (name, calls) in enumerate(zip(("same", "smaller"), of_others, strict=True))
+    ]
+    assert frontier(make_section(*rows, ranks={"same": 1, "smaller": 2})) == expected
 
 
 def test_only_values_of_the_same_prompts_and_reference_share_a_frontier() -> None:
     slow, fast = make_row("slow", 3, 30), make_row("fast", 1, 20)
     better = make_row("of-a-rebuilt-reference", 0.5, 40, reference="rebuilt"), make_row("of-fewer-prompts", 0.5, 40, n=2)
     (chart,) = figures.pareto_charts(make_section(*better, slow, fast), slow.record.values[0], "CLIP")
-    assert "of 2 models. On the frontier (no other model is better in both): slow and fast." in words_of(chart.svg)
+    assert "of 2 models. On the frontier" in (words := words_of(chart.svg))
+    assert words.endswith(": slow and fast.")
 
 
 def test_metric_of_which_neither_more_nor_less_is_better_has_no_chart_and_judges_nothing() -> None:
@@ -105,6 +135,20 @@ def test_models_without_both_values_are_left_out_and_one_model_makes_no_chart() 
     assert figures.pareto_charts(make_section(*rows), rows[0].record.values[0], "CLIP") == []
 
 
+def test_setting_that_was_measured_without_base_has_charts_and_stages(drawn: list[Axes]) -> None:
+    rows = []
+    for place, name in enumerate(("a", "b")):
+        clip, latency = make_row(name, 1 + place, 1 + place).record.values
+        timed = [latency, probe("memory.peak_data", 2.0, "MiB"), stage("unet_step", 0.02)]
+        values = (clip, *(value.model_copy(update={"name": f"{value.name}@channels-last"}) for value in timed))
+        rows.append(Row(Path(name), make_record(name, values)))
+    charts = figures.pareto_charts(make_section(*rows), rows[0].record.values[0], "CLIP")
+    costs = ("latency.pipeline.p50@channels-last (s)", "memory.peak_data@channels-last (MiB)")
+    assert all(f"against {cost} ↓ of 2 models" in words_of(chart.svg) for chart, cost in zip(charts, costs, strict=True))
+    assert "a, 1.00 s: unet, 20 steps 0.400 s" in words_of(figures.stage_chart(make_section(*rows)) or "")
+    assert drawn[-1].get_xlabel() == "seconds, channels-last"
+
+
 def test_charts_are_against_latency_and_the_more_exact_memory() -> None:
     memory = [probe(name, 2.0, "MiB") for name in ("memory.peak_data", "memory.peak_allocated")]
     rows = [replace(row, record=make_record(row.name, (*memory, *row.record.values))) for row in (make_row("a", 1, 1), make_row("b", 2, 2))]
@@ -119,9 +163,8 @@ def test_points_lie_at_their_values_with_their_intervals(drawn: list[Axes]) -> N
     (axes,) = drawn
     (line,) = (line for line in axes.lines if line.get_linestyle() == "--")
     assert coordinates(line) == [(1, 20), (2, 20.1), (3, 30)]
-    points = [line for line in axes.lines if line.get_marker() == "o"]
-    assert [sorted(coordinates(line)) for line in points] == [[(2.5, 19)], [(1, 20), (2, 20.1), (3, 30)]]
-    assert [line.get_markerfacecolor() == line.get_color() for line in points] == [False, True], "filled on the frontier"
+    points = {coordinates(line)[0]: line.get_markerfacecolor() == line.get_color() for line in axes.lines if line.get_marker() == "o"}
+    assert points == {(3, 30): True, (2.5, 19): False, (1, 20): True, (2, 20.1): True}, "filled on the frontier"
     bars = {tuple(map(tuple, ends)) for lines in axes.collections if isinstance(lines, LineCollection) for ends in lines.get_segments()}
     places = [(seconds, score) for seconds, score in ((3, 30), (2.5, 19), (1, 20), (2, 20.1))]
     assert bars == {((x - 0.25, y), (x + 0.5, y)) for x, y in places} | {((x, y - 1), (x, y + 3)) for x, y in places}
@@ -146,8 +189,9 @@ def test_of_many_models_only_twelve_on_the_frontier_are_named_and_none_has_bars(
         ([*beaten[:9], *frontier[:4]], {row.name for row in frontier[:4]}),
         ([*beaten, *frontier], {row.name for row in frontier[:12]}),
     ):
-        figures.pareto_charts(make_section(*rows), rows[0].record.values[0], "CLIP")
+        (chart,) = figures.pareto_charts(make_section(*rows), rows[0].record.values[0], "CLIP")
         assert {text.get_text() for text in annotations(drawn[-1])} == names
+        assert [title.text for title in ET.fromstring(chart.svg).iter(TITLE)] == [row.name for row in rows], "under the mouse"
     few, _, many = drawn
     assert few.collections
     assert not many.collections
@@ -161,7 +205,7 @@ def test_bars_of_a_model_lie_end_to_end_and_stay_in_the_picture(drawn: list[Axes
     (axes,) = drawn
     assert chart
     assert words_of(chart).startswith(
-        "slow: text encoders 0.500 s, unet, 20 steps 1.00 s, rest 0.500 s; a-name-longer-than-any-margin: unet"
+        "slow, 2.00 s: text encoders 0.500 s, unet, 20 steps 1.00 s, rest 0.500 s; a-name-longer-than-any-margin, total unknown: unet"
     )
     bars = [bar for bar in axes.patches if isinstance(bar, Rectangle) and bar.get_width()]
     of_first, of_second = (
@@ -169,22 +213,23 @@ def test_bars_of_a_model_lie_end_to_end_and_stay_in_the_picture(drawn: list[Axes
     )
     assert of_first == [(0, 0.5), (0.5, 1), (1.5, 0.5)]
     assert of_second == [(0, 0.5)]
-    assert [text.get_text() for text in annotations(axes)][:2] == ["2.00", "0.500"]
+    assert [text.get_text() for text in annotations(axes)][:2] == ["2.00 s", ""], "no total of a pipeline that was not timed"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["slow", "a-name-long…n-any-margin", *names[2:MAX_MODELS]]
     assert axes.yaxis_inverted(), "the first model on top"
     assert [*axes.get_xlim()] == pytest.approx([0, 2.2]), "room for the total"
 
 
-def test_stages_and_the_rest_add_up_to_the_pipeline() -> None:
+def test_stages_and_the_rest_add_up_to_the_pipeline(drawn: list[Axes]) -> None:
     others = (probe("latency.pipeline.p90", 9.0), probe("latency.unet_step.p50@b2", 9.0))
     values = (probe("latency.pipeline.p50", 1.0), stage("unet_step", 0.04), stage("vae_decode", 0.1), *others)
     chart = figures.stage_chart(make_section(Row(Path("m"), make_record("m", values))))
     assert chart is not None
-    assert words_of(chart) == "m: unet, 20 steps 0.800 s, vae decode 0.100 s, rest 0.100 s"
+    assert words_of(chart) == "m, 1.00 s: unet, 20 steps 0.800 s, vae decode 0.100 s, rest 0.100 s"
     assert figures.stage_chart(make_section(Row(Path("m"), make_record("m", values[:1])))) is None
     faster = figures.stage_chart(make_section(Row(Path("m"), make_record("m", (probe("latency.pipeline.p50", 0.5), *values[1:])))))
     assert faster is not None
     assert "rest" not in words_of(faster)
+    assert [text.get_text() for text in annotations(drawn[-1])] == ["0.500 s"], "the pipeline's median, not the sum of 0.9 s"
 
 
 def test_charts_use_the_colours_of_the_page_and_unique_ids(tmp_path: Path) -> None:

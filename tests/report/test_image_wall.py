@@ -168,6 +168,23 @@ def test_win_rates_are_counted_per_prompt_and_are_symmetric(tmp_path: Path) -> N
     assert wins.matrix(section, "no.such") is None
 
 
+def test_model_that_always_wins_leaves_a_share_that_is_not_negative(tmp_path: Path) -> None:
+    n = 9  # for which rounding puts the ends of the interval outside 0 to 1
+    for name, value in (("scenes-teacher", 1.0), ("scenes-vega", 0.0)):
+        save_record(
+            (
+                make_record(name, (score("clip_score.scenes", "100 cos", value, value, value),)),
+                make_scores(n, 1, **{"clip_score.scenes": np.full(n, value)}),
+            ),
+            tmp_path,
+        )
+    matrix = wins.matrix(read_section(tmp_path), "clip_score.scenes")
+    assert matrix is not None
+    loss = matrix.rows[1][0]
+    assert loss is not None
+    assert f"{100 * loss.low:.0f}" == "0"
+
+
 def test_wins_are_sure_by_sign_tests_with_holms_correction_over_all_pairs(tmp_path: Path) -> None:
     """Of scores in few whole numbers, so that many prompts tie."""
     n, random = 60, np.random.default_rng(1)
