@@ -36,6 +36,7 @@ def _take(browser: Any, page_file: Path, out: Path, width: int, height: int, sch
     page = context.new_page()
     page.goto(page_file.as_uri())
     if part:
+        page.locator("details:has(> .wall) > summary").first.click()
         page.locator(f"#s1-{part}").evaluate("head => head.scrollIntoView()")
         page.wait_for_timeout(500)  # images load as they come into view
     Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(out, optimize=True)

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdbench.disk import size_text
+from sdbench.records import Value
 from sdbench.run.plan import duration_text
-from sdbench.tables import Grid, Noted, format_count, format_estimate, format_number, format_ordinal, latex, markdown, text
+from sdbench.tables import Grid, Noted, format_count, format_estimate, format_number, format_ordinal, format_value, latex, markdown, text
 
 MARKS = ["¹", "²", "³", "⁴", "⁵", "⁶", "⁷", "⁸", "⁹", "¹⁰", "¹¹", "¹²"]
 UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
@@ -206,3 +207,10 @@ def test_numbers_have_two_digits_of_their_uncertainty(value: float, low: float |
 def test_ordinals_are_written_as_in_english() -> None:
     numbers = (1, 2, 3, 4, 11, 12, 13, 21, 112)
     assert [format_ordinal(number) for number in numbers] == ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "112th"]
+
+
+@pytest.mark.parametrize(("number", "expected"), [(2.0, "2"), (128.0, "128"), (0.019, "0.019"), (-0.0514, "-0.0514")])
+def test_condition_of_a_measurement_has_only_the_digits_that_it_was_written_with(number: float, expected: str) -> None:
+    condition = Value(name="machine.threads", kind="probe", direction="neither", unit="threads", value=number, n=5)
+    assert format_value(condition) == expected
+    assert format_value(condition.model_copy(update={"direction": "lower"})) != expected

@@ -5,9 +5,10 @@ from sdbench.leaderboard import groups, speed
 from sdbench.leaderboard.standings import TITLES, Section, metrics, probes, title_rank
 from sdbench.models.catalogue import TEACHERS
 from sdbench.records import Record, Value
-from sdbench.records.names import BASE, setting_of
+from sdbench.records.names import BASE
 from sdbench.tables import Grid
 
+METHODS = "What each number is, and how it is made: docs/methods.md of sdbench."
 BIAS = "Frechet distances and CMMD, like their intervals, depend on the number of images: with more images they would be lower."
 
 
@@ -15,22 +16,22 @@ def quality_grid(section: Section) -> Grid:
     """The first table: models down, image metrics across, then median latency, speed-up, memory and size; without what no model has."""
     columns = {"model": [row.name for row in section.rows]}
     if any(record.n_images for record in section.records):
-        columns["images"] = [_images_cell(record) for record in section.records]
+        columns["images"] = [images_cell(record) for record in section.records]
     for metric in metrics(section):
         columns[metric_title(metric)] = [_metric_cell(section, record, metric.name) for record in section.records]
     if latency := section.latency:
-        setting, teacher = setting_of(latency.name), section.speed_baseline
-        title = "latency p50 (s) ↓" if setting == BASE else f"{setting} latency p50 (s) ↓"
+        teacher = section.speed_baseline
+        title = "latency p50 (s) ↓" if section.setting == BASE else f"{section.setting} latency p50 (s) ↓"
         columns[title] = [speed.probe_cell(record, latency.name) for record in section.records]
         over = speed.teacher_title(teacher, section.records) if teacher else TEACHERS.get(section.family, "the teacher")
-        # str() would drop the note of a cell
-        columns[f"speed-up over {over} ↑"] = [found if isinstance(found, str) else str(found) for found in section.speed_ups]
+        columns[f"speed-up over {over} ↑"] = [*map(speed.ratio_cell, section.speed_ups)]
     for cost in section.costs:
         columns[probe_title(cost)] = [speed.probe_cell(record, cost.name) for record in section.records]
     return Grid(tuple(columns), tuple(zip(*columns.values(), strict=True)))
 
 
-def _images_cell(record: Record) -> str:
+def images_cell(record: Record) -> str:
+    """The number of images, and of each prompt where that is more than one."""
     n, samples = record.n_images, record.samples
     return f"{n} ({samples} per prompt)" if samples > 1 else str(n)
 
@@ -67,11 +68,16 @@ def efficiency_grid(section: Section) -> Grid:
 
 
 def metric_title(value: Value) -> str:
-    """The title of a metric's column: `Frechet: fd.scenes (distance) ↓`, without the first part where the name begins with it."""
+    """The title of a metric's column, with its unit and direction: `Frechet: fd.scenes (distance) ↓`."""
+    return _title(titled_name(value), value)
+
+
+def titled_name(value: Value) -> str:
+    """A metric's name behind what it is: `Frechet: fd.scenes`, without the first part where the name begins with it."""
     rank = title_rank(value.name, tuple(TITLES))
     title = list(TITLES.values())[rank] if rank < len(TITLES) else value.name
     is_in_name = value.name.startswith(title.lower().replace(" ", "_"))
-    return _title(value.name if is_in_name else f"{title}: {value.name}", value)
+    return value.name if is_in_name else f"{title}: {value.name}"
 
 
 def probe_title(value: Value) -> str:

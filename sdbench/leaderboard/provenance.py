@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdbench import tables
+from sdbench.leaderboard import speed
 from sdbench.leaderboard.standings import Section
 from sdbench.records import Record
 
@@ -29,6 +30,7 @@ def footer_lines(section: Section) -> list[str]:
         "scheduler": lambda record: _format_settings(record.scheduler),
         "noise": lambda record: _format_settings(record.noise),
         "references": _references,
+        "rounds x calls of each stage": _timing,
         "device": _device,
         "versions": _versions,
         "commit": lambda record: (
@@ -52,6 +54,12 @@ def _references(record: Record) -> str:
         if value.reference:
             names.setdefault(value.reference, []).append(value.name)
     return "; ".join(f"{tables.join_words(of_reference)} against {reference}" for reference, of_reference in names.items()) or "none"
+
+
+def _timing(record: Record) -> str:
+    """Rounds x calls behind each median latency; several where settings differ, as after a round that failed."""
+    rounds = [value.samples for value in speed.latencies(record) if value.samples]
+    return ", ".join(dict.fromkeys(f"{len(calls)} x {len(calls[0])}" for calls in rounds))
 
 
 def _device(record: Record) -> str:

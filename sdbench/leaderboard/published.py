@@ -1,6 +1,7 @@
 """Numbers published elsewhere (`published.toml`, each with its source), shown beside measured numbers and never in their place."""
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +23,7 @@ class Claim(Table):
         what: the quantity.
         protocol: hardware, data and settings, as far as the source states them.
         source: who published it, and where.
+        url: of that place.
         values: the number of each model as printed there, with its unit.
         numbers: for ratios, the number of each model, by our nearest probe. The inner table is empty where only words were published;
             the outer one where nothing of the kind is measured here.
@@ -30,6 +32,7 @@ class Claim(Table):
     what: _Text
     protocol: _Text
     source: _Text
+    url: Annotated[str, StringConstraints(pattern=r"^https://\S+$")]
     values: dict[Name, _Text]
     numbers: dict[str, dict[Name, float]] = Field(default_factory=dict)
 
@@ -39,10 +42,14 @@ def load_claims() -> list[Claim]:
     return [Claim.model_validate(claim) for claim in tomllib.loads(_DATA.read_text(encoding="utf-8"))["claim"]]
 
 
-def grid() -> Grid:
-    """The published numbers as a table; "not found" where a source has none for that model."""
+def grid(link: Callable[[Claim], str]) -> Grid:
+    """The published numbers as a table; "not found" where a source has none for that model.
+
+    Args:
+        link: makes the cell of a claim's source.
+    """
     header = ("what", *_COLUMNS.values(), "protocol", "source")
     lines = [
-        (claim.what, *(claim.values.get(name, "not found") for name in _COLUMNS), claim.protocol, claim.source) for claim in load_claims()
+        (claim.what, *(claim.values.get(name, "not found") for name in _COLUMNS), claim.protocol, link(claim)) for claim in load_claims()
     ]
     return Grid(header, tuple(lines))

@@ -21,7 +21,8 @@ from sdbench.stats import decisions
 ALPHA = 0.05
 EXPLANATION = (
     "A rank is 1 + the number of models that are significantly better: paired t tests over the prompts, for all pairs of models, "
-    "Holm-corrected to a 5 % chance of any wrong claim per metric. Models that share a rank cannot be told apart."
+    "Holm-corrected to a 5 % chance of any wrong claim per metric. Models that share a rank cannot be told apart; overlapping intervals "
+    "do not mean a tie."
 )
 
 

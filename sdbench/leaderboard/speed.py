@@ -53,6 +53,11 @@ class SpeedUp:
         return f"{number}x", interval
 
 
+def ratio_cell(found: SpeedUp | str) -> str:
+    """The cell of a speed-up, or of the reason why there is none, whose note `str` would drop."""
+    return found if isinstance(found, str) else str(found)
+
+
 def probe_cell(record: Record, name: str) -> str:
     """The cell of a probe or count; "no model" for images without a model, which can have none."""
     value = record.value(name)
@@ -125,7 +130,7 @@ def published_grid(records: Sequence[Record], teacher: Record | None) -> Grid:
             if record is not teacher and record.value(name) and record.model.name in claim.values:
                 ratio = _published_ratio(numbers, record.model.name) or claim.values[record.model.name]
                 what = f"{claim.what}: {claim.protocol}"
-                rows.append((what, claim.source, record.model.title, name, ratio, str(speed_up(record, teacher, name))))
+                rows.append((what, claim.source, record.model.title, name, ratio, ratio_cell(speed_up(record, teacher, name))))
     return Grid(header, tuple(rows))
 
 
@@ -135,7 +140,7 @@ def _published_ratio(numbers: dict[published.Name, float], model: str) -> str:
 
 
 def _labels(records: Sequence[Record]) -> list[str]:
-    return list(dict.fromkeys(setting_of(value.name) for record in records for value in _latencies(record)))
+    return list(dict.fromkeys(setting_of(value.name) for record in records for value in latencies(record)))
 
 
 def _ratio_grid(records: Sequence[Record], teacher: Record, labels: Sequence[str]) -> Grid:
@@ -144,12 +149,13 @@ def _ratio_grid(records: Sequence[Record], teacher: Record, labels: Sequence[str
     if not students:
         return Grid(header, ())
     rows = [
-        (stage, label, *(str(speed_up(record, teacher, name)) for record in students))
+        (stage, label, *(ratio_cell(speed_up(record, teacher, name)) for record in students))
         for stage, label in itertools.product(STAGES, labels)
         if teacher.value(name := with_setting(latency_of(stage), label))
     ]
     if teacher.value("flops.unet"):
-        rows.append(("multiply-accumulates of the UNet", "any", *(str(speed_up(record, teacher, "flops.unet")) for record in students)))
+        cells = (ratio_cell(speed_up(record, teacher, "flops.unet")) for record in students)
+        rows.append(("multiply-accumulates of the UNet", "any", *cells))
     return Grid(header, tuple(rows))
 
 
@@ -164,9 +170,9 @@ def _setting_grid(records: Sequence[Record], labels: Sequence[str]) -> Grid:
 
 
 def _with_latency(records: Sequence[Record]) -> list[Record]:
-    return [record for record in records if any(value.state != "not_applicable" for value in _latencies(record))]
+    return [record for record in records if any(value.state != "not_applicable" for value in latencies(record))]
 
 
-def _latencies(record: Record) -> list[Value]:
+def latencies(record: Record) -> list[Value]:
     """The pipeline's median latency in each setting."""
     return [value for value in record.values if without_setting(value.name) == P50]

@@ -31,9 +31,13 @@ TITLES = {
     "aesthetic": "aesthetic",
     "scene_accuracy": "scene accuracy",
     "agreement": "agreement",
-    "fd_to_teacher": "Frechet to the teacher",
+    "fd_to_teacher": "Frechet",
     "diversity": "diversity",
     "prdc": "",  # these names need no title
+}
+ABOUT = {  # what a reader must know of a family's models before any number
+    "scenes": "Small models that draw simple shapes, of the family that comes with sdbench; not SDXL, SSD-1B or Vega. Do not compare their "
+    "numbers with those published elsewhere.",
 }
 OTHER_REFERENCE = "against another reference than the values that are ranked, so not comparable with them"
 _EFFICIENCY = ("latency.pipeline", "latency", "images_per_second", "memory", "parameters", "flops")
@@ -83,6 +87,11 @@ class Section:
     title: str
     rows: tuple[Row, ...]
     teacher_of_other_suite: Row | None = None
+
+    @property
+    def about(self) -> str:
+        """What a reader must know of the models; "" where their names say it."""
+        return ABOUT.get(self.family, "")
 
     @property
     def records(self) -> tuple[Record, ...]:

@@ -4,13 +4,14 @@ Only record folders are read, and the same records always give the same text.
 """
 
 import itertools
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sdbench import tables
 from sdbench.disk import write_bytes
 from sdbench.leaderboard import export, published, ranks, speed, truth
-from sdbench.leaderboard.grids import BIAS, efficiency_grid, group_grids, quality_grid, rank_grid
+from sdbench.leaderboard.grids import BIAS, METHODS, efficiency_grid, group_grids, quality_grid, rank_grid
 from sdbench.leaderboard.provenance import footer_lines
 from sdbench.leaderboard.standings import Row, Section, sections
 from sdbench.tables import Grid
@@ -21,7 +22,7 @@ _LEGEND = (
     "`±` and `(low..high)` are 95 % intervals, the latter where they are asymmetric; a bare number has none: it is a count, or comes from "
     "too few calls. `separate runs` marks a ratio of two models that were not measured in turns; it has no interval, because rounds do not "
     "show how much separate runs vary. ↑ higher is better, ↓ lower is better. A note below the table says why a value is missing. Rows of "
-    f"different sections are not comparable. How each number is made: docs/methods.md of sdbench. {BIAS}"
+    f"different sections are not comparable. {METHODS} {BIAS}"
 )
 
 
@@ -41,7 +42,7 @@ def markdown(board: Sequence[Row]) -> str:
 
 
 def _section(section: Section) -> Iterator[str]:
-    yield from (f"## {section.title}", tables.markdown(quality_grid(section)))
+    yield from filter(None, [f"## {section.title}", section.about, tables.markdown(quality_grid(section))])
     if section.ranks:
         yield from ("### Ranks", ranks.EXPLANATION, tables.markdown(rank_grid(section)))
     for title, grid in group_grids(section).items():
@@ -58,7 +59,7 @@ def _section(section: Section) -> Iterator[str]:
 def _published(of_family: Sequence[Section]) -> Iterator[str]:
     yield "## Published elsewhere"
     yield "Not measured here; the protocols differ from ours and from each other."
-    yield tables.markdown(published.grid())
+    yield tables.markdown(published.grid(lambda claim: f"[{claim.source}]({claim.url})"))
     for section in of_family:
         if (beside := speed.published_grid(section.records, section.teacher.record if section.teacher else None)).rows:
             yield from (f"### Published and measured: {section.title}", tables.markdown(beside))
@@ -68,7 +69,8 @@ def text_table(board: Sequence[Row], width: int) -> str:
     """The tables for a terminal `width` characters wide."""
     parts = []
     for section in sections(board):
-        parts += [section.title, *(tables.text(grid, width) for grid in _tall_grids(section)), "\n".join(footer_lines(section))]
+        head = filter(None, [section.title, textwrap.fill(section.about, width)])
+        parts += [*head, *(tables.text(grid, width) for grid in _tall_grids(section)), "\n".join(footer_lines(section))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -76,10 +78,8 @@ def latex(board: Sequence[Row]) -> str:
     """The tables of quality and efficiency for a paper; they need the package booktabs. Comments say how the numbers were made."""
     parts = [f"% {_NOTICE.strip('<!-> ').replace(FILE_NAME, 'This file')}\n% \\usepackage{{booktabs}}"]
     for section in sections(board):
-        tabulars = (
-            f"\\begin{{table}}\n\\caption{{{tables.escape_latex(section.title)}}}\n{tables.latex(grid)}\n\\end{{table}}"
-            for grid in _tall_grids(section)
-        )
+        caption = tables.escape_latex(". ".join(filter(None, [section.title, section.about])))
+        tabulars = (f"\\begin{{table}}\n\\caption{{{caption}}}\n{tables.latex(grid)}\n\\end{{table}}" for grid in _tall_grids(section))
         parts += [*tabulars, "\n".join(f"% {line}" for line in footer_lines(section))]
     return "\n\n".join(parts) + "\n"
 

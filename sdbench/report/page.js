@@ -8,30 +8,33 @@ all(".controls").forEach((controls) => { controls.hidden = false; });
 document.documentElement.classList.add("scripted");
 
 function filtered(shown, total, what) {
-  return shown === total ? `${total} ${what}` : `${shown} of ${total} ${what}`;
+  return `${shown === total ? "" : `${shown} of `}${total} ${what}${total === 1 ? "" : "s"}`;
 }
 
-// Tables: a click sorts by a column, best first; another turns it round. What has no number stays at the end.
+// Tables: a click sorts by a column, best first; another turns it round, a third restores the order. What has no number stays at the end.
 for (const table of all("table.board")) {
-  all("thead th", table).forEach((head, column) => {
-    head.querySelector("button").addEventListener("click", () => sort(table, head, column));
+  const heads = all("thead th", table);
+  const original = [...table.tBodies[0].rows];
+  heads.forEach((head, column) => {
+    const ways = head.dataset.better === "higher" ? [null, "descending", "ascending"] : [null, "ascending", "descending"];
+    head.querySelector("button").addEventListener("click", () => {
+      const way = ways[(ways.indexOf(head.getAttribute("aria-sort")) + 1) % ways.length];
+      heads.forEach((each) => each.removeAttribute("aria-sort"));
+      if (way) head.setAttribute("aria-sort", way);
+      table.tBodies[0].append(...(way ? sorted(original, column, way) : original));
+      live.textContent = way ? `Sorted by ${head.textContent.trim()}, ${way}` : "In the original order";
+    });
   });
 }
 
-function sort(table, head, column) {
-  const first = head.dataset.better === "higher" ? "descending" : "ascending";
-  const other = first === "ascending" ? "descending" : "ascending";
-  const way = head.getAttribute("aria-sort") === first ? other : first;
-  all("thead th", table).forEach((each) => each.removeAttribute("aria-sort"));
-  head.setAttribute("aria-sort", way);
-  const rows = [...table.tBodies[0].rows].map((row) => [row.cells[column].dataset.sort, row]);
-  rows.sort(([a], [b]) => {
+function sorted(rows, column, way) {
+  const key = (row) => row.cells[column].dataset.sort;
+  return [...rows].sort((one, other) => {
+    const [a, b] = [key(one), key(other)];
     if (a === undefined || b === undefined) return (a === undefined) - (b === undefined);
     const order = column === 0 ? a.localeCompare(b) : a - b;
     return way === "ascending" ? order : -order;
   });
-  table.tBodies[0].append(...rows.map(([, row]) => row));
-  live.textContent = `Sorted by ${head.textContent.trim()}, ${way}`;
 }
 
 for (const controls of all("[data-table]")) {
@@ -39,18 +42,20 @@ for (const controls of all("[data-table]")) {
   const text = controls.querySelector("[name=text]");
   const apply = () => {
     rows.forEach((row) => { row.hidden = !row.cells[0].textContent.toLowerCase().includes(text.value.toLowerCase()); });
-    controls.querySelector(".count").textContent = filtered(rows.filter((row) => !row.hidden).length, rows.length, "models");
+    controls.querySelector(".count").textContent = filtered(rows.filter((row) => !row.hidden).length, rows.length, "model");
   };
   text.addEventListener("input", apply);
   apply();
 }
 
-// Charts: one metric at a time.
+// Charts: one metric at a time; on paper all.
 for (const controls of all("[data-charts]")) {
   const select = controls.querySelector("select");
   const figures = all("figure", document.getElementById(controls.dataset.charts));
   const apply = () => figures.forEach((figure) => { figure.hidden = figure.dataset.metric !== select.value; });
   select.addEventListener("change", apply);
+  addEventListener("beforeprint", () => figures.forEach((figure) => { figure.hidden = false; }));
+  addEventListener("afterprint", apply);
   apply();
 }
 
@@ -67,7 +72,7 @@ for (const controls of all("[data-wall].controls")) {
     all("[name=model]", controls).forEach((box) => {
       all(`[data-model="${box.value}"]`, wall).forEach((item) => { item.hidden = !box.checked; });
     });
-    controls.querySelector(".count").textContent = filtered(shots.filter((shot) => !shot.hidden).length, shots.length, "rows");
+    controls.querySelector(".count").textContent = filtered(shots.filter((shot) => !shot.hidden).length, shots.length, "row");
   };
   const order = () => {
     const key = field("order").value;
@@ -79,18 +84,19 @@ for (const controls of all("[data-wall].controls")) {
 }
 
 // The worst images show copies of the wall's, so that the page holds each only once.
-for (const copy of all("img[data-copy]")) {
-  const image = all(".zoom", document.getElementById(copy.dataset.wall)).find((button) => button.dataset.key === copy.dataset.copy)?.firstElementChild;
-  if (image) {
-    copy.src = image.src;
-    copy.width = image.width;
-    copy.height = image.height;
+const originals = new Map();
+for (const copy of all("[data-copy]")) {
+  const original = all(".zoom", document.getElementById(copy.dataset.wall)).find((button) => button.dataset.key === copy.dataset.copy);
+  if (original) {
+    originals.set(copy, original);
+    copy.append(original.firstElementChild.cloneNode());
     copy.closest(".strip").hidden = false;
   }
 }
 
-// Zoom.
+// Zoom: of an image of the wall, or of the original of a copy.
 const zoom = document.getElementById("zoom");
+let opener = null;
 let shown = null;
 
 function show(button) {
@@ -99,7 +105,7 @@ function show(button) {
   shown = button;
   zoom.querySelector("h2").textContent = button.parentElement.querySelector(".caption").textContent;
   zoom.querySelector("img").src = image.src;
-  zoom.querySelector("img").classList.toggle("small", image.width <= 128);
+  zoom.querySelector("img").classList.toggle("small", image.getAttribute("width") <= 128);
   zoom.querySelector("img").alt = `${zoom.querySelector("h2").textContent}: ${shot.querySelector(".prompt").textContent.slice(0, 200)}`;
   zoom.querySelector(".prompt").textContent = shot.querySelector(".prompt").textContent;
   zoom.querySelector(".numbers").textContent = button.dataset.scores;
@@ -108,7 +114,7 @@ function show(button) {
 
 function step(models, prompts) {
   const wall = shown.closest(".wall");
-  const visible = (element) => element.getClientRects().length > 0;
+  const visible = (element) => !element.closest("[hidden]"); // the wall itself may be folded up
   if (models) {
     const row = all(".zoom", shown.closest(".shot")).filter(visible);
     show(row[(row.indexOf(shown) + models + row.length) % row.length]);
@@ -121,9 +127,10 @@ function step(models, prompts) {
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest(".zoom");
-  if (button) show(button);
+  if (button) show(originals.get(opener = button) ?? button);
 });
-all("[data-step]", zoom).forEach((button) => button.addEventListener("click", () => step(Number(button.dataset.step), 0)));
+all("[data-models]", zoom).forEach((button) => button.addEventListener("click", () => step(Number(button.dataset.models), 0)));
+all("[data-prompts]", zoom).forEach((button) => button.addEventListener("click", () => step(0, Number(button.dataset.prompts))));
 zoom.addEventListener("keydown", (event) => {
   const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   if (event.key in moves) {
@@ -132,5 +139,5 @@ zoom.addEventListener("keydown", (event) => {
   }
 });
 zoom.addEventListener("click", (event) => { if (event.target === zoom) zoom.close(); });
-zoom.addEventListener("close", () => shown.focus());
+zoom.addEventListener("close", () => (originals.has(opener) ? opener : shown).focus());
 addEventListener("beforeprint", () => all("details").forEach((details) => { details.open = true; }));

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sdbench.leaderboard.standings import Row, Section
 from sdbench.report import image_wall, sections
 
 FILE_NAME = "report.html"
+COLUMNS = {"setting": "words", "verdict": "words", "why": "prose", "protocol": "prose", "source": "prose"}  # title -> class; else numbers
 _HERE = Path(__file__).parent
 
 
@@ -40,7 +42,7 @@ def write(results: Path, out: Path, policy: Policy) -> list[Path]:
             view["beside"] = quote(path.relative_to(out.parent).as_posix())
             made.append(path)
         shown.append(view)
-    write_bytes(out, render(shown, _lede(board, results), published.grid()).encode())
+    write_bytes(out, render(shown, _lede(board, results), published.grid(_link)).encode())
     return made
 
 
@@ -54,6 +56,15 @@ def _write_rest(section: Section, number: int, album: image_wall.Album, left: Se
     return write_bytes(path, page.encode())
 
 
+def _link(claim: published.Claim) -> str:
+    return Markup('<a href="{}">{}</a>').format(claim.url, claim.source)
+
+
+def _breakable(name: str) -> Markup:
+    """A name as HTML that may be broken after a point or an underscore, so that it need be no wider than its numbers."""
+    return Markup("<wbr>").join(re.split("(?<=[._])", name))
+
+
 def _lede(board: Sequence[Row], results: Path) -> str:
     total = len(records.folders(results))
     newest = max(row.record.created for row in board)
@@ -62,7 +73,7 @@ def _lede(board: Sequence[Row], results: Path) -> str:
         if total > len(board)
         else f"{total} record{'s' * (total != 1)}"
     )
-    return f"{rows}, the latest from {newest:%d %B %Y}. Rows of different sections are not comparable."
+    return f"{rows}, the latest from {newest:%d %B %Y}. Rows of different sections are not comparable. {grids.METHODS}"
 
 
 def render(shown: Sequence[dict[str, Any]], lede: str, elsewhere: tables.Grid | None, images: str = "data:") -> str:
@@ -78,6 +89,8 @@ def render(shown: Sequence[dict[str, Any]], lede: str, elsewhere: tables.Grid | 
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals["classes"] = COLUMNS
+    environment.filters["breakable"] = _breakable
     return environment.get_template("page.html.j2").render(
         title="sdbench leaderboard",
         lede=lede,

@@ -1,13 +1,10 @@
 """The view of a leaderboard section for the page's template."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-from markupsafe import Markup
 
 from sdbench import tables
 from sdbench.errors import UserError
@@ -15,19 +12,20 @@ from sdbench.gate import floors, judging, weighing
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.leaderboard import MAX_MODELS, grids, provenance, speed, standings, truth
+from sdbench.leaderboard.speed import SpeedUp
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Direction, Value
 from sdbench.records.names import is_against_images, judge_of
 from sdbench.report import figures, wins, worst
 from sdbench.report.image_wall import Album, Wall
 from sdbench.report.worst import Case, Worst
-from sdbench.tables import Grid, Noted
+from sdbench.tables import Noted
 
 _PARTS = {  # id of a part of the page -> its title, and the entries of the view that it shows
     "table": ("Table", ("rows",)),
     "trade": ("Trade-offs", ("charts",)),
     "groups": ("By group of prompts", ("groups",)),
-    "stages": ("Where the time goes", ("stages",)),
+    "stages": ("Time, memory and work", ("stages", "efficiency", "settings")),
     "wins": ("Who beats whom", ("matrices",)),
     "truth": ("Against the truth", ("truth",)),
     "gate": ("Verdicts", ("verdicts",)),
@@ -68,11 +66,6 @@ class Column:
     cells: tuple[Cell, ...]
 
     @property
-    def heading(self) -> Markup:
-        """The title as HTML that may be broken after a point or an underscore, so that a name is no wider than its numbers."""
-        return Markup("<wbr>").join(re.split("(?<=[._])", self.title))
-
-    @property
     def arrow(self) -> str:
         """An arrow that shows which direction is better."""
         return tables.ARROWS[self.direction]
@@ -96,8 +89,9 @@ def build_view(section: Section, number: int, wall: Wall, album: Album, policy: 
     """
     keys = {(image.model, shot.name): image.key for shot in wall.shots for image in shot.images if image}
     columns, notes = _with_notes_below(_columns(section))
-    has_room, footer = len(section.rows) <= MAX_MODELS, provenance.footer_lines(section)
+    has_room, footer, efficiency = len(section.rows) <= MAX_MODELS, provenance.footer_lines(section), grids.efficiency_grid(section)
     view = {
+        "about": section.about,
         "columns": columns,
         "notes": notes,
         "rows": [
@@ -105,12 +99,13 @@ def build_view(section: Section, number: int, wall: Wall, album: Album, policy: 
             for place, row in enumerate(section.rows)
         ],
         "ranked": bool(section.ranks),
+        "separate": any(isinstance(found, SpeedUp) and not found.is_same_run for found in section.speed_ups),
         "charts": (charts := _charts(section)),
         "chart_metrics": list(dict.fromkeys(chart.metric for chart in charts)),
         "charts_left": len(section.models) > figures.MAX_LABELS,
         "groups": grids.group_grids(section) if has_room else {},
         "stages": figures.stage_chart(section),
-        "efficiency": grids.efficiency_grid(section) if has_room else Grid((), ()),
+        "efficiency": efficiency if has_room and efficiency.rows else None,
         "settings": speed.grids(section.records, section.speed_baseline),
         "matrices": [found for judge in wins.judges(section) if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
@@ -129,18 +124,19 @@ def build_view(section: Section, number: int, wall: Wall, album: Album, policy: 
 
 
 def _role(section: Section, row: Row) -> str:
-    if row.is_images_only:
-        return "images, no model"
-    return "the teacher" if row is section.teacher else ""
+    """What the row is of, below its name."""
+    n_images = f"{grids.images_cell(row.record)} images" if row.record.n_images else ""
+    what = "no model" if row.is_images_only else "the teacher" if row is section.teacher else ""
+    return ", ".join(filter(None, [n_images, what]))
 
 
 def _columns(section: Section) -> list[Column]:
     """Metrics, median latency, speed-up, memory, size; last, as a screen may not hold them, comparisons with the teacher's images."""
-    metrics = [_column(section, metric) for metric in standings.metrics(section)]
-    paired = [column for column in metrics if is_against_images(column.title)]
+    metrics = standings.metrics(section)
+    own, paired = ([_column(section, metric) for metric in metrics if is_against_images(metric.name) is last] for last in (False, True))
     times = [_column(section, section.latency), _speed_ups(section)] if section.latency else []
     sizes = [_column(section, cost) for cost in section.costs]
-    return [*(column for column in metrics if column not in paired), *times, *sizes, *paired]
+    return [*own, *times, *sizes, *paired]
 
 
 def _with_notes_below(columns: Sequence[Column]) -> tuple[list[Column], str]:
@@ -154,7 +150,8 @@ def _with_notes_below(columns: Sequence[Column]) -> tuple[list[Column], str]:
 def _column(section: Section, value: Value) -> Column:
     places = section.ranks.get(value.name, {})
     cells = [_cell(section, row, value.name, places.get(row.name)) for row in section.rows]
-    return Column(value.name, value.unit, value.direction, _align(cells))
+    title = grids.titled_name(value) if value.is_image_metric else value.name
+    return Column(title, value.unit, value.direction, _align(cells))
 
 
 def _speed_ups(section: Section) -> Column:
@@ -163,7 +160,7 @@ def _speed_ups(section: Section) -> Column:
     return Column("speed-up", f"over {over}", "higher", _align([*map(_speed_up, section.speed_ups)]))
 
 
-def _speed_up(found: speed.SpeedUp | str) -> Cell:
+def _speed_up(found: SpeedUp | str) -> Cell:
     if isinstance(found, str):
         return _absent(found)
     number, interval = found.parts
@@ -262,4 +259,4 @@ def _wall_note(wall: Wall, album: Album) -> str:
 
 def build_rest_view(section: Section, number: int, wall: Wall) -> dict[str, Any]:
     """The view of a section with only the images that the main page has no room for."""
-    return {"id": f"s{number}", "title": section.title, "only_wall": True, "wall": wall}
+    return {"id": f"s{number}", "title": section.title, "about": section.about, "only_wall": True, "wall": wall}

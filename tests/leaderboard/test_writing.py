@@ -148,6 +148,8 @@ def test_latex_has_every_cell_of_the_leaderboard(rows: list[Row]) -> None:
     parts = {part for cell in cells for part in ((cell.short, cell.note) if isinstance(cell, tables.Noted) else (cell,))}
     assert all(tables.escape_latex(part) in text for part in parts)
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\caption{") >= 2
+    captions = [line for line in text.splitlines() if line.startswith(r"\caption")]
+    assert [standings.ABOUT["scenes"] in caption for caption in captions] == [True, True, False, False], "not of full-size models"
     printed = [line for line in text.splitlines() if not line.startswith("%")]
     assert not [line for line in printed if re.search(r"(?<!\\)[%#_]|[±↑↓]|(?<!\$)\^", line)], "LaTeX cannot print these unescaped"
 
@@ -158,6 +160,17 @@ def test_noise_is_in_the_footer_if_a_record_has_it() -> None:
     assert 'noise: kind "per_image", seed 7 (new); not in the record (old)' in provenance.footer_lines(section)
     (section,) = standings.sections([Row(Path("b"), make_record("old"))])
     assert not [line for line in provenance.footer_lines(section) if line.startswith("noise")]
+
+
+def test_rounds_and_calls_are_in_the_footer() -> None:
+    def row(name: str, *values: Value) -> Row:
+        return Row(Path(name), make_record(name, values))
+
+    p50 = speeds(1.0)[0]
+    alike = p50.model_copy(update={"samples": ((1.0, 1.0, 1.1),) * 2})
+    failed_once = p50.model_copy(update={"name": f"{p50.name}@b8", "samples": ((8.0, 8.1, 8.2),)})
+    (section,) = standings.sections([row("a", alike), row("b", alike, failed_once)])
+    assert "rounds x calls of each stage: 2 x 3 (a); 2 x 3, 1 x 3 (b)" in provenance.footer_lines(section)
 
 
 def test_unwritable_folder_is_an_error(tmp_path: Path) -> None:

@@ -49,6 +49,10 @@ def page(browser: Any, page_url: str, request: pytest.FixtureRequest) -> Iterato
     assert problems == []
 
 
+def open_wall(page: Any) -> None:
+    page.get_by_text(f"{len(PROMPTS)} rows of images").click()
+
+
 def names(page: Any) -> list[str]:
     found: list[str] = page.locator(".board tbody tr:visible th").evaluate_all("cells => cells.map((cell) => cell.dataset.sort)")
     return found
@@ -59,7 +63,7 @@ def prompts(page: Any) -> list[str]:
     return found
 
 
-def test_click_sorts_best_first_and_second_click_reverses(page: Any) -> None:
+def test_click_sorts_best_first_second_click_reverses_and_third_restores(page: Any) -> None:
     head = page.locator(".board thead th", has_text="clip_score.scenes").first
     column = head.evaluate("cell => cell.cellIndex")
     for order, reverse in (("descending", True), ("ascending", False)):
@@ -70,6 +74,9 @@ def test_click_sorts_best_first_and_second_click_reverses(page: Any) -> None:
         assert found == sorted(found, reverse=reverse)
     assert page.locator("th[aria-sort]").count() == 1
     assert "ascending" in page.locator("#live").text_content()
+    head.get_by_role("button").click()
+    assert page.locator("th[aria-sort]").count() == 0
+    assert names(page) == ["scenes-teacher", "scenes-ssd-1b", "scenes-vega"]
 
 
 def test_lower_is_better_sorts_ascending_and_missing_values_stay_last(page: Any) -> None:
@@ -111,6 +118,8 @@ def test_charts_show_one_metric_at_a_time(page: Any) -> None:
 
 
 def test_image_wall_can_be_filtered_ordered_and_limited_to_models(page: Any) -> None:
+    assert prompts(page) == [], "folded up, so that one can scroll past it"
+    open_wall(page)
     assert len(prompts(page)) == len(PROMPTS)
     page.get_by_label("Prompt contains").fill("RED circle")
     assert prompts(page) == [text for text in PROMPTS if "red circle" in text]
@@ -132,7 +141,8 @@ def test_image_wall_can_be_filtered_ordered_and_limited_to_models(page: Any) -> 
 
 
 def test_zoom_moves_between_models_and_prompts_and_restores_the_focus(page: Any) -> None:
-    first = page.locator(".zoom").first
+    open_wall(page)
+    first = page.locator(".wall .zoom").first
     first.focus()
     page.keyboard.press("Enter")
     title, text = page.locator("#zoom-title"), page.locator("#zoom .prompt")
@@ -150,8 +160,69 @@ def test_zoom_moves_between_models_and_prompts_and_restores_the_focus(page: Any)
     assert first.evaluate("button => button === document.activeElement")
 
 
+@pytest.mark.parametrize("page", [{"viewport": PHONE, "has_touch": True, "is_mobile": True}], indirect=True)
+def test_zoom_reaches_every_image_by_buttons_alone(page: Any) -> None:
+    open_wall(page)
+    page.locator(".wall .zoom").first.tap()
+    title, text = page.locator("#zoom-title"), page.locator("#zoom .prompt")
+    for button, expected in (
+        ("Next prompt", ("scenes-teacher", RIGHT_TO_LEFT)),
+        ("Next model", ("scenes-ssd-1b", RIGHT_TO_LEFT)),
+        ("Previous prompt", ("scenes-ssd-1b", SCRIPT)),
+        ("Previous model", ("scenes-teacher", SCRIPT)),
+    ):
+        page.get_by_role("button", name=button).tap()
+        assert (title.text_content(), text.text_content()) == expected
+    assert not page.get_by_text("Arrow keys").is_visible(), "there are none"
+
+
+def test_worst_image_can_be_enlarged_while_the_wall_is_folded_up(page: Any) -> None:
+    copy = page.locator(".cases .zoom").nth(1)
+    prompt = copy.evaluate("button => button.closest('.cases > li').querySelector('.prompt').textContent")
+    copy.click()
+    title, text = page.locator("#zoom-title"), page.locator("#zoom .prompt")
+    assert (title.text_content(), text.text_content()) == ("scenes-ssd-1b", prompt)
+    assert page.locator("#zoom img").evaluate("image => image.naturalWidth") == 8
+    page.keyboard.press("ArrowRight")
+    assert (title.text_content(), text.text_content()) == ("scenes-vega", prompt)
+    page.keyboard.press("Escape")
+    assert copy.evaluate("button => button === document.activeElement")
+
+
+@pytest.mark.parametrize("size", [WIDE, PHONE])
+def test_long_names_leave_room_for_the_values(browser: Any, size: dict[str, int], tmp_path: Path) -> None:
+    write_board(tmp_path, ("scenes-teacher", "x" * 125, "sdxl-vega-kd-lr1e-5-bs64-step-100000"), PROMPTS[3:7])
+    page_file, *_ = pages.write(tmp_path, tmp_path / "report.html", load(suites.find(suites.POLICY)))
+    page = browser.new_page(viewport=size)
+    page.goto(page_file.as_uri())
+    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+    tables = page.locator("div.scroll")
+    for table in tables.all():
+        table.evaluate("area => { area.scrollLeft = area.scrollWidth; }")
+        name, last, area = (
+            table.locator(part).evaluate("element => { const { left, right } = element.getBoundingClientRect(); return [left, right]; }")
+            for part in ("tbody tr:last-child > :first-child", "tbody tr:last-child > :last-child", "xpath=.")
+        )
+        assert name[0] == pytest.approx(area[0], abs=1), "in view beside the values"
+        assert name[1] <= last[0] + 1, "covers none of the last"
+        assert last[1] <= area[1] + 1
+    assert tables.count() > 5
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.close()
+
+
+@pytest.mark.parametrize("page", [{"viewport": {"width": 1440, "height": 200}}], indirect=True)
+def test_titles_stay_in_view_above_a_table_that_is_taller_than_the_screen(page: Any) -> None:
+    table = page.get_by_role("region", name="Leaderboard")
+    table.evaluate("area => { area.scrollTop = area.scrollHeight; }")
+    tops = table.evaluate("area => [area, area.querySelector('thead th')].map((element) => element.getBoundingClientRect().top)")
+    assert tops[1] == pytest.approx(tops[0], abs=1)
+    assert table.evaluate("area => area.scrollTop") > 0
+
+
 @pytest.mark.parametrize("page", [{"viewport": WIDE}, {"viewport": PHONE}], indirect=True)
 def test_hostile_prompts_are_shown_as_text_and_keep_the_layout(page: Any) -> None:
+    open_wall(page)
     assert [text for text in prompts(page) if text in (SCRIPT, RIGHT_TO_LEFT, LONG)] == [SCRIPT, RIGHT_TO_LEFT, LONG]
     assert page.locator(".prompt").locator("script, img, b").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -168,7 +239,7 @@ def test_axe_finds_no_serious_violation(page: Any) -> None:
 
     page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
     assert serious_violations() == []
-    page.locator(".zoom").first.click()
+    page.locator(".wall .zoom").first.click()
     assert serious_violations() == []
 
 
@@ -177,9 +248,13 @@ def test_everything_is_visible_without_javascript(browser: Any, page_url: str) -
     page = context.new_page()
     page.goto(page_url)
     assert page.locator(".board tbody tr:visible").count() == 3
+    open_wall(page)
     assert page.locator(".shot:visible").count() == len(PROMPTS)
     assert page.locator(".charts figure:visible").count() == page.locator(".charts figure").count() == 8
     assert page.locator(".controls:visible").count() == 0
+    style = "element => [getComputedStyle(element, '::after').content, getComputedStyle(element).cursor]"
+    for dead in (page.locator(".board .title").first, page.locator(".wall .zoom").first):
+        assert dead.evaluate(style) == ["none", "default"], "nothing offers what only a script can do"
     context.close()
 
 
@@ -191,6 +266,26 @@ def test_print_has_no_controls_and_open_details(page: Any) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
+def test_print_has_all_columns_all_charts_and_no_small_print_larger_than_the_numbers(browser: Any, tmp_path: Path) -> None:
+    """The committed records, on Letter, whose 279 mm less two margins of 8 mm are 995 px; A4 is wider."""
+    page_file, *_ = pages.write(Path(__file__).parents[2] / "results", tmp_path / "report.html", load(suites.find(suites.POLICY)))
+    page = browser.new_page(viewport={"width": 995, "height": 740})
+    page.goto(page_file.as_uri())
+    n_shown = page.locator(".charts figure:visible").count()
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("table").evaluate_all("all => Math.max(...all.map((table) => table.getBoundingClientRect().right))") <= 995
+    assert page.locator(".charts figure:visible").count() == page.locator(".charts figure").count() > n_shown
+    sizes = "all => all.map((each) => parseFloat(getComputedStyle(each).fontSize))"
+    small, numbers = (
+        page.locator(kind).evaluate_all(sizes) for kind in (".interval, .unit, .note, .absent, .rank, .legend", "td:not(.absent), .number")
+    )
+    assert max(small) <= min(numbers)
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator(".charts figure:visible").count() == n_shown
+    page.close()
+
+
 def test_images_that_do_not_fit_are_on_a_linked_second_page(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_board(tmp_path)
     monkeypatch.setattr("sdbench.report.image_wall.PAGE_BYTES", 3000)
@@ -198,6 +293,7 @@ def test_images_that_do_not_fit_are_on_a_linked_second_page(browser: Any, tmp_pa
     page = browser.new_page()
     page.goto(page_file.as_uri())
     n_shown = page.locator(".shot").count()
+    page.get_by_text(f"{n_shown} rows of images").click()
     page.get_by_role("link", name="The rest are on a separate page").click()
     assert page.url == rest_file.as_uri()
     assert n_shown > 0

@@ -15,9 +15,11 @@ from sdbench import api, cli, records
 from sdbench.errors import UserError
 from sdbench.gate import floors
 from sdbench.gate.pairing import Side
-from sdbench.leaderboard import MAX_MODELS, standings
+from sdbench.gate.verdicts import Report
+from sdbench.leaderboard import MAX_MODELS, grids, published, speed, standings
 from sdbench.records import Model, Scores, SuiteId, Value
 from sdbench.report import image_wall, sections
+from sdbench.report.page import COLUMNS
 from sdbench.report.worst import Case, Worst
 
 
@@ -50,9 +52,10 @@ def test_page_has_no_external_links_and_only_its_own_script(page: str) -> None:
     tags = Tags(page).found
     assert [tag for tag, _ in tags].count("script") == 1
     assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
-    links = [value or "" for _, attributes in tags for name, value in attributes.items() if name in ("src", "href", "xlink:href", "action")]
-    assert links
-    assert all(link.startswith(("#", "data:")) for link in links)
+    found = {value or "" for _, attributes in tags for name, value in attributes.items() if name in ("src", "href", "xlink:href", "action")}
+    sources = {claim.url for claim in published.load_claims()}
+    assert sources < found
+    assert all(link.startswith(("#", "data:")) for link in found - sources)
     policy = next(attributes["content"] for tag, attributes in tags if attributes.get("http-equiv") == "Content-Security-Policy")
     assert (policy or "").startswith("default-src 'none'; img-src data:; ")
     assert "unsafe-eval" not in (policy or "")
@@ -106,6 +109,39 @@ def test_page_has_every_part(page: str) -> None:
     assert "hold 24 of 48 such rows; 24 are shown here" in page
 
 
+def test_section_says_what_its_rows_are_of_and_where_the_methods_are(page: str, tmp_path: Path) -> None:
+    record, scores = make_measurement("sdxl", family="sdxl")
+    save_record((record.model_copy(update={"n_images": 0}), scores), tmp_path)
+    (path,) = api.report(places=api.Places(tmp_path))
+    timed = path.read_text(encoding="utf-8")
+    assert standings.ABOUT["scenes"] in html.unescape(page)
+    assert standings.ABOUT["scenes"] not in html.unescape(timed)
+    assert all(grids.METHODS in text for text in (page, timed))
+    assert [re.findall('<span class="note">(.*?)</span>', text) for text in (page, timed)] == [
+        ["48 images, the teacher", "48 images", "48 images"],
+        ["the teacher"],
+    ]
+    assert "another run has no interval" not in page, "all models took turns"
+
+
+def test_reasons_and_notes_are_below_every_table_once(tmp_path: Path) -> None:
+    for place, name in enumerate(MODELS):
+        record, scores = make_model(place, name)
+        failed = Value(name="latency.pipeline.p90", kind="probe", direction="lower", unit="s", state="failed", reason="CUDA out of memory")
+        records.write(record.model_copy(update={"values": (*record.values, failed)}), scores, {}, tmp_path)
+    (path,) = api.report(places=api.Places(tmp_path))
+    text = path.read_text(encoding="utf-8")
+    assert text.count("CUDA out of memory") == 1
+    assert text.count("<td>failed ¹</td>") == len(MODELS)
+
+
+def test_columns_of_words_are_those_of_tables_on_the_page() -> None:
+    teacher, student = (make_measurement(name)[0] for name in ("scenes-teacher", "scenes-vega"))
+    verdict = Report("incomparable", "no records", "scenes-vega", "scenes-teacher")
+    shown = [verdict.grid(), published.grid(lambda claim: claim.url), *speed.grids([teacher, student], teacher).values()]
+    assert {title for grid in shown for title in grid.header} >= COLUMNS.keys()
+
+
 def test_verdicts_use_the_noise_between_runs(tmp_path: Path) -> None:
     teacher = save_record(make_measurement("scenes-teacher", seed=1, run="one"), tmp_path)
     student = save_record(make_measurement("scenes-vega", seed=2, run="other", worse="latency.pipeline.p50", by=0.2), tmp_path)
@@ -114,6 +150,7 @@ def test_verdicts_use_the_noise_between_runs(tmp_path: Path) -> None:
         (path,) = api.report(places=api.Places(tmp_path))
         text = path.read_text(encoding="utf-8")
         assert '<span class="interval">separate runs</span>' in text, "in the cell of the speed-up"
+        assert "another run has no interval" in text
         verdict: str = re.findall(r'<span class="chip (\w+)">', text)[0]
         return verdict
 
@@ -218,7 +255,7 @@ def test_cells_against_another_reference_than_most_are_marked(tmp_path: Path) ->
         save_record(measurement, tmp_path)
     (section,) = standings.sections(standings.read_rows(tmp_path))
     notes = {column.title: [cell.note for cell in column.cells] for column in sections._columns(section)}
-    assert notes["fd.scenes"] == ["", "", standings.OTHER_REFERENCE]
+    assert notes["Frechet: fd.scenes"] == ["", "", standings.OTHER_REFERENCE]
     assert notes["win_rate.clip_score.scenes"][2] == standings.OTHER_REFERENCE, "two of the same age: the first"
     assert "fd.scenes" in section.ranks
 
