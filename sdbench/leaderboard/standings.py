@@ -98,7 +98,7 @@ class Section:
         """The rows' records."""
         return tuple(row.record for row in self.rows)
 
-    @property
+    @cached_property
     def models(self) -> tuple[Row, ...]:
         """The rows with a model behind them."""
         return tuple(row for row in self.rows if not row.is_images_only)
@@ -127,13 +127,14 @@ class Section:
     @cached_property
     def latency(self) -> Value | None:
         """An example value of the median latency to show first; None where no row has one."""
-        name = speed.headline(self.records)
+        name = with_setting(speed.P50, self.setting)
         return next((value for record in self.records if (value := record.value(name))), None)
 
-    @property
+    @cached_property
     def speed_ups(self) -> list[SpeedUp | str]:
         """How many times as fast as the teacher each row is by that latency, see `speed.speed_up`."""
-        return [speed.speed_up(record, self.speed_baseline, speed.headline(self.records)) for record in self.records]
+        name = with_setting(speed.P50, self.setting)
+        return [speed.speed_up(record, self.speed_baseline, name) for record in self.records]
 
     @property
     def costs(self) -> list[Value]:

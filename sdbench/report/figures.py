@@ -3,6 +3,7 @@
 import hashlib
 import io
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from sdbench.leaderboard.standings import Section
 from sdbench.records import Record, Value
 from sdbench.records.names import BASE, STAGES, latency_of, with_setting
 
-_TOOLTIP = "tooltip: "  # begins the gid of an artist that has one
+_TOOLTIPS = "tooltips: "  # begins the gid of marks that have tooltips, before a JSON list of these
+_MARK = "{http://www.w3.org/2000/svg}use"
 _HREF = "{http://www.w3.org/1999/xlink}href"
 MAX_BARS = 60  # models with error bars; where there are more, they are small points without
 MAX_LABELS = 12  # models with a name in a scatter; where there are more, only those on the frontier are named
@@ -59,12 +61,15 @@ class _Point:
 
     Attributes:
         place: its rank by the metric; by the number alone, from 0, where the models have no ranks.
+        low, high: the ends of the cost's interval; without one, of its measurements, if it has any.
     """
 
     name: str
     cost: Value
     metric: Value
     place: int
+    low: float
+    high: float
 
     @property
     def at(self) -> tuple[float, float]:
@@ -75,11 +80,12 @@ class _Point:
         """Whether it is clearly better in one of the two, and not clearly worse in the other.
 
         By the metric that takes a better rank, by the cost a range that lies below the other's. The numbers alone would put a model of
-        the worst rank on the frontier for a latency that is smaller by chance.
+        the worst rank on the frontier for a latency that is smaller by chance. Models cannot beat each other in a circle, for its places
+        would all be equal: so some are not beaten.
         """
         if self.place == other.place:
-            return _range(self.cost)[1] < _range(other.cost)[0]
-        return self.place < other.place and _range(self.cost)[0] <= _range(other.cost)[1]
+            return self.high < other.low
+        return self.place < other.place and self.low <= other.high
 
 
 def pareto_charts(section: Section, metric: Value, title: str) -> list[Chart]:
@@ -104,15 +110,14 @@ def pareto_charts(section: Section, metric: Value, title: str) -> list[Chart]:
 def _points(section: Section, cost: str, metric: Value) -> list[_Point]:
     pairs = [(row.name, row.record.value(cost), row.record.value(metric.name)) for row in section.comparable[metric.name]]
     complete = [(name, x, y) for name, x, y in pairs if x and y and x.value is not None and y.value is not None]
-    places: Mapping[str, int | None] = section.ranks.get(metric.name, {})
-    if not all(places.get(name) for name, _, _ in complete):
+    places = {name: rank for name, rank in section.ranks.get(metric.name, {}).items() if rank}
+    if not all(name in places for name, _, _ in complete):
         ordered = sorted({number_of(y) for _, _, y in complete}, reverse=metric.direction == "higher")
         places = {name: ordered.index(number_of(y)) for name, _, y in complete}
-    return [_Point(name, x, y, places[name] or 0) for name, x, y in complete]
+    return [_Point(name, x, y, places[name], *_ends(x)) for name, x, y in complete]
 
 
-def _range(value: Value) -> tuple[float, float]:
-    """The ends of a value's interval; without one, of its measurements, if it has any."""
+def _ends(value: Value) -> tuple[float, float]:
     if value.low is not None and value.high is not None:
         return value.low, value.high
     measured = [call for calls in value.samples or () for call in calls] or [number_of(value)]
@@ -124,8 +129,10 @@ def _scatter(points: Sequence[_Point], frontier: Sequence[_Point], x_label: str,
         figure = Figure(figsize=(4.6, 3.2))
         axes = figure.add_axes((0.125, 0.145, 0.53, 0.76))
         axes.plot(*zip(*sorted(point.at for point in frontier), strict=True), color=_ACCENT, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
-        for point in points:
-            _draw(axes, point, bars=len(points) <= MAX_BARS, filled=point in frontier)
+        best = {point.name for point in frontier}
+        beaten = [point for point in points if point.name not in best]
+        for marked, filled in ((beaten, False), (frontier, True)):
+            _draw(axes, marked, filled=filled, bars=len(points) <= MAX_BARS)
         axes.grid()
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -136,14 +143,16 @@ def _scatter(points: Sequence[_Point], frontier: Sequence[_Point], x_label: str,
         return _svg(figure, words)
 
 
-def _draw(axes: Axes, point: _Point, *, bars: bool, filled: bool) -> None:
-    """Draw a point, with its intervals as error bars, and its name as its tooltip."""
-    x, y = point.at
-    if bars:
-        across, up = ([[length] for length in _error_bars(value)] for value in (point.cost, point.metric))
-        axes.errorbar([x], [y], up, across, fmt="none", ecolor=_MUTED, elinewidth=0.8, zorder=2)
-    colour, gid = _ACCENT if filled else _PAPER, f"{_TOOLTIP}{point.name}"
-    axes.plot([x], [y], "o", color=_ACCENT, markerfacecolor=colour, markersize=6 if bars else 3, zorder=4 if filled else 3, gid=gid)
+def _draw(axes: Axes, points: Sequence[_Point], *, filled: bool, bars: bool) -> None:
+    """Draw points, with their intervals as error bars and their names as tooltips."""
+    x, y = [number_of(point.cost) for point in points], [number_of(point.metric) for point in points]
+    if bars and points:
+        across, up = (
+            list(zip(*map(_error_bars, values), strict=True)) for values in ([p.cost for p in points], [p.metric for p in points])
+        )
+        axes.errorbar(x, y, up, across, fmt="none", ecolor=_MUTED, elinewidth=0.8, zorder=2)
+    (marks,) = axes.plot(x, y, "o", color=_ACCENT, markerfacecolor=_ACCENT if filled else _PAPER, markersize=6 if bars else 3, zorder=3)
+    marks.set_gid(_TOOLTIPS + json.dumps([point.name for point in points]))
 
 
 def number_of(value: Value) -> float:
@@ -257,8 +266,10 @@ def _svg(figure: Figure, words: str) -> str:
     root = ET.fromstring(buffer.getvalue())  # noqa: S314  # written a line above
     prefix = hashlib.sha256(buffer.getvalue().encode()).hexdigest()[:8]
     for element in [*root.iter()]:
-        if element.get("id", "").startswith(_TOOLTIP):
-            ET.SubElement(element, "title").text = element.attrib.pop("id").removeprefix(_TOOLTIP)
+        if element.get("id", "").startswith(_TOOLTIPS):
+            names = json.loads(element.attrib.pop("id").removeprefix(_TOOLTIPS))
+            for mark, name in zip(element.iter(_MARK), names, strict=True):
+                ET.SubElement(mark, "title").text = name
         for key, value in element.attrib.items():
             if key == "id":
                 element.set(key, f"{prefix}-{value}")

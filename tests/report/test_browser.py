@@ -278,7 +278,8 @@ def test_print_has_all_columns_all_charts_and_no_small_print_larger_than_the_num
     assert page.locator(".charts figure:visible").count() == page.locator(".charts figure").count() > n_shown
     sizes = "all => all.map((each) => parseFloat(getComputedStyle(each).fontSize))"
     small, numbers = (
-        page.locator(kind).evaluate_all(sizes) for kind in (".interval, .unit, .note, .absent, .rank, .legend", "td:not(.absent), .number")
+        page.locator(kind).evaluate_all(sizes)
+        for kind in (".interval, .unit, .note, .absent, .rank, .legend, .notes", "td:not(.absent), .number")
     )
     assert max(small) <= min(numbers)
     page.evaluate("dispatchEvent(new Event('afterprint'))")
