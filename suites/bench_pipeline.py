@@ -63,7 +63,8 @@ def test_stage(stage: str, running: Running, benchmark: Any) -> None:
     except RuntimeError as error:
         message = out_of_memory_message(error)
     else:
-        benchmark.extra_info.update({"memory_mib": meters.peak_memory_mib(request.device), "watch": monitor.report()})
+        watch = monitor.report()  # first: what holds back the card's clock is told only while it still does
+        benchmark.extra_info.update({"memory_mib": meters.peak_memory_mib(request.device), "watch": watch})
         if stage == "pipeline" and request.device.startswith("cuda"):
             process_mib, growth_mib = monitor.process_mib(), monitor.growth_mib(running.info["used_before_mib"])
             held_mib = growth_mib if process_mib is None else process_mib

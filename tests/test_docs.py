@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+from factories import make_request
 
 from distillation.recipe import load_recipe
 from sdbench import suites
@@ -23,7 +24,6 @@ from sdbench.records.names import PROBES, without_setting
 from sdbench.reference import cards
 from sdbench.run import until_verdict
 from sdbench.score import PROTOCOLS
-from sdbench.settings import Setting
 from sdbench.stats import decisions, sequential
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +85,7 @@ def test_methods_name_every_metric_with_its_unit() -> None:
 def test_methods_name_every_probe() -> None:
     patterns = [re.sub(r"<\w+>", "*", quoted) for quoted in QUOTED]
     loads = {stage: Load(1.0, 1.0) for stage in ("pipeline", "unet_step")}
-    names = [value.name for setting in (Setting(), Setting(compile="whole")) for value in values([], setting, loads, on_cuda=True)]
+    names = [value.name for compiled in (None, "whole") for value in values(make_request(device="cuda", compile=compiled), [], loads)]
     assert len(names) > 60
     assert {name for name in names if not any(fnmatchcase(without_setting(name), pattern) for pattern in patterns)} == set()
     assert {first for first in PROBES if not any(re.match(rf"{first}\b", quoted) for quoted in QUOTED)} == set()

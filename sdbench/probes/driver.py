@@ -55,6 +55,7 @@ _ENVIRONMENT = {
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     "PYTEST_ADDOPTS": "",
     "PYTEST_PLUGINS": "",
+    "PYTHONDONTWRITEBYTECODE": "",  # else each process compiles the libraries, which takes 8 s and counts as its memory
     "PYTEST_XDIST_WORKER": "",  # set in tests that run in parallel; pytest-benchmark would measure nothing
 }
 
@@ -201,7 +202,7 @@ def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:
     """
     found = []
     for request, rounds in measured.values():
-        found += values(rounds, request.setting, counts.loads(request, rounds), on_cuda=request.device.startswith("cuda"))
+        found += values(request, rounds, counts.loads(request, rounds))
     for request, rounds in [own for own in measured.values() if own[0].setting.vae == "full"][:1]:
         as_base = request.model_copy(update={"setting": Setting()})
         found += [value for value in counts.values(as_base, rounds) if value.state == "ok" or BASE in measured]
@@ -255,6 +256,7 @@ def _run_process(request: Request, target: Path, stem: str, work: Path) -> dict[
     inherited = {
         **_environment(),
         meters.COMPILER_CACHE: str(_compiler_cache(stem, work)),
+        "TRITON_CACHE_DIR": str(_compiler_cache(stem, work) / "triton"),  # as by default; a user's own would hold kernels of other rounds
         REQUEST_VARIABLE: str(request_file),
         plugin.DRIVER_VARIABLE: str(os.getpid()),
     }
