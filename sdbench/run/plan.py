@@ -103,7 +103,7 @@ def _text(content: dict[str, Any], n: int, samples: int) -> str:
 def _describe_scheduler(scheduler: Mapping[str, Any]) -> str:
     """A scheduler, as `schedulers.describe` has it, in words; some have no kind of prediction."""
     kind = f" ({scheduler['prediction_type']})" if scheduler["prediction_type"] else ""
-    return f"{scheduler['class']}{kind} at {', '.join(map(str, scheduler['timesteps']))}"
+    return f"{scheduler['class']}{kind} at {', '.join(f'{timestep:g}' for timestep in scheduler['timesteps'])}"
 
 
 def duration_text(seconds: float) -> str:
