@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
+import numpy as np
+
 from sdbench.probes import roofline
 from sdbench.probes.capacity import CARDS_GB
 from sdbench.probes.conditions import conditions, remarks
@@ -44,21 +46,23 @@ def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
     names = {mark: latency_of(stage, mark) for mark in QUANTILES}
     if not samples:
         return [failed_value(name, "probe", "s", failure_reason(rounds, stage)) for name in names.values()]
+    median, together = intervals.time_median(samples), np.concatenate(samples)
     found = []
     for mark, name in names.items():
-        estimate, is_p50 = intervals.time_quantile(samples, QUANTILES[mark]), mark == "p50"
-        notes = ["" if estimate.has_interval else "n too small for an interval", failure_note(rounds, stage)]
-        notes += remarks(rounds) if is_p50 and stage == "pipeline" else []
+        is_p50 = mark == "p50"
+        has_interval, n_needed = is_p50 and median.has_interval, round(1 / (1 - QUANTILES[mark]))
+        too_small = "n too small for an interval" if is_p50 and not has_interval else "n too small" if len(together) < n_needed else ""
+        notes = [too_small, failure_note(rounds, stage), *(remarks(rounds) if is_p50 and stage == "pipeline" else [])]
         found.append(
             Value(
                 name=name,
                 kind="probe",
                 direction="lower",
                 unit="s",
-                value=estimate.value,
-                low=estimate.low if estimate.has_interval else None,
-                high=estimate.high if estimate.has_interval else None,
-                n=estimate.n,
+                value=float(np.quantile(together, QUANTILES[mark])),
+                low=median.low if has_interval else None,
+                high=median.high if has_interval else None,
+                n=len(together),
                 samples=samples if is_p50 else None,
                 note="; ".join(filter(None, notes)),
             )
