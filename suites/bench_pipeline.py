@@ -1,4 +1,4 @@
-"""One round of latency and memory of a model in one setting; `sdbench.probes.driver` starts this file with a request.
+"""One round of latency and memory of a model in one setting; `sdbench.probes.process` starts this file with a request.
 
 By hand: SDBENCH_PROBE_REQUEST=<a .request file of the run folder> pytest -p sdbench.probes.plugin suites/bench_pipeline.py
 """

@@ -39,7 +39,7 @@ from sdbench.errors import MissingError, PartialError, UserError
 from sdbench.leaderboard import standings, writing
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec, resolve
-from sdbench.probes import ceilings, driver
+from sdbench.probes import ceilings, driver, process
 from sdbench.probes.driver import ProbeResult
 from sdbench.records import Model
 from sdbench.reference import cards
@@ -410,7 +410,7 @@ def test_benchmark_file_of_the_working_folder_is_not_run(teacher: ModelSpec, tmp
         folders.extend(env["PYTHONPATH"].split(os.pathsep))
         return subprocess.CompletedProcess(command, 1, "", "")
 
-    monkeypatch.setattr(driver, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": note_folders}))
+    monkeypatch.setattr(process, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": note_folders}))
     runner.run_probes([teacher], prepare_in(tmp_path, PROBED, "probes"))
     found = [file for folder in folders if (file := Path(folder, "bench_pipeline.py")).exists()]
     assert found[0] == Path(__file__).parents[2] / "suites" / "bench_pipeline.py"
