@@ -52,13 +52,21 @@ def read_toml(kind: type[T], path: Path, where: str) -> T:
     Raises:
         UserError: the file cannot be read, is not valid TOML, or is not valid as this table.
     """
+    return validate(kind, parse_toml(path, where), where)
+
+
+def parse_toml(path: Path, where: str) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        UserError: the file cannot be read, or is not valid TOML.
+    """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # drops the byte order mark that some editors write
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # drops the byte order mark that some editors write
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}") from error
     except ValueError as error:  # not TOML, or not UTF-8
         raise UserError(f"{where} is not valid TOML: {error}") from error
-    return validate(kind, content, where)
 
 
 def error_message(error: Exception) -> str:

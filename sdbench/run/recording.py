@@ -77,7 +77,7 @@ def write_record(
         _check_any_measured(model, (*values, *new))
     run_ids = {run_id for run_id, found in ((probed.run_id, new), (old_run_id, old)) if found}
     record = Record(
-        family=context.suite.family or "",
+        family=context.suite.family,
         suite=context.suite.id,
         model=model,
         machine=machine,
@@ -90,7 +90,7 @@ def write_record(
         noise={} if model.is_made_elsewhere else context.suite.noise.model_dump(),
         teacher=NamedTeacher(model=teacher_name(context.suite), suite=context.suite.teacher_suite().id) if context.suite.teacher else None,
         prompts=context.suite.describe_prompts(),
-        groups=(context.suite.prompts and context.suite.prompts.groups) or {},
+        groups=context.suite.prompts.groups or {},
         samples=context.suite.samples,
         run=run_ids.pop() if len(run_ids) == 1 else "",
         looks=looks,
@@ -192,7 +192,7 @@ def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[
 
 def teacher_name(suite: Suite) -> str:
     """The name of the model that the others are compared with."""
-    return suite.teacher.model if suite.teacher else TEACHERS[suite.family or ""]
+    return suite.teacher.model if suite.teacher else TEACHERS[suite.family]
 
 
 def probe_values(record: Record) -> list[Value]:
@@ -206,7 +206,7 @@ def _find_teacher(context: RunContext, jobs: Sequence[Job]) -> tuple[Path, Recor
     Of the records of the newest weights, those whose images were drawn as this run draws come first.
     """
     of_teacher = context.suite.teacher_suite()
-    of_family = records.find(context.results, context.suite.family or "", of_teacher.id, teacher_name(context.suite))
+    of_family = records.find(context.results, context.suite.family, of_teacher.id, teacher_name(context.suite))
     with_images = [found for found in of_family if found[1].n_images]
     if not with_images:
         return None
@@ -236,7 +236,7 @@ def _find_images(model: Model, context: RunContext, jobs: Sequence[Job]) -> Subj
 
 def _records_of_row(model: Model, machine: Machine, context: RunContext) -> list[tuple[Path, Record]]:
     """The records of a model's row in the leaderboard, with any weights, oldest first."""
-    of_model = records.find(context.results, context.suite.family or "", context.suite.id, model.name, model.label)
+    of_model = records.find(context.results, context.suite.family, context.suite.id, model.name, model.label)
     return [found for found in of_model if found[1].machine.machine_class == machine.machine_class]
 
 
