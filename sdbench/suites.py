@@ -20,6 +20,7 @@ from sdbench.assets.prompts import check_digest, is_verified, locate, locate_tab
 from sdbench.disk import file_digest
 from sdbench.errors import UserError, unknown_name
 from sdbench.models.architectures import Family
+from sdbench.models.catalogue import DEFAULT_SUITES, TEACHERS
 from sdbench.records import Name, SuiteId, is_one
 from sdbench.records.names import id_of_prompt
 from sdbench.scenes.grammar import scene_at
@@ -256,6 +257,11 @@ class Suite(Part):
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
 
     @property
+    def teacher_name(self) -> str:
+        """The name of the model that the others are compared with."""
+        return self.teacher.model if self.teacher else TEACHERS[self.family]
+
+    @property
     def other_suite(self) -> str | None:
         """Name or path of the suite under which the teacher's images were made, where that is not this one."""
         return self.teacher.suite if self.teacher else None
@@ -361,6 +367,15 @@ def load(what: str) -> Suite:
             "'quality' or 'standard'"
         )
     return suite
+
+
+def load_default(family: str) -> Suite:
+    """Read the suite that models of a family are measured under where none is named.
+
+    Raises:
+        UserError: see `load`.
+    """
+    return load(DEFAULT_SUITES.get(family, "standard"))
 
 
 def load_part(what: str, including: tuple[Path, ...] = ()) -> Part:

@@ -176,6 +176,11 @@ def test_part_is_included_but_is_no_suite(folder: Path) -> None:
         taught.teacher_suite()
 
 
+@pytest.mark.parametrize(("family", "name"), [("scenes", "quality"), ("sdxl", "standard"), ("custom", "standard")])
+def test_default_suite_is_that_of_the_family(family: str, name: str) -> None:
+    assert suites.load_default(family) == suites.load(name)
+
+
 def test_one_step_of_a_sampling_is_its_first(folder: Path) -> None:
     sampling = suites.load(write(folder)).sampling
     assert sampling.with_one_step == sampling.model_copy(update={"steps": 1})
