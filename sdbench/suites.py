@@ -34,6 +34,7 @@ _INSTALLED, _CHECKED_OUT = Path(__file__).parent / "_suites", Path(__file__).par
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _CHECKED_OUT  # the folder of the package's own files
 MAX_IMAGES = 1_000_000  # all are listed before anything is measured
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
+_INTERNAL = {"prompts": {"looked"}, "teacher": {"changed", "options"}}  # keys that the program writes: unknown in a file
 
 
 class Prompts(Table):
@@ -423,7 +424,7 @@ def _read(path: Path) -> Part:
     where = f"suite {path}"
     content = parse_toml(path, where)
     if content.keys() & (Suite.model_fields.keys() - Part.model_fields.keys()):
-        return _with_files_beside(validate(Suite, content, where), path.parent)
+        return _with_files_beside(validate(Suite, content, where, _INTERNAL), path.parent)
     return validate(Part, content, where)
 
 

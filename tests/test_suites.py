@@ -88,8 +88,7 @@ def test_misspelt_key_is_reported_with_the_right_one(right: str, wrong: str, whe
     expected = f"suite suites/own.toml: unknown key {where}{wrong.strip('[]')!r}; did you mean {right.strip('[]')!r}?"
     if right == "n":  # too short for a suggestion
         expected = (
-            f"suite suites/own.toml: unknown key {where}'m'; known: "
-            "column, digest, file, groups, looked, n, path, samples, seed, source, split"
+            f"suite suites/own.toml: unknown key {where}'m'; known: column, digest, file, groups, n, path, samples, seed, source, split"
         )
     assert str(caught.value) == expected
 
@@ -149,6 +148,22 @@ def test_invalid_value_is_reported_with_what_is_expected(old: str, new: str, mes
     with pytest.raises(UserError, match=message) as caught:
         suites.load(name)
     assert "suites/own.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value", "known"),
+    [
+        ("prompts", "looked", "2", "column, digest, file, groups, n, path, samples, seed, source, split"),
+        ("prompts", "look", "2", "column, digest, file, groups, n, path, samples, seed, source, split"),
+        ("teacher", "changed", "{}", "model, suite"),
+        ("teacher", "options", '["--n", "2"]', "model, suite"),
+        ("teacher", "option", "[]", "model, suite"),
+    ],
+)
+def test_key_that_only_the_program_writes_is_unknown_and_not_suggested(table: str, key: str, value: str, known: str, folder: Path) -> None:
+    write(folder, f"[{table}]", f"[{table}]\n{key} = {value}", text=f'{OWN}[teacher]\nmodel = "x"\n')
+    with pytest.raises(UserError, match=rf"^suite suites/own\.toml: unknown key in \[{table}\] '{key}'; known: {known}$"):
+        suites.load("own")
 
 
 @pytest.mark.parametrize(("lacking", "text"), [("family", 'family = "scenes"\n'), ("prompts", PROMPTS), ("sampling", SAMPLING)])
