@@ -196,6 +196,13 @@ def test_default_suite_is_that_of_the_family(family: str, name: str) -> None:
     assert suites.load_default(family) == suites.load(name)
 
 
+def test_timing_of_latency_is_that_of_memory(folder: Path) -> None:
+    (folder / "latency.toml").write_text(
+        'name = "latency"\nversion = 2\ndescription = "a part"\n[probes]\nrounds = 2\ncalls = 3\nwarmup = 1\n', encoding="utf-8"
+    )
+    assert suites.load("standard").probes == suites.load_part("vram").probes == Probes(rounds=2, calls=3, warmup=1)
+
+
 def test_one_step_of_a_sampling_is_its_first(folder: Path) -> None:
     sampling = suites.load(write(folder)).sampling
     assert sampling.with_one_step == sampling.model_copy(update={"steps": 1})
