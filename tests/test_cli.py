@@ -463,6 +463,8 @@ def test_models_and_suites_are_listed_as_text_or_json(capsys: pytest.CaptureFixt
     assert cli.main(["suites"]) == 0
     out, err = capsys.readouterr()
     assert "\n    metrics of scenes: clip_score.scenes\n    metrics of sdxl: clip_score.vit-l-14\n" in out
+    (part, following) = out[out.index("\nlatency@1 ") + 1 :].splitlines()[:2]
+    assert (part.split()[1], following.split()[0]) == ("part", "mlperf-sdxl@1"), "a part needs nothing"
     assert err == ""
 
 

@@ -142,7 +142,6 @@ def phrases() -> list[str]:
 
 def number_of_prompts(suite: str) -> int:
     prompts = suites.load(suite).prompts
-    assert prompts
     return prompts.n
 
 

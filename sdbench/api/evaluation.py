@@ -99,7 +99,9 @@ def evaluate(
     only = "quality" if in_memory else only
     chosen, rules, old = find_suite(suite, spec), gating.load_policy(policy), None
     if in_memory:
-        _check_dtype(model, chosen)
+        from sdbench.models.in_memory import check_dtype
+
+        check_dtype(model, chosen.sampling.dtype)
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
         suites.check_half(only, gating.GATED)
         old = gating.find_baseline(as_text(baseline), chosen, rules, places, device, only)
@@ -123,13 +125,6 @@ def _describe(model: Any, name: str | None, device: str | None) -> tuple[ModelSp
 
     spec, own = in_memory.describe(model, name or "pipeline"), in_memory.device(model)
     return spec, own if own.startswith(("cpu", "cuda")) else None
-
-
-def _check_dtype(pipeline: Any, suite: suites.Suite) -> None:
-    from sdbench.models import in_memory
-
-    if suite.sampling:
-        in_memory.check_dtype(pipeline, suite.sampling.dtype)
 
 
 def _run_in_memory(pipeline: Any, spec: ModelSpec, suite: suites.Suite, places: Places) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from sdbench import records, suites, tables
 from sdbench.errors import IncompleteError, UserError
 from sdbench.gate import baselines
-from sdbench.models.catalogue import CATALOGUE, DEFAULT_SUITES
+from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.spec import NAME, ModelSpec, resolve
 from sdbench.records import Record, SuiteId
 from sdbench.suites import Suite
@@ -37,7 +37,7 @@ class RecordedName:
         if isinstance(other, Path):
             return records.read_record(other).suite
         shared = [each for each in self.suites if not isinstance(other, RecordedName) or each in other.suites]
-        return shared[0] if len(shared) == 1 else default_suite(self.rows[0][1]).id
+        return shared[0] if len(shared) == 1 else suites.load_default(self.rows[0][1].family).id
 
     def record_under(self, suite: SuiteId, machine_class: str | None = None) -> Path:
         """The one record of a suite, on this machine class where there is one.
@@ -144,15 +144,6 @@ def find_record(what: str, results: Path) -> Path:
     return _the_only(recorded.folders, repr(what))
 
 
-def default_suite(of: ModelSpec | Record) -> Suite:
-    """The default suite of a model's family.
-
-    Raises:
-        UserError: see `suites.load`.
-    """
-    return suites.load(DEFAULT_SUITES.get(of.family, "standard"))
-
-
 def find_or_run_pair(ours: RecordOrModel, theirs: RecordOrModel, suite: Suite | None, results: Path, run: Run) -> tuple[Path, Path]:
     """The records of candidate (`ours`) and baseline under one suite and, if possible, from one machine class; a model without one is run.
 
@@ -172,7 +163,7 @@ def find_or_run_pair(ours: RecordOrModel, theirs: RecordOrModel, suite: Suite | 
         return (ours, theirs) if isinstance(theirs, Path) else (ours, _find_or_run_opposite(theirs, ours, suite, results, run))
     if isinstance(theirs, Path):
         return _find_or_run_opposite(ours, theirs, suite, results, run), theirs
-    chosen = suite or default_suite(theirs)
+    chosen = suite or suites.load_default(theirs.family)
     new, old = (_records_by_machine_class(spec, chosen.id, results) for spec in (ours, theirs))
     if common := [machine for machine in old if machine in new]:
         return new[common[-1]], old[common[-1]]

@@ -35,7 +35,6 @@ def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str]
         UserError: the weights of a model on this disk are damaged, the Hub cannot be reached, or see `check_prediction`.
     """
     suite, sampling = context.suite, context.sampling
-    assert suite.prompts
     check_weights(specs, sampling.dtype)
     efficiency = EFFICIENCY[context.device.partition(":")[0]]
     rate = efficiency * ceilings.measure("matmul", context.device, sampling.dtype) / 2  # two FLOPs are one multiply-accumulate

@@ -172,7 +172,7 @@ def test_gate_and_noise_change_settings_of_a_suite(monkeypatch: pytest.MonkeyPat
     assert cli.main(["gate", "scenes-vega-pruned", "--baseline", "scenes-vega", "--suite", "quality", *few]) == 2
     assert cli.main(["noise", "scenes-vega", *few]) == 2
     capsys.readouterr()
-    settings = [(suite.name, suite.sampling.steps, suite.prompts.n) for suite in ran if suite.sampling and suite.prompts]
+    settings = [(suite.name, suite.sampling.steps, suite.prompts.n) for suite in ran]
     assert settings == [("quality-custom", 2, 8)] * 2
     assert "name the suite that these settings change" in error_message(["gate", "a", "--baseline", "b", *few], capsys)
 
