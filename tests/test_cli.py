@@ -258,6 +258,14 @@ def test_option_of_one_value_is_refused_where_it_is_given_twice(words: list[str]
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("option", ["--guidance-scale", "--eta"])
+@pytest.mark.parametrize("words", [["run", "--model", "scenes-vega"], ["gate", "scenes-vega", "--baseline", "x"], ["noise", "scenes-vega"]])
+def test_setting_that_is_not_a_number_is_out_of_range(words: list[str], option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name = option.strip("-").replace("-", "_")
+    message = error_message([*words, "--suite", "quality", option, "nan"], capsys)
+    assert message == f"sdbench: suite 'quality' with your settings: sampling.{name}: Input should be a finite number (found nan)\n"
+
+
 def test_repeatable_options_collect_their_values_in_every_use_of_a_parser() -> None:
     parser = cli.build_parser()
     for _ in range(2):
@@ -288,6 +296,16 @@ def test_repeatable_options_collect_their_values_in_every_use_of_a_parser() -> N
         (["reference", "--sort", "list"], "sdbench reference: error: unrecognized arguments: --sort; see `sdbench reference --help`"),
         (["--sort", "models", "\x1b[2J"], r"sdbench models: error: unrecognized arguments: \x1b[2J; see"),
         (["--sort", "models"], "sdbench: error: unrecognized arguments: --sort; see `sdbench --help`"),
+        (
+            ["compare", "a", ""],
+            "sdbench compare: error: argument B: the value is empty; if it is that of a variable, set the variable",
+        ),
+        (["gate", "a", "--baseline", ""], "sdbench gate: error: argument --baseline: the value is empty"),
+        (["run", "--model", ""], "sdbench run: error: argument --model: the value is empty"),
+        (["run", "--model", "x", "--metrics", "fid.clean", ""], "sdbench run: error: argument --metrics: the value is empty"),
+        (["run", "--model", "x", "--name", ""], "sdbench run: error: argument --name: the value is empty"),
+        (["leaderboard", "--results="], "sdbench leaderboard: error: argument --results: the value is empty"),
+        (["baseline", "list", "--results", ""], "sdbench baseline list: error: argument --results: the value is empty"),
     ],
 )
 def test_unknown_or_missing_arguments_exit_with_2_and_one_line_of_their_command(

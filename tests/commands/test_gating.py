@@ -365,6 +365,26 @@ def test_report_without_a_folder_is_refused_before_anything_is_measured(
         monkeypatch.setattr(api, name, lambda *_, **__: pytest.fail("measured"))
     message = error_message([*words, option, "nowhere/file"], capsys)
     assert message == f"sdbench: {option} nowhere/file: there is no folder nowhere; make it, or name another file\n"
+    assert error_message([*words, option, str(tmp_path)], capsys) == f"sdbench: {option} {tmp_path}: this is a folder; name a file in it\n"
+    (tmp_path / "old").touch()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    for name, obstacle in (("new", str(tmp_path)), ("old", "old")):
+        message = error_message([*words, option, name], capsys)
+        assert message == f"sdbench: {option} {name}: {obstacle} cannot be written; make it writable, or name another file\n"
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_crash_while_arguments_are_read_does_not_look_like_a_verdict(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyError("nan")
+
+    monkeypatch.setattr("sdbench.arguments._StoreOnce.__call__", crash)
+    with pytest.raises(SystemExit) as done:
+        cli.main(words)
+    assert done.value.code == 2
+    assert "error: the arguments cannot be read: KeyError: 'nan'; see" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
