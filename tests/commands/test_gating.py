@@ -1,6 +1,7 @@
 """The gate, comparisons and noise floors from the command line: exit codes that mean what they say, whatever goes wrong."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -349,17 +350,27 @@ def test_crash_is_reported_in_json_junit_and_markdown(
 
 
 @pytest.mark.parametrize("option", ["--junit", "--markdown"])
-def test_unwritable_report_is_not_a_verdict(option: str, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    unwritable = [tmp_path, Path("/dev/full")] if Path("/dev/full").exists() else [tmp_path]
-    for path in unwritable:
-        assert gate(student, student, option, str(path)) == 2
-        assert f"the verdict cannot be published: cannot write {path}: " in capsys.readouterr().err
+def test_unwritable_report_is_not_a_verdict(
+    option: str, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report"
+    report = api.gate(student, student)
+
+    def judge(*_: object, **__: object) -> Report:
+        path.mkdir()  # in the hours that this takes
+        return report
+
+    monkeypatch.setattr(api, "gate", judge)
+    assert gate(student, student, option, str(path), "--json") == 2
+    out, err = capsys.readouterr()
+    assert f"the verdict cannot be published: cannot write {path}: " in err
+    assert json.loads(out)["verdict"] == "pass", "it is not lost"
 
 
 @pytest.mark.parametrize("words", COMMANDS)
 @pytest.mark.parametrize("option", ["--junit", "--markdown"])
-def test_report_without_a_folder_is_refused_before_anything_is_measured(
-    option: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_report_that_cannot_be_written_is_refused_before_anything_is_measured(
+    option: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("gate", "until_verdict"):
         monkeypatch.setattr(api, name, lambda *_, **__: pytest.fail("measured"))
@@ -431,6 +442,8 @@ def test_compare_exits_with_0_without_policy_or_verdict(tmp_path: Path, capsys: 
     out, err = capsys.readouterr()
     assert json.loads(out)["differences"][1]["outcome"] == "worse"
     assert page.read_text(encoding="utf-8").count("### after compared with before") == 2
+    assert cli.main([*words, "--markdown", str(tmp_path), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["differences"], "the answer is not lost with the page"
     assert "only records are compared" in error_message(["compare", "before", "scenes-vega", "--results", str(tmp_path)], capsys)
     assert not (tmp_path / "runs").exists()
 
