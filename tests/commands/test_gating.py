@@ -123,6 +123,15 @@ def test_a_record_against_itself_passes_with_a_note(student: Path, tmp_path: Pat
     assert "A and B are the same record" in api.compare(student, student, places=api.Places(tmp_path)).notes
 
 
+def test_record_is_named_by_its_file_too(student: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = student / "record.json", teacher / "record.json"
+    assert gate(ours, theirs) == 0
+    assert cli.main(["compare", str(ours), str(theirs), "--results", str(tmp_path)]) == 0
+    assert cli.main(["baseline", "set", "production", str(theirs), "--why", "x", "--results", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert baselines.find("production", tmp_path) == teacher
+
+
 @pytest.mark.parametrize("only", [None, "quality"])
 def test_record_of_a_catalogue_baseline_is_used_where_nothing_is_timed(
     only: str | None, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
