@@ -153,12 +153,13 @@ def noise(arguments: argparse.Namespace) -> int:
     """Run `sdbench noise` and return 0."""
     from sdbench import api
     from sdbench.api.inputs import find_suite
-    from sdbench.models.spec import resolve
+    from sdbench.models.spec import check_family, resolve
     from sdbench.records.names import is_probe
     from sdbench.tables import format_number
 
     spec = resolve(arguments.model, base=arguments.base, lora=arguments.lora, name=arguments.name)
     suite = overrides.read(arguments).apply(find_suite(arguments.suite, spec))
+    check_family(spec, suite.family, suite.name)  # before anything is printed
     if arguments.only != "probes":
         print_requirements(suite, arguments)
     path, floor = api.noise(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from commandline import ROOT, SLOW, error_message, run_in_process
 from factories import make_measurement, make_record, save_record
+from tiny import edit_json
 
 from sdbench import api, cli, suites
 from sdbench.api import measuring
@@ -130,6 +132,18 @@ def test_record_is_named_by_its_file_too(student: Path, teacher: Path, tmp_path:
     assert cli.main(["baseline", "set", "production", str(theirs), "--why", "x", "--results", str(tmp_path)]) == 0
     capsys.readouterr()
     assert baselines.find("production", tmp_path) == teacher
+
+
+def test_unet_of_no_family_is_refused_before_the_evaluators_are_listed(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_pipeline, tmp_path / "other")
+    config = tmp_path / "other" / "unet" / "config.json"
+    edit_json(config, cross_attention_dim=1024)
+    for words in (["noise", "./other"], ["run", "--model", "./other"], ["gate", "./other", "--baseline", "scenes-vega", "--device", "cpu"]):
+        message = error_message(words, capsys)
+        assert message.startswith(f"sdbench: {config}: cross_attention_dim is 1024, expected 2048 (family sdxl) or 96 (family scenes): ")
+        assert "use `sdbench score`" in message
 
 
 @pytest.mark.parametrize("only", [None, "quality"])
