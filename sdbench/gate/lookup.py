@@ -88,7 +88,7 @@ def find_baseline(what: str, results: Path) -> RecordOrModel:
 
 
 def find_candidate(what: str, results: Path, *, base: str | None = None, lora: str | None = None, name: str | None = None) -> RecordOrModel:
-    """Resolve a candidate: a record folder, what `sdbench run --model` takes, or else a name that records have.
+    """Resolve a candidate: a record folder or its `record.json`, what `sdbench run --model` takes, or else a name that records have.
 
     Args:
         base, lora, name: for a model, see `resolve`.
@@ -96,8 +96,9 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
     Raises:
         UserError: it is none of these, or it is a record and one of the options for models is given.
     """
-    if not (Path(what) / "record.json").is_file():
-        if advice := records.suggest_record_in(Path(what)):
+    folder = folder_of(what)
+    if not (folder / "record.json").is_file():
+        if advice := records.suggest_record_in(folder):
             raise UserError(f"{what} is not a record. {advice}")
         try:
             return resolve(what, base=base, lora=lora, name=name)
@@ -118,7 +119,13 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
             f"{what} is the record of a model that was already measured; --base, --lora and --name apply only to a model that is yet to "
             "run: leave them out"
         )
-    return Path(what)
+    return folder
+
+
+def folder_of(what: str) -> Path:
+    """The folder of a record that is named by its folder or by its `record.json`; the path of anything else, unchanged."""
+    path = Path(what)
+    return path.parent if path.name == "record.json" else path
 
 
 def describe_run(specs: Sequence[ModelSpec], suite: Suite, results: Path) -> str:
@@ -139,8 +146,9 @@ def find_record(what: str, results: Path) -> Path:
     Raises:
         UserError: there are several records of this name, or the one there is cannot be read.
     """
-    if (Path(what) / "record.json").is_file() or not (recorded := find_name(what, results)).rows:
-        return Path(what)
+    folder = folder_of(what)
+    if (folder / "record.json").is_file() or not (recorded := find_name(what, results)).rows:
+        return folder
     return _the_only(recorded.folders, repr(what))
 
 

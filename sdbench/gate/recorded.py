@@ -51,7 +51,7 @@ def find(what: str, results: Path) -> Rows:
     Raises:
         UserError: there are none.
     """
-    folder = baselines.find(what, results) or Path(what)
+    folder = baselines.find(what, results) or lookup.folder_of(what)
     if (folder / "record.json").is_file():
         return [(folder, records.read_record(folder))]
     if rows := lookup.find_name(what, results).rows:

@@ -13,7 +13,7 @@ from sdbench.generate import Job, list_jobs
 from sdbench.machine import slow_dtype_note, version
 from sdbench.models.loading import build_part, check_headers
 from sdbench.models.locate import check_local_files
-from sdbench.models.spec import ModelSpec
+from sdbench.models.spec import ModelSpec, check_family
 from sdbench.records import DRAWING_PACKAGES, Model
 from sdbench.scenes.grammar import EXAMPLE, parse
 from sdbench.scenes.render import SIZE_PX
@@ -125,15 +125,11 @@ def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
     """Check that models can be measured under a suite, and told apart.
 
     Raises:
-        UserError: a model is of another family or lacks weights, or two models have the same name.
+        UserError: a model is of another family or of none, or lacks weights, or two models have the same name.
     """
     by_name: dict[str, ModelSpec] = {}
     for spec in specs:
-        if spec.family != suite.family:
-            raise UserError(
-                f"{spec.name!r} is of family {spec.family!r}, suite {suite.name!r} is for {suite.family!r}; rows of two families are never "
-                "compared"
-            )
+        check_family(spec, suite.family, suite.name)
         if other := by_name.get(spec.name):
             places = " and ".join(each.location or each.source for each in (other, spec))
             raise UserError(f"two models are called {spec.name!r}: {places}; run them one by one, each with a --name of its own")
