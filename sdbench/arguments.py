@@ -25,8 +25,9 @@ P = TypeVar("P", bound=argparse.ArgumentParser)
 class Parser(argparse.ArgumentParser):
     """A parser that refuses abbreviated options: argparse would read `--base` as `--baseline` where there is no `--base`.
 
-    It also refuses two different values of one option, unless the option collects its values: argparse would drop all but the last. Its
-    subcommands are parsers of this class too, and refuse unknown arguments themselves: argparse would let the top parser do it.
+    It also refuses two different values of one option, unless the option collects its values: argparse would drop all but the last. Empty
+    values are refused too: they are variables that a script did not set, and would name the current folder. Its subcommands are parsers of
+    this class, and refuse unknown arguments themselves: argparse would let the top parser do it.
     """
 
     def __init__(self, prog: str | None = None, **options: Any) -> None:
@@ -36,12 +37,20 @@ class Parser(argparse.ArgumentParser):
             self.register("action", action, _StoreOnce)
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:
-        """Parse arguments, as argparse does, all of which must be known."""
+        """Parse arguments, as argparse does, all of which must be known; whatever goes wrong is exit code 2: 1 is a gate's verdict."""
         self.given.clear()
-        namespace, unknown = super().parse_known_args(*args, **options)
+        try:
+            namespace, unknown = super().parse_known_args(*args, **options)
+        except Exception as error:  # noqa: BLE001
+            self.error(f"the arguments cannot be read: {describe_error(error)}")
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return namespace, unknown
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if "" in arg_strings and action.nargs != argparse.PARSER:  # the arguments of a subcommand, which its own parser checks
+            raise argparse.ArgumentError(action, "the value is empty; if it is that of a variable, set the variable")
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one line, which the usage would hide."""
@@ -53,7 +62,7 @@ class _StoreOnce(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         assert isinstance(parser, Parser)
-        if option and parser.given.get(self, values) != values:
+        if option and self in parser.given and parser.given[self] != values:
             advice = "give all its values after one" if self.nargs else "give one of them"
             parser.error(f"{option} is given twice: {parser.given[self]} and {values}; {advice}")
         parser.given[self] = values

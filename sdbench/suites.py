@@ -20,11 +20,12 @@ from sdbench.assets.prompts import check_digest, is_verified, locate, locate_tab
 from sdbench.disk import file_digest
 from sdbench.errors import UserError, unknown_name
 from sdbench.models.architectures import Family
+from sdbench.models.catalogue import DEFAULT_SUITES, TEACHERS
 from sdbench.records import Name, SuiteId, is_one
 from sdbench.records.names import id_of_prompt
 from sdbench.scenes.grammar import scene_at
 from sdbench.settings import Probes, Sampling, is_unset
-from sdbench.validation import Table, read_toml
+from sdbench.validation import Table, parse_toml, validate
 
 HALVES = ("quality", "probes")  # image metrics; latency and memory
 POLICY = "gate.toml"
@@ -33,6 +34,7 @@ _INSTALLED, _CHECKED_OUT = Path(__file__).parent / "_suites", Path(__file__).par
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _CHECKED_OUT  # the folder of the package's own files
 MAX_IMAGES = 1_000_000  # all are listed before anything is measured
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
+_INTERNAL = {"prompts": {"looked"}, "teacher": {"changed", "options"}}  # keys that the program writes: unknown in a file
 
 
 class Prompts(Table):
@@ -186,11 +188,10 @@ def check_half(only: str | None, among: Sequence[str] = HALVES) -> None:
         raise unknown_name("value of `only`", str(only), among)
 
 
-class Suite(Table):
-    """A resolved suite.
+class Part(Table):
+    """What suites include: metrics and probes, without images of its own.
 
     Attributes:
-        family: the family of the models it is for; None in a part, which other suites include.
         metrics: names of protocols by family, since each family has its own evaluators.
         reference: what set metrics compare with: `scenes` renders 4,096 scenes of the training split, whatever the prompts; any other name
             is that of a reference that `sdbench reference` built or imported.
@@ -198,15 +199,20 @@ class Suite(Table):
 
     name: Name
     version: Annotated[int, Field(gt=0)]
-    family: Family | None = None
     description: str
     include: tuple[str, ...] = ()
     metrics: dict[Family, tuple[str, ...]] = Field(default_factory=dict)
     reference: str | None = None
-    prompts: Prompts | None = None
-    sampling: Sampling | None = None
-    noise: Noise = Noise()
     probes: Probes | None = None
+
+
+class Suite(Part):
+    """A resolved suite, for models of one family."""
+
+    family: Family
+    prompts: Prompts
+    sampling: Sampling
+    noise: Noise = Noise()
     accept: Accept | None = Field(default=None, exclude_if=is_unset)
     teacher: Teacher | None = Field(default=None, exclude_if=is_unset)
 
@@ -222,12 +228,12 @@ class Suite(Table):
     @property
     def samples(self) -> int:
         """Number of images for each prompt."""
-        return self.prompts.samples if self.prompts else 1
+        return self.prompts.samples
 
     @property
     def own_metrics(self) -> tuple[str, ...]:
-        """The metrics of its own family; a part has none."""
-        return self.metrics.get(self.family, ()) if self.family else ()
+        """The metrics of its own family."""
+        return self.metrics.get(self.family, ())
 
     @property
     def id(self) -> SuiteId:
@@ -238,11 +244,11 @@ class Suite(Table):
             UserError: see `Noise.path`, `teacher_suite` and `prompt_list`.
         """
         settings = self.model_dump(exclude={"description", "include", "accept"}) | {"noise": self.noise.identity()}
-        if self.prompts and self.prompts.groups:
+        if self.prompts.groups:
             del settings["prompts"]["groups"]  # they decide how scores are shown
-        if self.prompts and self.prompts.file:
+        if self.prompts.file:
             settings["prompts"]["file"] = "prompts.txt"  # its lines are in the digest, its name and place are not
-        if self.prompts and self.prompts.source == "dataset":  # likewise
+        if self.prompts.source == "dataset":  # likewise
             settings["prompts"] = {
                 key: value for key, value in settings["prompts"].items() if key not in ("path", "split", "column", "digest")
             }
@@ -250,6 +256,11 @@ class Suite(Table):
             settings["teacher"] = {"model": self.teacher.model, "suite": self.teacher_suite().id.model_dump()}
         content = json.dumps([settings, self.prompt_list()], sort_keys=True)
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
+
+    @property
+    def teacher_name(self) -> str:
+        """The name of the model that the others are compared with."""
+        return self.teacher.model if self.teacher else TEACHERS[self.family]
 
     @property
     def other_suite(self) -> str | None:
@@ -271,7 +282,7 @@ class Suite(Table):
             raise UserError(f"{intro}, which takes its own from {other.other_suite!r}; name that one")
         pairs = {
             "family": (self.family, other.family),
-            **{side: tuple(getattr(suite.sampling, side, None) for suite in (self, other)) for side in ("size_px", "height_px")},
+            **{side: tuple(getattr(suite.sampling, side) for suite in (self, other)) for side in ("size_px", "height_px")},
             "noise": (self.noise.identity(), other.noise.identity()),
         }
         if differences := [f"{name} {own} against {its}" for name, (own, its) in pairs.items() if own != its]:
@@ -292,13 +303,11 @@ class Suite(Table):
             MissingError: the prompts are neither here nor reachable.
             UserError: they cannot be read, there are too few, one is empty, or they have another digest.
         """
-        if self.prompts is None:
-            return {}
         texts = _read_prompts(self.prompts)
         by_id = {id_of_prompt(place, text): text for place, text in enumerate(texts)}
         if self.prompts.looked is None:
             return by_id
-        used = set(look_order([*by_id], self.sampling.batch if self.sampling else 1)[: self.prompts.looked])
+        used = set(look_order([*by_id], self.sampling.batch)[: self.prompts.looked])
         return {prompt_id: text for prompt_id, text in by_id.items() if prompt_id in used}
 
     def describe_prompts(self) -> str:
@@ -307,7 +316,7 @@ class Suite(Table):
         Raises:
             MissingError, UserError: see `prompt_list`.
         """
-        if self.prompts is None or self.prompts.source == "scenes":
+        if self.prompts.source == "scenes":
             return ""
         texts = tuple(self.prompt_list().values())
         repeated = len(texts) - len(set(texts))
@@ -346,14 +355,38 @@ def names() -> list[str]:
     return sorted({path.stem for folder in (_LOCAL, SHIPPED) for path in folder.glob("*.toml") if path.name != POLICY})
 
 
-def load(what: str, including: tuple[Path, ...] = ()) -> Suite:
+def load(what: str) -> Suite:
     """Read a suite by its name, by `<name>@<version>`, or by the path of a `.toml` file.
+
+    Raises:
+        UserError: it is a part, or see `load_part`.
+    """
+    suite = load_part(what)
+    if not isinstance(suite, Suite):
+        raise UserError(
+            f"suite {suite.name!r} is a part: it has no family, no prompts and no sampling of its own; name one that includes it, such as "
+            "'quality' or 'standard'"
+        )
+    return suite
+
+
+def load_default(family: str) -> Suite:
+    """Read the suite that models of a family are measured under where none is named.
+
+    Raises:
+        UserError: see `load`.
+    """
+    return load(DEFAULT_SUITES.get(family, "standard"))
+
+
+def load_part(what: str, including: tuple[Path, ...] = ()) -> Part:
+    """Read what a suite may include, a part or a suite, named as for `load`.
 
     Args:
         including: the files being read that include this one.
 
     Raises:
-        UserError: there is no such suite, or not in this version; or it is not TOML, a key is misspelt or missing, a value is out of
+        UserError: there is no such file, or not in this version; or it is not TOML, a key is misspelt or missing, a value is out of
             range, it includes itself, or parts of it differ in their probes and it has none of its own.
     """
     is_path, (name, _, version) = what.endswith(".toml"), what.partition("@")
@@ -363,20 +396,19 @@ def load(what: str, including: tuple[Path, ...] = ()) -> Suite:
     if path.resolve() in including:
         trail = " -> ".join(each.stem for each in (*including, path))
         raise UserError(f"suite {path.stem} includes itself: {trail}; take one of these out of an `include`")
-    suite = read_toml(Suite, path, f"suite {path}")
+    suite = _read(path)
     if not is_path and version not in ("", str(suite.version)):
         raise UserError(f"there is no suite {what}: {path} has version {suite.version}")
-    suite = _with_files_beside(suite, path.parent)
     states_probes = suite.probes is not None
     for name in suite.include:
         beside = path.parent / name
-        part = load(str(beside) if name.endswith(".toml") and beside.is_file() else name, (*including, path.resolve()))
+        part = load_part(str(beside) if name.endswith(".toml") and beside.is_file() else name, (*including, path.resolve()))
         if not states_probes and suite.probes and part.probes and suite.probes != part.probes:
             raise UserError(
                 f"suite {path} includes {name!r}, whose [probes] differ from those of a part before it; state [probes] in the file itself, "
                 "or include only one of these parts"
             )
-        metrics = {family: names for family, names in part.metrics.items() if suite.family in (None, family)}
+        metrics = {family: names for family, names in part.metrics.items() if not isinstance(suite, Suite) or family == suite.family}
         suite = suite.model_copy(
             update={
                 "metrics": _merge(suite.metrics, metrics),
@@ -385,6 +417,15 @@ def load(what: str, including: tuple[Path, ...] = ()) -> Suite:
             }
         )
     return suite
+
+
+def _read(path: Path) -> Part:
+    """A file without what it includes. One with any key of a suite is meant to be one, so whatever else it lacks is an error."""
+    where = f"suite {path}"
+    content = parse_toml(path, where)
+    if content.keys() & (Suite.model_fields.keys() - Part.model_fields.keys()):
+        return _with_files_beside(validate(Suite, content, where, _INTERNAL), path.parent)
+    return validate(Part, content, where)
 
 
 def _with_files_beside(suite: Suite, folder: Path) -> Suite:

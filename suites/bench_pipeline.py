@@ -1,4 +1,4 @@
-"""One round of latency and memory of a model in one setting; `sdbench.probes.driver` starts this file with a request.
+"""One round of latency and memory of a model in one setting; `sdbench.probes.process` starts this file with a request.
 
 By hand: SDBENCH_PROBE_REQUEST=<a .request file of the run folder> pytest -p sdbench.probes.plugin suites/bench_pipeline.py
 """
@@ -63,7 +63,8 @@ def test_stage(stage: str, running: Running, benchmark: Any) -> None:
     except RuntimeError as error:
         message = out_of_memory_message(error)
     else:
-        benchmark.extra_info.update({"memory_mib": meters.peak_memory_mib(request.device), "watch": monitor.report()})
+        watch = monitor.report()  # first: what holds back the card's clock is told only while it still does
+        benchmark.extra_info.update({"memory_mib": meters.peak_memory_mib(request.device), "watch": watch})
         if stage == "pipeline" and request.device.startswith("cuda"):
             process_mib, growth_mib = monitor.process_mib(), monitor.growth_mib(running.info["used_before_mib"])
             held_mib = growth_mib if process_mib is None else process_mib

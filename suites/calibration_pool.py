@@ -87,8 +87,6 @@ def _quantise_features(table: pa.Table) -> pa.Table:
 
 def _measure(arm: Arm, seed: int, work: Path) -> pa.Table:
     suite = suites.load("quality")
-    assert suite.sampling
-    assert suite.prompts
     sampling = suite.sampling.model_copy(update={"guidance_scale": arm.guidance_scale or suite.sampling.guidance_scale})
     suite = suite.model_copy(
         update={"prompts": suite.prompts.model_copy(update={"n": PROMPTS}), "noise": suite.noise.model_copy(update={"seed": seed})}

@@ -109,7 +109,7 @@ class Sampler:
 
 def _turns(measured: Sequence[Record], name: str) -> F64:
     """The rounds of models that took turns, each over its model's median, turns x models x calls."""
-    assert len({record.run for record in measured}) == 1
+    assert len({record.run for record in measured}) == 1, f"the newest records of {SUITE} did not take turns in {name}"
     values = [value for record in measured if (value := record.value(name)) and value.value]
     return np.stack([np.array(value.samples) / value.value for value in values], axis=1)
 

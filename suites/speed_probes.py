@@ -42,7 +42,6 @@ def hand_s(call: Callable[[], object]) -> float:
 @pytest.mark.benchmark(group=f"an image on {DEVICE}", timer=meters.synchronised_clock)
 def test_harness(benchmark: Any) -> None:
     sampling = suites.load("quality").sampling
-    assert sampling
     setting = Setting()
     request = Request(
         spec=resolve("scenes-teacher"),

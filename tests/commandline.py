@@ -1,9 +1,12 @@
 """Commands as a user runs them: in this process or in one of their own."""
 
+import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +26,21 @@ def git(folder: Path, *words: str) -> str:
     alone = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     words = ("-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@example.org", *words)
     return subprocess.run(["git", *words], env=alone, capture_output=True, encoding="utf-8", check=True).stdout.strip()
+
+
+def forbid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a folder not be listed, as without permission; to root, who may run the tests, permissions mean nothing."""
+
+    def refusing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(path: Any = ".", *arguments: Any) -> Any:
+            if not isinstance(path, int) and Path(path) == folder:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path, *arguments)
+
+        return refuse
+
+    for name in ("listdir", "scandir"):  # the second for `Path.glob`
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
 
 
 def error_message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,10 @@ from sdbench.gate.judging import judge
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.gate.verdicts import Report
+from sdbench.models.spec import resolve
+from sdbench.probes.request import Request
 from sdbench.records import Environment, Machine, Model, Record, Scores, SuiteId, Value
+from sdbench.settings import Dtype, Sampling, Setting
 from sdbench.stats.decisions import BetweenRuns
 
 Measurement = tuple[Record, Scores]
@@ -128,3 +132,10 @@ def with_value(measurement: Measurement, name: str, **changes: object) -> Measur
     record, scores = measurement
     values = tuple(Value.model_validate({**value.model_dump(), **changes}) if value.name == name else value for value in record.values)
     return record.model_copy(update={"values": values}), scores
+
+
+def make_request(*, device: str = "cpu", dtype: Dtype = "float32", random: bool = False, **setting: Any) -> Request:
+    """The request for a round of the embedded Vega; `setting` are those of `Setting`."""
+    sampling = Sampling(steps=1, guidance_scale=3.0, size_px=64, dtype=dtype, batch=1)
+    spec = resolve("scenes-vega", random=random)
+    return Request(spec=spec, sampling=sampling, setting=Setting(**setting), calls=1, warmup=0, device=device, machine=LAPTOP)

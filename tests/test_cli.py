@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commandline import ROOT, SLOW, error_message, run_in_process
+from commandline import ROOT, SLOW, error_message, forbid, run_in_process
 from factories import make_measurement, save_record
 from tqdm import tqdm
 
@@ -26,6 +26,7 @@ from sdbench.assets.catalogue import ENCODER_OF
 from sdbench.commands import reference, scenes
 from sdbench.errors import PartialError, UserError
 from sdbench.gate.verdicts import Report
+from sdbench.leaderboard import writing
 from sdbench.suites import Suite
 
 pytestmark = pytest.mark.usefixtures("empty_working_directory")
@@ -257,6 +258,14 @@ def test_option_of_one_value_is_refused_where_it_is_given_twice(words: list[str]
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("option", ["--guidance-scale", "--eta"])
+@pytest.mark.parametrize("words", [["run", "--model", "scenes-vega"], ["gate", "scenes-vega", "--baseline", "x"], ["noise", "scenes-vega"]])
+def test_setting_that_is_not_a_number_is_out_of_range(words: list[str], option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name = option.strip("-").replace("-", "_")
+    message = error_message([*words, "--suite", "quality", option, "nan"], capsys)
+    assert message == f"sdbench: suite 'quality' with your settings: sampling.{name}: Input should be a finite number (found nan)\n"
+
+
 def test_repeatable_options_collect_their_values_in_every_use_of_a_parser() -> None:
     parser = cli.build_parser()
     for _ in range(2):
@@ -287,6 +296,16 @@ def test_repeatable_options_collect_their_values_in_every_use_of_a_parser() -> N
         (["reference", "--sort", "list"], "sdbench reference: error: unrecognized arguments: --sort; see `sdbench reference --help`"),
         (["--sort", "models", "\x1b[2J"], r"sdbench models: error: unrecognized arguments: \x1b[2J; see"),
         (["--sort", "models"], "sdbench: error: unrecognized arguments: --sort; see `sdbench --help`"),
+        (
+            ["compare", "a", ""],
+            "sdbench compare: error: argument B: the value is empty; if it is that of a variable, set the variable",
+        ),
+        (["gate", "a", "--baseline", ""], "sdbench gate: error: argument --baseline: the value is empty"),
+        (["run", "--model", ""], "sdbench run: error: argument --model: the value is empty"),
+        (["run", "--model", "x", "--metrics", "fid.clean", ""], "sdbench run: error: argument --metrics: the value is empty"),
+        (["run", "--model", "x", "--name", ""], "sdbench run: error: argument --name: the value is empty"),
+        (["leaderboard", "--results="], "sdbench leaderboard: error: argument --results: the value is empty"),
+        (["baseline", "list", "--results", ""], "sdbench baseline list: error: argument --results: the value is empty"),
     ],
 )
 def test_unknown_or_missing_arguments_exit_with_2_and_one_line_of_their_command(
@@ -463,6 +482,8 @@ def test_models_and_suites_are_listed_as_text_or_json(capsys: pytest.CaptureFixt
     assert cli.main(["suites"]) == 0
     out, err = capsys.readouterr()
     assert "\n    metrics of scenes: clip_score.scenes\n    metrics of sdxl: clip_score.vit-l-14\n" in out
+    (part, following) = out[out.index("\nlatency@1 ") + 1 :].splitlines()[:2]
+    assert (part.split()[1], following.split()[0]) == ("part", "mlperf-sdxl@1"), "a part needs nothing"
     assert err == ""
 
 
@@ -482,6 +503,36 @@ def test_folder_without_records_is_an_error_not_an_empty_leaderboard(
     message = error_message([command, "--results", str(family)], capsys)
     assert f"no records in {family}, expected at FAMILY/SUITE@VERSION/MODEL/DIGEST/record.json" in message
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_leaderboard_of_a_folder_that_can_only_be_read_is_printed(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_record(make_measurement(), tmp_path)
+    words = ["leaderboard", "--results", str(tmp_path), *more]
+    assert cli.main(words) == 0
+    expected = capsys.readouterr().out
+
+    def refuse(path: Path, *_: object) -> None:
+        raise UserError(f"cannot write {path}")
+
+    monkeypatch.setattr(writing, "write_bytes", refuse)
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == expected
+    assert err.endswith(f"sdbench: cannot write {tmp_path}/LEADERBOARD.md\n")
+
+
+def test_leaderboard_without_the_records_that_cannot_be_read_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_record(make_measurement(), tmp_path)
+    locked = save_record(make_measurement("scenes-vega"), tmp_path).parent
+    forbid(locked, monkeypatch)
+    message = error_message(["leaderboard", "--results", str(tmp_path)], capsys)
+    assert message.startswith(f"sdbench: {locked}: Permission denied. What was finished is kept; put this right")
+    assert not (tmp_path / "LEADERBOARD.md").exists()
 
 
 def test_unrelated_files_in_the_suites_folder_do_not_hide_shipped_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """A record is read back unchanged, and any change to its files is detected."""
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commandline import forbid
 from factories import GPU, LAPTOP, make_measurement, make_record, make_scores, save_record
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,7 +100,6 @@ def test_invalid_record_is_an_error(tmp_path: Path) -> None:
     folder = save_record(make_measurement(), tmp_path)
     text = (folder / "record.json").read_text(encoding="utf-8")
     invalid = {
-        "later schema": json.dumps({**json.loads(text), "schema_version": 2}),
         "unknown key": json.dumps({**json.loads(text), "surprise": 1}),
         "half a file": text[:100],
         "no text": "\udcff",
@@ -121,6 +122,48 @@ def test_invalid_record_is_an_error(tmp_path: Path) -> None:
         records.read(folder)
     with pytest.raises(UserError, match="nowhere is not a record: there is no"):
         records.read(tmp_path / "nowhere")
+
+
+def test_record_of_a_later_schema_is_not_to_be_deleted(tmp_path: Path) -> None:
+    folder = save_record(make_measurement(), tmp_path)
+    later = {**json.loads((folder / "record.json").read_text(encoding="utf-8")), "schema_version": 2, "surprise": 1}
+    (folder / "record.json").write_text(json.dumps(later), encoding="utf-8")
+    with pytest.raises(UserError, match=r"of schema 1\): schema_version: .* It is of another version of sdbench: update sdbench$"):
+        records.read_record(folder)
+
+
+@pytest.mark.parametrize("name", ["record.json", "scores.parquet"])
+def test_record_without_permission_is_not_to_be_deleted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_record(make_measurement(), tmp_path)
+
+    def refuse(path: Path, *_: object, **__: object) -> None:  # chmod would not stop root
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse) if name == "record.json" else monkeypatch.setattr(Scores, "read", refuse)
+    with pytest.raises(UserError, match=rf"record .* cannot be read .*Permission denied: '.*{name}'\. Make it readable$"):
+        records.read(folder)
+
+
+def test_folder_that_cannot_be_listed_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, scores = make_measurement()
+    locked = save_record((record, scores), tmp_path).parent
+    forbid(locked, monkeypatch)
+    with pytest.raises(PermissionError):
+        records.newest_per_model(tmp_path)
+    with pytest.raises(PermissionError):
+        records.find(tmp_path, record.family, record.suite, record.model.name)
+    assert records.newest_per_model(tmp_path, name="another") == [], "it is not asked for"
+
+
+@pytest.mark.parametrize("place", ["lost+found", "scenes/quality@1/scenes-student/.writing-x"])
+def test_folder_that_only_its_owner_reads_and_that_holds_no_record_is_no_error(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the root of a volume, and beside records that another user's run is writing."""
+    folder = save_record(make_measurement(), tmp_path)
+    (tmp_path / place).mkdir()
+    forbid(tmp_path / place, monkeypatch)
+    assert records.folders(tmp_path) == [folder]
 
 
 @pytest.mark.parametrize(("kept", "missing"), [({"sample": [1]}, "prompt_id"), ({"prompt_id": ["p0"]}, "sample")])

@@ -1,6 +1,7 @@
 """Suite files: misspelt keys are reported, and everything that affects a number is in the digest."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from sdbench.errors import UserError
 from sdbench.scenes.grammar import scene_at
 from sdbench.score import PROTOCOLS
 from sdbench.settings import Probes, Setting
-from sdbench.suites import Prompts
+from sdbench.suites import Part, Prompts, Suite
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted(path.stem for path in (ROOT / "suites").glob("*.toml") if path.stem != "gate")
@@ -43,6 +44,9 @@ rounds = 1
 calls = 2
 warmup = 0
 """
+PROMPTS, SAMPLING, NOISE = (
+    OWN[OWN.index(start) : OWN.index(end)] for start, end in pairwise(["[prompts]", "[sampling]", "[noise]", "[probes]"])
+)
 
 
 @pytest.fixture
@@ -84,8 +88,7 @@ def test_misspelt_key_is_reported_with_the_right_one(right: str, wrong: str, whe
     expected = f"suite suites/own.toml: unknown key {where}{wrong.strip('[]')!r}; did you mean {right.strip('[]')!r}?"
     if right == "n":  # too short for a suggestion
         expected = (
-            f"suite suites/own.toml: unknown key {where}'m'; known: "
-            "column, digest, file, groups, looked, n, path, samples, seed, source, split"
+            f"suite suites/own.toml: unknown key {where}'m'; known: column, digest, file, groups, n, path, samples, seed, source, split"
         )
     assert str(caught.value) == expected
 
@@ -147,9 +150,61 @@ def test_invalid_value_is_reported_with_what_is_expected(old: str, new: str, mes
     assert "suites/own.toml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("table", "key", "value", "known"),
+    [
+        ("prompts", "looked", "2", "column, digest, file, groups, n, path, samples, seed, source, split"),
+        ("prompts", "look", "2", "column, digest, file, groups, n, path, samples, seed, source, split"),
+        ("teacher", "changed", "{}", "model, suite"),
+        ("teacher", "options", '["--n", "2"]', "model, suite"),
+        ("teacher", "option", "[]", "model, suite"),
+    ],
+)
+def test_key_that_only_the_program_writes_is_unknown_and_not_suggested(table: str, key: str, value: str, known: str, folder: Path) -> None:
+    write(folder, f"[{table}]", f"[{table}]\n{key} = {value}", text=f'{OWN}[teacher]\nmodel = "x"\n')
+    with pytest.raises(UserError, match=rf"^suite suites/own\.toml: unknown key in \[{table}\] '{key}'; known: {known}$"):
+        suites.load("own")
+
+
+@pytest.mark.parametrize(("lacking", "text"), [("family", 'family = "scenes"\n'), ("prompts", PROMPTS), ("sampling", SAMPLING)])
+def test_suite_that_lacks_some_of_what_makes_one_is_no_part(lacking: str, text: str, folder: Path) -> None:
+    write(folder, text)
+    for load in (suites.load, suites.load_part):
+        with pytest.raises(UserError, match=rf"^suite suites/own\.toml: {lacking}: Field required$"):
+            load("own")
+
+
+def test_part_is_included_but_is_no_suite(folder: Path) -> None:
+    part = OWN.replace(f"{PROMPTS}{SAMPLING}{NOISE}", "").replace('family = "scenes"\n', "")
+    write(folder, text=part)
+    timed = Probes(rounds=1, calls=2, warmup=0)
+    assert suites.load_part("own") == Part(
+        name="own", version=1, description="for tests", metrics={"scenes": ("scene_accuracy",)}, probes=timed
+    )
+    with pytest.raises(UserError, match=r"^suite 'own' is a part: it has no family, .* such as 'quality' or 'standard'$"):
+        suites.load("own")
+    write(folder, text=f"{part}{NOISE}")
+    with pytest.raises(UserError, match="family: Field required"):  # noise is of images, of which a part has none
+        suites.load_part("own")
+    taught = suites.load(write(folder, "include = []", 'teacher = { model = "x", suite = "fid" }'))
+    with pytest.raises(UserError, match="suite 'fid' is a part"):
+        taught.teacher_suite()
+
+
+@pytest.mark.parametrize(("family", "name"), [("scenes", "quality"), ("sdxl", "standard"), ("custom", "standard")])
+def test_default_suite_is_that_of_the_family(family: str, name: str) -> None:
+    assert suites.load_default(family) == suites.load(name)
+
+
+def test_timing_of_latency_is_that_of_memory(folder: Path) -> None:
+    (folder / "latency.toml").write_text(
+        'name = "latency"\nversion = 2\ndescription = "a part"\n[probes]\nrounds = 2\ncalls = 3\nwarmup = 1\n', encoding="utf-8"
+    )
+    assert suites.load("standard").probes == suites.load_part("vram").probes == Probes(rounds=2, calls=3, warmup=1)
+
+
 def test_one_step_of_a_sampling_is_its_first(folder: Path) -> None:
     sampling = suites.load(write(folder)).sampling
-    assert sampling
     assert sampling.with_one_step == sampling.model_copy(update={"steps": 1})
     listed = sampling.model_copy(update={"scheduler": "lcm", "timesteps": (999, 749, 499, 249)})
     assert listed.with_one_step == listed.model_copy(update={"steps": 1, "timesteps": (999,)})
@@ -391,17 +446,14 @@ def test_prompt_ids_consist_of_position_and_text_digest(folder: Path) -> None:
 def test_groups_are_not_in_the_digest(folder: Path) -> None:
     plain = suites.load(write(folder))
     suite = suites.load(write(folder, "n = 3", "n = 3\ngroups = { first = 2, last = 1 }"))
-    assert suite.prompts
     assert suite.prompts.groups == {"first": 2, "last": 1}
     assert suite.id == plain.id
     fewer = api.Overrides(n=2).apply(suite).prompts
-    assert fewer
     assert fewer.groups is None
 
 
 def test_hpdv2_has_a_group_for_each_file_in_their_order() -> None:
     prompts, files = suites.load("hpdv2").prompts, ASSETS["hpdv2-prompts"].files
-    assert prompts
     assert prompts.groups == {Path(file.name).stem: 800 for file in sorted(files, key=lambda file: file.name)}
 
 
@@ -427,16 +479,16 @@ def test_local_file_overrides_only_the_shipped_file_of_the_same_name(folder: Pat
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_suite_loads_and_lists_its_prompts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_shipped_part_loads_and_every_suite_lists_its_prompts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    suite = suites.load(name)
-    assert suite.name == name
-    assert {metric for metrics in suite.metrics.values() for metric in metrics} <= PROTOCOLS.keys()
-    assert (suite.family is None) == (suite.prompts is None) == (suite.sampling is None)
-    if suite.prompts and suite.prompts.source == "dataset":
+    part = suites.load_part(name)
+    assert part.name == name
+    assert {metric for metrics in part.metrics.values() for metric in metrics} <= PROTOCOLS.keys()
+    assert isinstance(part, Suite) == ("(a part: " not in part.description)
+    if not isinstance(part, Suite) or part.prompts.source == "dataset":
         return  # those prompts have to be downloaded
-    assert re.fullmatch("[0-9a-f]{16}", suite.id.digest)
-    assert len(suite.prompt_list()) == (suite.prompts.n if suite.prompts else 0)
+    assert re.fullmatch("[0-9a-f]{16}", part.id.digest)
+    assert len(part.prompt_list()) == part.prompts.n
 
 
 def test_suites_that_include_each_other_are_an_error(folder: Path) -> None:
@@ -487,7 +539,7 @@ def test_content_of_a_shipped_suite_of_a_dataset_changes_with_its_version(name: 
 
 
 def test_content_of_every_shipped_suite_is_tested_here() -> None:
-    assert {*DIGESTS, *OF_DATASETS} == {name for name in SHIPPED if suites.load(name).family}
+    assert {*DIGESTS, *OF_DATASETS} == {name for name in SHIPPED if isinstance(suites.load_part(name), Suite)}
 
 
 def test_samples_are_in_the_digest_unless_there_is_one(folder: Path) -> None:

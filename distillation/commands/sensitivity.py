@@ -1,6 +1,7 @@
 """`distillation sensitivity`: which blocks a teacher depends on most, and the best cut within a budget."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,8 @@ def _sensitivity(options: argparse.Namespace) -> int:
     """Measure and print the sensitivity, and derive a plan if there is a budget."""
     like = load_recipe(options.like)  # before torch is imported, which takes seconds
     check_data(options)
+    if options.latency:  # set before CUDA starts: by default its queue holds some 1,000 launches, about half of a call of SDXL's UNet
+        os.environ.setdefault("CUDA_SCALE_LAUNCH_QUEUES", "4x")
     device = training_device(options.device)
 
     from distillation.sensitivity.budget import parameter_cost

@@ -65,7 +65,7 @@ def _add_output(command: argparse.ArgumentParser) -> None:
 
 def _out(options: argparse.Namespace) -> Path:
     out: Path | None = options.out
-    return out or STUDENTS / f"my-{Path(options.recipe).stem}"  # the recipe's own name belongs to a model of the catalogue
+    return out or STUDENTS / f"my-{Path(options.recipe).stem.removeprefix('my-')}"  # the recipe's own name is that of a known model
 
 
 def _prune(options: argparse.Namespace) -> int:

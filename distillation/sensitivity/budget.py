@@ -35,7 +35,7 @@ I64 = npt.NDArray[np.int64]
 Parts = Mapping[str, F64] | Mapping[str, I64]
 TIED_TO_MIDDLE = "down_blocks.2.attentions.0"  # a diffusers config gives the middle the depth of this attention
 WARMUP_CALLS, TIMED_CALLS = 3, 15
-SLEEP_CYCLES = 10**8  # of the GPU's clock: at least 50 ms, in which the host launches some thousands of kernels
+SLEEP_CYCLES = 10**8  # of the GPU's clock: at least 50 ms, in which the host fills the queue of launches
 
 
 @dataclass(frozen=True)

@@ -97,13 +97,15 @@ def evaluate(
         raise UserError("latency and memory are measured in separate processes; save the pipeline and name its folder")
     spec, device = _describe(model, name, device)
     only = "quality" if in_memory else only
-    chosen, rules, old = find_suite(suite, spec), gating.load_policy(policy), None
+    chosen, asked, old = find_suite(suite, spec), gating.Request(gating.load_policy(policy), places, device, only), None
     if in_memory:
-        _check_dtype(model, chosen)
+        from sdbench.models.in_memory import check_dtype
+
+        check_dtype(model, chosen.sampling.dtype)
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
         suites.check_half(only, gating.GATED)
-        old = gating.find_baseline(as_text(baseline), chosen, rules, places, device, only)
-        gating.check_required(chosen, rules, places)
+        old = asked.find_baseline(as_text(baseline), chosen)
+        asked.check_required(chosen)
     named = [each for each in ((old,) if in_memory else (spec, old)) if isinstance(each, ModelSpec)]
     unmeasured = [*dict.fromkeys(named)]  # in one run, so that changes in the machine's speed meet both alike
     folders = (
@@ -111,7 +113,7 @@ def evaluate(
     )
     folder = _run_in_memory(model, spec, chosen, places) if in_memory else folders[spec]
     old = folders[old] if isinstance(old, ModelSpec) else old
-    report = None if old is None else gating.judge_records(folder, old, rules, places, str(baseline), only=only)
+    report = None if old is None else asked.judge(folder, old, str(baseline))
     return Evaluation(folder, *records.read(folder), report)
 
 
@@ -123,13 +125,6 @@ def _describe(model: Any, name: str | None, device: str | None) -> tuple[ModelSp
 
     spec, own = in_memory.describe(model, name or "pipeline"), in_memory.device(model)
     return spec, own if own.startswith(("cpu", "cuda")) else None
-
-
-def _check_dtype(pipeline: Any, suite: suites.Suite) -> None:
-    from sdbench.models import in_memory
-
-    if suite.sampling:
-        in_memory.check_dtype(pipeline, suite.sampling.dtype)
 
 
 def _run_in_memory(pipeline: Any, spec: ModelSpec, suite: suites.Suite, places: Places) -> Path:

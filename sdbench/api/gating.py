@@ -2,8 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdbench import machine, records, suites
@@ -12,14 +11,13 @@ from sdbench.api.inputs import NamedModel, NamedSuite, as_text, find_model, find
 from sdbench.api.places import Places
 from sdbench.disk import locked
 from sdbench.errors import UserError
-from sdbench.gate import comparison, floors, judging, lookup, recorded, weighing
+from sdbench.gate import comparison, floors, lookup, recorded, weighing
 from sdbench.gate import policy as policies
 from sdbench.gate.comparison import Comparison
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.gate.verdicts import Inputs, Report
 from sdbench.models.spec import ModelSpec
-from sdbench.records import SuiteId
 
 Announce = Callable[[str], None]
 GATED = ("quality",)  # the half of a suite that a gate can be asked to weigh alone
@@ -57,27 +55,26 @@ def gate(
         UserError: bad input, as from the command line.
     """
     suites.check_half(only, GATED)
-    rules = load_policy(policy)
+    asked = Request(load_policy(policy), places, device, only, announce)
     chosen = load_suite(suite) if suite else None
     old_source = lookup.find_baseline(as_text(baseline), places.results)
     new_source = lookup.find_candidate(as_text(candidate), places.results, base=base, lora=lora, name=name)
-    measure = partial(_run_announced, places=places, device=device, only=only, announce=announce)
 
     def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
-        rules.rules(suite.name)  # raises where the policy does not weigh it, before torch is imported
+        asked.policy.rules(suite.name)  # raises where the policy does not weigh it, before torch is imported
         from sdbench.run.context import check_models
 
         check_models(specs, suite)
-        check_required(suite, rules, places)
+        asked.check_required(suite)
         if len(specs) == 1 or (suite.probes and only != "quality"):  # where latency is weighed, they take turns
-            return measure(specs, suite)
-        found = {spec: record for spec in specs if (record := _usable_record(spec, suite, rules, places, device, only))}
+            return asked.run(specs, suite)
+        found = {spec: record for spec in specs if (record := asked.usable_record(spec, suite))}
         missing = [spec for spec in specs if spec not in found]
-        found |= zip(missing, measure(missing, suite), strict=True)
+        found |= zip(missing, asked.run(missing, suite), strict=True)
         return [found[spec] for spec in specs]
 
     new, old = lookup.find_or_run_pair(new_source, old_source, chosen, places.results, run)
-    return judge_records(new, old, rules, places, str(baseline), only=only)
+    return asked.judge(new, old, str(baseline))
 
 
 def compare(a: str | Path, b: str | Path, suite: NamedSuite | None = None, *, places: Places = Places()) -> Comparison:
@@ -123,21 +120,21 @@ def until_verdict(
 
     suites.check_half(only, GATED)
     spec = find_model(model)
-    chosen, rules = find_suite(suite, spec), load_policy(policy)
-    weighing.leave_out_probes(rules, chosen.name, only, ())  # a policy that weighs nothing here ends the run before it begins
+    chosen, asked = find_suite(suite, spec), Request(load_policy(policy), places, device, only, announce)
+    weighing.leave_out_probes(asked.policy, chosen.name, only, ())  # a policy that weighs nothing here ends the run before it begins
     check_models([spec], chosen)
-    old = find_baseline(as_text(baseline), chosen, rules, places, device, only)
-    check_required(chosen, rules, places)
+    old = asked.find_baseline(as_text(baseline), chosen)
+    asked.check_required(chosen)
     if isinstance(old, ModelSpec):
-        (old,) = _run_announced([old], chosen, places=places, device=device, only=only, announce=announce)
+        (old,) = asked.run([old], chosen)
     reference = records.read_record(old)
-    weighed, left_out = weighing.leave_out_probes(rules, chosen.name, only, (reference,))
+    weighed, left_out = weighing.leave_out_probes(asked.policy, chosen.name, only, (reference,))
     context = RunContext(chosen, machine.choose_device(device), places.results, places.work, only=only)
     prepare(context)
     with evaluators_on(context.device):
         new, report = run_until_verdict(spec, context, old, weighed, floors.between_runs(reference, places.results))
     report = weighing.with_left_out(report, left_out, (records.read_record(new), reference))
-    return new, _with_inputs(report, new, old, reference.suite, rules, str(baseline))
+    return new, asked.with_inputs(report, new, old, str(baseline))
 
 
 def noise(
@@ -202,83 +199,81 @@ def load_policy(path: str | Path | None) -> Policy:
     return policies.load(Path(path or suites.find(suites.POLICY)))
 
 
-def check_required(suite: suites.Suite, rules: Policy, places: Places) -> None:
-    """Check, before hours of drawing, that the metrics which a policy requires can be computed here; fetches their evaluators.
+@dataclass(frozen=True)
+class Request:
+    """What a verdict is asked for by, beside candidate, baseline and suite.
 
-    Raises:
-        UserError: the reference or an evaluator of one is missing, or the policy has no rules for the suite.
+    Attributes:
+        places: of the records, and of the noise floor.
+        device, only, announce: see `gate`.
     """
-    from sdbench.run.requirements import fetch_evaluators, missing_reference
 
-    required = [name for name, rule in rules.rules(suite.name).items() if rule.required]
-    missing = missing_reference(suite, required, places.work)
-    if lacking := [*([missing] if missing else []), *fetch_evaluators(required)]:
-        raise UserError(f"policy {rules.name} requires what this machine lacks: {'; '.join(lacking)}")
+    policy: Policy
+    places: Places
+    device: str | None
+    only: str | None
+    announce: Announce | None = None
 
+    def check_required(self, suite: suites.Suite) -> None:
+        """Check, before hours of drawing, that the metrics which the policy requires can be computed here; fetches their evaluators.
 
-def find_baseline(
-    baseline: str, suite: suites.Suite, rules: Policy, places: Places, device: str | None, only: str | None
-) -> Path | ModelSpec:
-    """The record folder to compare a run under `suite` with, or the model to run where there is no usable one of it.
+        Raises:
+            UserError: the reference or an evaluator of one is missing, or the policy has no rules for the suite.
+        """
+        from sdbench.run.requirements import fetch_evaluators, missing_reference
 
-    Raises:
-        UserError: there is no such baseline, or its record is of another suite.
-    """
-    source = lookup.find_baseline(baseline, places.results)
-    if isinstance(source, lookup.RecordedName):
-        return source.record_under(suite.id, _machine_class(device))
-    if isinstance(source, Path):
-        lookup.read_record_under(source, suite.id)  # raises where it is of another suite
-        return source
-    return _usable_record(source, suite, rules, places, device, only) or source
+        required = [name for name, rule in self.policy.rules(suite.name).items() if rule.required]
+        missing = missing_reference(suite, required, self.places.work)
+        if lacking := [*([missing] if missing else []), *fetch_evaluators(required)]:
+            raise UserError(f"policy {self.policy.name} requires what this machine lacks: {'; '.join(lacking)}")
 
+    def find_baseline(self, baseline: str, suite: suites.Suite) -> Path | ModelSpec:
+        """The record folder to compare a run under `suite` with, or the model to run where there is no usable one of it.
 
-def _usable_record(
-    spec: ModelSpec, suite: suites.Suite, rules: Policy, places: Places, device: str | None, only: str | None
-) -> Path | None:
-    """The newest record of a catalogue model on this machine class, if it has all that the policy requires and that is weighed."""
-    folder = lookup.newest_record(spec, suite.id, _machine_class(device), places.results)
-    weighed, _ = weighing.leave_out_probes(rules, suite.name, only, ())
-    return folder if folder and not weighed.absent_from(records.read_record(folder)) else None
+        Raises:
+            UserError: there is no such baseline, or its record is of another suite.
+        """
+        source = lookup.find_baseline(baseline, self.places.results)
+        if isinstance(source, lookup.RecordedName):
+            return source.record_under(suite.id, self._machine_class)
+        if isinstance(source, Path):
+            lookup.read_record_under(source, suite.id)  # raises where it is of another suite
+            return source
+        return self.usable_record(source, suite) or source
 
+    def usable_record(self, spec: ModelSpec, suite: suites.Suite) -> Path | None:
+        """The newest record of a catalogue model on this machine class, if it has all that the policy requires and that is weighed."""
+        folder = lookup.newest_record(spec, suite.id, self._machine_class, self.places.results)
+        weighed, _ = weighing.leave_out_probes(self.policy, suite.name, self.only, ())
+        return folder if folder and not weighed.absent_from(records.read_record(folder)) else None
 
-def _machine_class(device: str | None) -> str:
-    """The class of this machine with the device for models that are run."""
-    return machine.this_machine(machine.choose_device(device)).machine_class
+    @property
+    def _machine_class(self) -> str:
+        """The class of this machine with the device for models that are run."""
+        return machine.this_machine(machine.choose_device(self.device)).machine_class
 
+    def run(self, specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
+        """Measure models under a suite, after a note that says so, and return their record folders."""
+        if self.announce:
+            self.announce(lookup.describe_run(specs, suite, self.places.results))
+        return measuring.run(specs, suite, places=self.places, device=self.device, only=self.only)
 
-def _run_announced(
-    specs: Sequence[ModelSpec], suite: suites.Suite, *, places: Places, device: str | None, only: str | None, announce: Announce | None
-) -> list[Path]:
-    """Measure models under a suite, after a note that says so, and return their record folders."""
-    if announce:
-        announce(lookup.describe_run(specs, suite, places.results))
-    return measuring.run(specs, suite, places=places, device=device, only=only)
+    def judge(self, new: Path, old: Path, baseline: str) -> Report:
+        """The verdict on two record folders, the candidate's and the baseline's.
 
+        Args:
+            baseline: what the user called the baseline.
 
-def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline: str, *, only: str | None) -> Report:
-    """The verdict on two record folders, the candidate's and the baseline's.
+        Raises:
+            UserError: see `Side.read` and `weighing.judge`; or a noise floor cannot be read.
+        """
+        ours, theirs = Side.read(new), Side.read(old)
+        report = weighing.judge(ours, theirs, self.policy, floors.between_runs(theirs.record, self.places.results), self.only)
+        return self.with_inputs(report, new, old, baseline)
 
-    Latency, memory and size are not weighed if `only` is "quality", nor where one side consists of images alone and so lacks them.
-
-    Args:
-        places: where the noise floor lies.
-        baseline: what the user called the baseline.
-        only: "quality" to weigh the image metrics alone.
-
-    Raises:
-        UserError: see `Side.read` and `weighing.leave_out_probes`; or a noise floor cannot be read.
-    """
-    ours, theirs = Side.read(new), Side.read(old)
-    both = ours.record, theirs.record
-    weighed, left_out = weighing.leave_out_probes(rules, ours.record.suite.name, only, both)
-    report = judging.judge(ours, theirs, weighed, floors.between_runs(theirs.record, places.results))
-    report = weighing.with_left_out(report, left_out, both)
-    return _with_inputs(report, new, old, theirs.record.suite, rules, baseline)
-
-
-def _with_inputs(report: Report, new: Path, old: Path, suite: SuiteId, rules: Policy, baseline: str) -> Report:
-    """The report, with what was compared and by which policy."""
-    if new.resolve().name == old.resolve().name:  # the digest of its content
-        report = replace(report, notes=(*report.notes, "candidate and baseline are the same record"))
-    return replace(report, inputs=Inputs(str(new), str(old), baseline, suite.title_with_digest, rules.name, rules.alpha))
+    def with_inputs(self, report: Report, new: Path, old: Path, baseline: str) -> Report:
+        """The report on two record folders, with what was compared and by which policy."""
+        if new.resolve().name == old.resolve().name:  # the digest of its content
+            report = replace(report, notes=(*report.notes, "candidate and baseline are the same record"))
+        suite = records.read_record(old).suite.title_with_digest
+        return replace(report, inputs=Inputs(str(new), str(old), baseline, suite, self.policy.name, self.policy.alpha))

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from sdbench import suites
 from sdbench.errors import UserError
-from sdbench.gate import lookup
 from sdbench.models.spec import ModelSpec, path_of, resolve, with_name
 from sdbench.suites import Suite
 
@@ -47,7 +46,7 @@ def find_suite(suite: NamedSuite | None, model: ModelSpec) -> Suite:
     Raises:
         UserError: see `suites.load`.
     """
-    return lookup.default_suite(model) if suite is None else load_suite(suite)
+    return suites.load_default(model.family) if suite is None else load_suite(suite)
 
 
 def load_suite(suite: NamedSuite) -> Suite:

@@ -54,13 +54,13 @@ class Overrides:
     calls: int | None = None
 
     def apply(self, suite: Suite) -> Suite:
-        """The suite with these settings; the suite itself where none is given, or where it draws no images.
+        """The suite with these settings; the suite itself where none is given.
 
         Raises:
             UserError: a value is out of range, the prompts cannot be read, or `rounds` or `calls` are given for a suite without probes.
         """
         given = {name: value for name, value in vars(self).items() if value is not None}
-        if not given or suite.sampling is None or suite.prompts is None:
+        if not given:
             return suite
         content = suite.model_dump() | {"name": f"{base_name(suite.name)}-custom", "reference": self.reference or suite.reference}
         content["metrics"] |= {suite.family: self.metrics} if self.metrics else {}

@@ -6,6 +6,7 @@ end, a report that cannot be written.
 
 import argparse
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,8 +144,8 @@ def compare(arguments: argparse.Namespace) -> int:
 
     found = api.compare(arguments.a, arguments.b, arguments.suite, places=api.Places(arguments.results))
     print_answer(found.text(table_width()), arguments)
-    _append_markdown(found, arguments)
     print_json(found.to_json(), arguments)
+    _append_markdown(found, arguments)
     return 0
 
 
@@ -152,12 +153,13 @@ def noise(arguments: argparse.Namespace) -> int:
     """Run `sdbench noise` and return 0."""
     from sdbench import api
     from sdbench.api.inputs import find_suite
-    from sdbench.models.spec import resolve
+    from sdbench.models.spec import check_family, resolve
     from sdbench.records.names import is_probe
     from sdbench.tables import format_number
 
     spec = resolve(arguments.model, base=arguments.base, lora=arguments.lora, name=arguments.name)
     suite = overrides.read(arguments).apply(find_suite(arguments.suite, spec))
+    check_family(spec, suite.family, suite.name)  # before anything is printed
     if arguments.only != "probes":
         print_requirements(suite, arguments)
     path, floor = api.noise(
@@ -215,11 +217,22 @@ def _judge_and_publish(judge: "Callable[[], Report]", arguments: argparse.Namesp
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Check that the files of the report have folders, before hours of measuring."""
+    """Check that the files of the report can be written, before hours of measuring."""
     for option in ("junit", "markdown"):
         path: Path | None = getattr(arguments, option)
-        if path and not path.absolute().parent.is_dir():
-            raise UserError(f"--{option} {path}: there is no folder {path.parent}; make it, or name another file")
+        if path and (obstacle := _obstacle_to(path)):
+            raise UserError(f"--{option} {path}: {obstacle}")
+
+
+def _obstacle_to(path: Path) -> str:
+    """Why a file cannot be written, and what to do; "" where nothing speaks against it."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        return f"there is no folder {path.parent}; make it, or name another file"
+    if path.is_dir():
+        return "this is a folder; name a file in it"
+    target = path if path.exists() else folder
+    return "" if os.access(target, os.W_OK) else f"{target} cannot be written; make it writable, or name another file"
 
 
 def _describe_error(error: BaseException) -> str:
@@ -231,15 +244,15 @@ def _describe_error(error: BaseException) -> str:
 
 
 def _publish(report: "Report", arguments: argparse.Namespace) -> None:
-    """Write the report for people first, then for machines; a file that cannot be written is an error."""
+    """Print the report for people, then for machines, and write its files last: one that cannot be written is an error, not a loss."""
     if report.verdict == "incomparable" and not report.results and not report.differences:
         print_note(f"sdbench: {report.why}")
     else:
         print_answer(report.text(table_width()), arguments)
+    print_json(report.to_json(), arguments)
     if arguments.junit:
         _write(arguments.junit, "w", report.junit())
     _append_markdown(report, arguments)
-    print_json(report.to_json(), arguments)
 
 
 def _append_markdown(found: "Report | Comparison", arguments: argparse.Namespace) -> None:

@@ -47,19 +47,22 @@ def _suites(arguments: argparse.Namespace) -> int:
     from sdbench import suites
     from sdbench.run import requirements
 
-    loaded = []
+    parts = []
     for name in suites.names():
         try:
-            loaded.append(suites.load(name))
+            parts.append(suites.load_part(name))
         except UserError as error:  # ./suites may hold another program's files
             print_note(f"not a suite: {error}")
     if arguments.json:
-        print_json([suite.model_dump() for suite in loaded], arguments)
+        print_json([{"family": None} | part.model_dump() for part in parts], arguments)
         return 0
-    for suite in loaded:
-        print_answer(f"{f'{suite.name}@{suite.version}':20} {suite.family or 'part':7} {suite.description}", arguments)
-        metrics = [f"metrics of {family}: {', '.join(names)}" for family, names in suite.metrics.items()]
-        for line in [*metrics, *requirements.describe(suite, places_from(arguments).work)]:
+    for part in parts:
+        kind, needed = "part", list[str]()
+        if isinstance(part, suites.Suite):
+            kind, needed = part.family, requirements.describe(part, places_from(arguments).work)
+        print_answer(f"{f'{part.name}@{part.version}':20} {kind:7} {part.description}", arguments)
+        metrics = [f"metrics of {family}: {', '.join(names)}" for family, names in part.metrics.items()]
+        for line in [*metrics, *needed]:
             print_answer(f"    {line}", arguments)
     return 0
 

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sdbench.arguments import print_answer, print_json
 from sdbench.commands.console import AddCommand, check_results, table_width
@@ -32,30 +32,33 @@ def add_commands(add: AddCommand) -> None:
 
 def show_leaderboard(arguments: argparse.Namespace) -> int:
     """Run `sdbench leaderboard` and return 0."""
-    from sdbench.leaderboard import export, writing
+    from sdbench.leaderboard import export, standings, writing
 
     check_results(arguments)
-    board, files = rewrite_leaderboard(arguments.results)
+    board = standings.read_rows(arguments.results)
     print_answer(writing.text_table(board, table_width()), arguments)
-    return _print_written(files, arguments, export.nested(board))
+    print_json(export.nested(board), arguments)
+    _note_written(_write_leaderboard(board, arguments.results))  # last, since the folder may be one that can only be read
+    return 0
 
 
-def rewrite_leaderboard(results: Path) -> "tuple[list[Row], list[Path]]":
-    """Write all files of the leaderboard, and return its rows and the files.
+def _write_leaderboard(board: "Sequence[Row]", results: Path) -> list[Path]:
+    """Write all files of the leaderboard, and return their paths.
 
     Raises:
-        UserError: there are no records, one or an image cannot be read, or a file cannot be written.
+        UserError: an image cannot be read, or a file cannot be written.
     """
-    from sdbench.leaderboard import samples, standings, writing
+    from sdbench.leaderboard import samples, writing
 
-    board = standings.read_rows(results)
-    return board, [*writing.write(board, results), *samples.write(board, results)]
+    return [*writing.write(board, results), *samples.write(board, results)]
 
 
 def rewrite_leaderboard_after_run(results: Path) -> None:
     """Write all files of the leaderboard and print their paths; a failure is printed too, but does not fail the run."""
     try:
-        _, files = rewrite_leaderboard(results)
+        from sdbench.leaderboard import standings
+
+        files = _write_leaderboard(standings.read_rows(results), results)
     except Exception as error:  # noqa: BLE001  # whatever it is: the records are written, and a verdict on them stands
         print_note(f"the leaderboard could not be updated; try again with `sdbench leaderboard`: {error}")
     else:
@@ -67,7 +70,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     check_results(arguments)
     files = api.report(places=api.Places(arguments.results), out=arguments.out, policy=arguments.policy)
-    return _print_written(files, arguments, files)
+    return _print_written(files, arguments)
 
 
 def _card(arguments: argparse.Namespace) -> int:
@@ -75,10 +78,14 @@ def _card(arguments: argparse.Namespace) -> int:
 
     check_results(arguments)
     card = api.card(arguments.folder, places=api.Places(arguments.results), base=arguments.base)
-    return _print_written([card], arguments, card)
+    return _print_written([card], arguments)
 
 
-def _print_written(files: Sequence[Path], arguments: argparse.Namespace, content: Any) -> int:
-    print_note("written: " + ", ".join(map(str, files)))
-    print_json(content, arguments)
+def _print_written(files: Sequence[Path], arguments: argparse.Namespace) -> int:
+    _note_written(files)
+    print_json(files, arguments)
     return 0
+
+
+def _note_written(files: Sequence[Path]) -> None:
+    print_note("written: " + ", ".join(map(str, files)))

@@ -1,9 +1,9 @@
 """The gate: is the candidate as good as the baseline, within the margins of a policy?
 
-It takes two records, a policy and the noise between runs. Scores and set metrics are compared prompt by prompt, probes by the ratio of
-their medians; every bound is one-sided. The candidate passes only if every weighed metric is shown to have lost less than its margin.
-Records that cannot be compared are refused, and the report names what differs: a gate that compared nothing must not look like one that
-passed.
+It takes two records, a policy and the noise between runs. Scores and set metrics are compared prompt by prompt; probes round by round where
+the models took turns, else by the ratio of their medians. Every bound is one-sided. The candidate passes only if every weighed metric is
+shown to have lost less than its margin. Records that cannot be compared are refused, and the report names what differs: a gate that
+compared nothing must not look like one that passed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -48,9 +48,12 @@ def judge(
     margins = {name: pairing.scaled_margin(rules[name], new.record.value(name)) for name in bounded}
     p_values = [decisions.regression_p_value(bounds, margins[name]) for name, bounds in bounded.items()]
     rejected = decisions.holm(p_values, policy.alpha, [levels[name] for name in bounded], untested)
+    needed = {name: _needed_n(bounds, margins[name], policy.alpha, len(bounded) + untested) for name, bounds in bounded.items()}
     surely_worse = {name for name, is_rejected in zip(bounded, rejected, strict=True) if is_rejected}
     results = tuple(
-        _build_result(name, rules[name], outcome, new, old, policy.alpha, surely_worse=name in surely_worse, is_look=nominal is not None)
+        _build_result(
+            name, rules[name], outcome, new, old, needed.get(name), surely_worse=name in surely_worse, is_look=nominal is not None
+        )
         for name, outcome in measured.items()
     )
     verdict = _worst_verdict(results)
@@ -69,13 +72,18 @@ def _is_image_metric(record: Record, name: str) -> bool:
     return value is not None and value.is_image_metric
 
 
+def _needed_n(bounds: Bounds, margin: float, alpha: float, tested: int) -> int | None:
+    """See `decisions.needed_n`; a loss beyond the margin must also survive Holm's correction, whose first step spends alpha / tested."""
+    return decisions.needed_n(bounds, margin, 1 - (alpha / tested if bounds.difference < -margin else alpha))
+
+
 def _build_result(
     name: str,
     rule: Rule,
     measured: Bounds | Obstacle,
     new: Side,
     old: Side,
-    alpha: float,
+    needed: int | None,
     *,
     surely_worse: bool,
     is_look: bool,
@@ -100,31 +108,29 @@ def _build_result(
     assert about
     difference, low, high = pairing.as_change(measured, rule, about)
     result = replace(result, difference=difference, low=low, high=high)
-    return _decide(result, measured, pairing.scaled_margin(rule, about), alpha, surely_worse=surely_worse, is_look=is_look)
+    return _decide(result, measured, pairing.scaled_margin(rule, about), needed, surely_worse=surely_worse, is_look=is_look)
 
 
-def _decide(result: Result, bounds: Bounds, margin: float, alpha: float, *, surely_worse: bool, is_look: bool) -> Result:
+def _decide(result: Result, bounds: Bounds, margin: float, needed: int | None, *, surely_worse: bool, is_look: bool) -> Result:
     """Add the verdict on a metric's bounds; "regressed" must also survive Holm's correction."""
-    verdict = decisions.decide(bounds, margin)
+    verdict, unit = decisions.decide(bounds, margin), "rounds" if result.relative else "prompts"
     if verdict == "pass":
         return replace(result, verdict=verdict, reason="loss shown to be within the margin")
-    if verdict == "regressed":
-        if surely_worse:
-            return replace(result, verdict=verdict, reason="loss shown to exceed the margin")
-        reason = "loss exceeds the margin, but with this many metrics that could be chance (Holm's correction)"
-        return replace(result, verdict="inconclusive", reason=reason)
-    needed, unit = decisions.needed_n(bounds, margin, 1 - alpha), "rounds" if result.relative else "prompts"
+    if verdict == "regressed" and surely_worse:
+        return replace(result, verdict=verdict, reason="loss shown to exceed the margin")
+    chance = "loss exceeds the margin, but with this many metrics that could be chance (Holm's correction)"
+    reason = chance if verdict == "regressed" else f"{bounds.n} {unit} do not decide it"
     if needed and (needed > bounds.n or is_look):  # a single judgement: fewer for equal shares, whose bounds allow for losses not drawn
-        chance = f"with a probability of {100 * decisions.POWER:.0f} %, if the true difference is the measured one"
         at_once = "" if needed > bounds.n else ", judged once rather than at several looks,"
-        reason = f"{bounds.n} {unit} do not decide it; about {_round_up(needed)}{at_once} would, {chance}"
+        power = f"with a probability of {100 * decisions.POWER:.0f} %, if the true difference is the measured one"
+        reason = f"{reason}; about {_round_up(needed)} {unit}{at_once} would, {power}"
         return replace(result, verdict="inconclusive", reason=reason, needed_n=needed)
     if bounds.n == 1:
         reason = f"a single {unit.removesuffix('s')} shows no spread; measure more {unit}"
     elif bounds.between:
         reason = f"no number of {unit} would decide it, because separate runs vary too much; measure both models in one `sdbench run`"
-    else:
-        reason = f"{bounds.n} {unit} do not decide it, and it is not known how many would"
+    elif verdict != "regressed":
+        reason = f"{reason}, and it is not known how many would"
     return replace(result, verdict="inconclusive", reason=reason)
 
 

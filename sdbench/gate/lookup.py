@@ -8,7 +8,7 @@ from pathlib import Path
 from sdbench import records, suites, tables
 from sdbench.errors import IncompleteError, UserError
 from sdbench.gate import baselines
-from sdbench.models.catalogue import CATALOGUE, DEFAULT_SUITES
+from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.spec import NAME, ModelSpec, resolve
 from sdbench.records import Record, SuiteId
 from sdbench.suites import Suite
@@ -37,7 +37,7 @@ class RecordedName:
         if isinstance(other, Path):
             return records.read_record(other).suite
         shared = [each for each in self.suites if not isinstance(other, RecordedName) or each in other.suites]
-        return shared[0] if len(shared) == 1 else default_suite(self.rows[0][1]).id
+        return shared[0] if len(shared) == 1 else suites.load_default(self.rows[0][1].family).id
 
     def record_under(self, suite: SuiteId, machine_class: str | None = None) -> Path:
         """The one record of a suite, on this machine class where there is one.
@@ -88,7 +88,7 @@ def find_baseline(what: str, results: Path) -> RecordOrModel:
 
 
 def find_candidate(what: str, results: Path, *, base: str | None = None, lora: str | None = None, name: str | None = None) -> RecordOrModel:
-    """Resolve a candidate: a record folder, what `sdbench run --model` takes, or else a name that records have.
+    """Resolve a candidate: a record folder or its `record.json`, what `sdbench run --model` takes, or else a name that records have.
 
     Args:
         base, lora, name: for a model, see `resolve`.
@@ -96,8 +96,9 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
     Raises:
         UserError: it is none of these, or it is a record and one of the options for models is given.
     """
-    if not (Path(what) / "record.json").is_file():
-        if advice := records.suggest_record_in(Path(what)):
+    folder = folder_of(what)
+    if not (folder / "record.json").is_file():
+        if advice := records.suggest_record_in(folder):
             raise UserError(f"{what} is not a record. {advice}")
         try:
             return resolve(what, base=base, lora=lora, name=name)
@@ -118,7 +119,13 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
             f"{what} is the record of a model that was already measured; --base, --lora and --name apply only to a model that is yet to "
             "run: leave them out"
         )
-    return Path(what)
+    return folder
+
+
+def folder_of(what: str) -> Path:
+    """The folder of a record that is named by its folder or by its `record.json`; the path of anything else, unchanged."""
+    path = Path(what)
+    return path.parent if path.name == "record.json" else path
 
 
 def describe_run(specs: Sequence[ModelSpec], suite: Suite, results: Path) -> str:
@@ -139,18 +146,10 @@ def find_record(what: str, results: Path) -> Path:
     Raises:
         UserError: there are several records of this name, or the one there is cannot be read.
     """
-    if (Path(what) / "record.json").is_file() or not (recorded := find_name(what, results)).rows:
-        return Path(what)
+    folder = folder_of(what)
+    if (folder / "record.json").is_file() or not (recorded := find_name(what, results)).rows:
+        return folder
     return _the_only(recorded.folders, repr(what))
-
-
-def default_suite(of: ModelSpec | Record) -> Suite:
-    """The default suite of a model's family.
-
-    Raises:
-        UserError: see `suites.load`.
-    """
-    return suites.load(DEFAULT_SUITES.get(of.family, "standard"))
 
 
 def find_or_run_pair(ours: RecordOrModel, theirs: RecordOrModel, suite: Suite | None, results: Path, run: Run) -> tuple[Path, Path]:
@@ -172,7 +171,7 @@ def find_or_run_pair(ours: RecordOrModel, theirs: RecordOrModel, suite: Suite | 
         return (ours, theirs) if isinstance(theirs, Path) else (ours, _find_or_run_opposite(theirs, ours, suite, results, run))
     if isinstance(theirs, Path):
         return _find_or_run_opposite(ours, theirs, suite, results, run), theirs
-    chosen = suite or default_suite(theirs)
+    chosen = suite or suites.load_default(theirs.family)
     new, old = (_records_by_machine_class(spec, chosen.id, results) for spec in (ours, theirs))
     if common := [machine for machine in old if machine in new]:
         return new[common[-1]], old[common[-1]]

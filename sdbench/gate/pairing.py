@@ -134,10 +134,8 @@ def _absence_obstacle(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
     if skippable:
         return Obstacle("skipped", f"not available on the machine of the {tables.join_words(missing_in)}")
     if len(missing_in) == 2:
-        return Obstacle(
-            "incomparable",
-            f"in neither record: {unknown_name('metric of these records', name, (value.name for value in new.record.values))}",
-        )
+        names, advice = (value.name for value in new.record.values), "Measure it, or name a policy without it with --policy."
+        return Obstacle("incomparable", f"in neither record: {unknown_name('metric of these records', name, names, advice)}")
     alike = "measure both models in the same way" + (", or gate with --only quality" if is_probe(name) else "")
     return Obstacle("incomparable", f"not in the {missing_in[0]}'s record; {alike}")
 

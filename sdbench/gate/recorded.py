@@ -36,7 +36,7 @@ def find_pair(first: str, second: str, suite: str | None, results: Path) -> tupl
             f"{others}. Measure both under one: sdbench run --model ... --model ... --suite ..."
         )
     shared = {one[1].suite for one, _ in pairs}
-    chosen = next(iter(shared)) if len(shared) == 1 else lookup.default_suite(pairs[0][0][1]).id
+    chosen = next(iter(shared)) if len(shared) == 1 else suites.load_default(pairs[0][0][1].family).id
     if chosen not in shared:
         raise UserError(f"both have records under {_join(shared)}; choose one with --suite, by its name, name@version or digest")
     of_suite = [pair for pair in pairs if pair[0][1].suite == chosen]
@@ -51,7 +51,7 @@ def find(what: str, results: Path) -> Rows:
     Raises:
         UserError: there are none.
     """
-    folder = baselines.find(what, results) or Path(what)
+    folder = baselines.find(what, results) or lookup.folder_of(what)
     if (folder / "record.json").is_file():
         return [(folder, records.read_record(folder))]
     if rows := lookup.find_name(what, results).rows:

@@ -1,13 +1,30 @@
 """What of a policy is weighed between two records: latency, memory and size only where both have a model behind them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sdbench.errors import UserError
+from sdbench.gate import judging
+from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.gate.verdicts import Report
 from sdbench.records import Record
 from sdbench.records.names import is_probe
+from sdbench.stats.decisions import BetweenRuns
+
+
+def judge(new: Side, old: Side, policy: Policy, between_runs: Mapping[str, BetweenRuns], only: str | None = None) -> Report:
+    """Compare the record of a candidate with a baseline's, by what of the policy is weighed between them; see `judging.judge`.
+
+    Args:
+        only: "quality" to weigh the image metrics alone.
+
+    Raises:
+        UserError: the policy has no rules for the suite, or nothing would be left to weigh.
+    """
+    sides = new.record, old.record
+    weighed, left_out = leave_out_probes(policy, new.record.suite.name, only, sides)
+    return with_left_out(judging.judge(new, old, weighed, between_runs), left_out, sides)
 
 
 def leave_out_probes(rules: Policy, suite: str, only: str | None, sides: Sequence[Record]) -> tuple[Policy, list[str]]:

@@ -7,13 +7,15 @@ import torch
 
 from sdbench.errors import UserError
 
-# What cuDNN, cuBLAS and the driver say, PyTorch's allocator where a compiler has wrapped its exception, and that of the CPU.
+# What cuDNN, cuBLAS, the driver and compiled kernels say, PyTorch's allocator where a compiler has wrapped its exception, and the CPU's.
 _MESSAGES = (
     "unable to find an engine",
     "ALLOC_FAILED",
     "ALLOCATION_FAILED",
     "CUDA error: out of memory",
     "CUDA out of memory",
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
     "can't allocate memory",
 )
 

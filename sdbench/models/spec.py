@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os.path import expanduser
 from pathlib import Path
+from typing import get_args
 
 from sdbench.errors import IncompleteError, UserError, unknown_name
 from sdbench.models.architectures import (
     TOPOLOGIES,
+    WIDTHS,
     AnyFamily,
     Family,
     architecture_of,
@@ -149,6 +151,36 @@ def _check_family_of_base(spec: ModelSpec) -> None:
         )
 
 
+def check_family(spec: ModelSpec, family: Family, suite: str) -> None:
+    """Check that a model is of the family of a suite.
+
+    Raises:
+        UserError: it is of another, or of none.
+    """
+    if spec.family == "custom":
+        expected = " or ".join(f"{WIDTHS[each]['cross_attention_dim']} (family {each})" for each in get_args(Family))
+        raise UserError(
+            f"{_describe_text_width(spec)}, expected {expected}: models with other text encoders are not measured; to score their images, "
+            "draw them yourself and use `sdbench score`"
+        )
+    if spec.family != family:
+        raise UserError(
+            f"{spec.name!r} is of family {spec.family!r}, suite {suite!r} is for {family!r}; rows of two families are never compared"
+        )
+
+
+def _describe_text_width(spec: ModelSpec) -> str:
+    """Where a model states the width of the text embeddings that its UNet takes, and the width."""
+    if spec.source == "memory":
+        return f"{spec.name!r}: its UNet takes text embeddings of another width"
+    path = (spec.source == "hub" and _snapshot(spec.location, spec.revision)) or Path(spec.location)
+    if spec.source == "file":
+        widths = _text_widths(strip_prefixes(read_header(path)))
+        return f"{path}: its attentions take text embeddings of width {' and '.join(map(str, sorted(widths))) or 'unknown'}"
+    config = (path if spec.base else path / "unet") / "config.json"
+    return f"{config}: cross_attention_dim is {read_config(config).get('cross_attention_dim')}"
+
+
 def path_of(what: str) -> Path:
     """The path that a user names, where `~` is a home folder; the home of an unknown user stays as it is, and so is not found."""
     return Path(expanduser(what))  # noqa: PTH111  # Path.expanduser raises a RuntimeError
@@ -178,6 +210,10 @@ def _not_found(what: str, path: Path) -> UserError:
         "A model is a name of the catalogue, the path of a folder in diffusers layout or of a .safetensors file, or owner/name or "
         "owner/name@revision on the Hub."
     )
+    if path.is_symlink():
+        return UserError(f"{what!r} is a link to {path.readlink()}, which leads to no file or folder; put the link right. {advice}")
+    if path.exists():
+        return UserError(f"{what!r} is neither a file nor a folder. {advice}")
     if "/" not in what and "\\" not in what and path.suffix != ".safetensors":
         return unknown_name("model", what, CATALOGUE, advice)
     siblings = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
@@ -277,9 +313,14 @@ def _architecture_of_tensors(tensors: Mapping[str, Tensor], *, ldm: bool) -> str
 
 
 def _family_of_tensors(tensors: Mapping[str, Tensor]) -> AnyFamily:
-    ending = ".transformer_blocks.0.attn2.to_k.weight"  # width of the UNet x width of the text
-    widths = {tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(ending)}
+    widths = _text_widths(tensors)
     return family_of({"cross_attention_dim": widths.pop()}) if len(widths) == 1 else "custom"
+
+
+def _text_widths(tensors: Mapping[str, Tensor]) -> set[int]:
+    """The widths of the text embeddings that the attentions of a UNet take."""
+    ending = ".transformer_blocks.0.attn2.to_k.weight"  # width of the UNet x width of the text
+    return {tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(ending)}
 
 
 def example_base(tensors: Mapping[str, Tensor]) -> str | None:

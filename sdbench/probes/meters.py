@@ -44,18 +44,18 @@ def reset_peak_memory(device: str) -> None:
 def peak_memory_mib(device: str) -> dict[str, float]:
     """Peak memory of this process in MiB, by name of the value.
 
-    Two are the host's, since the process began: `peak_rss`, and on Linux `peak_data`, the same without the pages of libraries. On CUDA
-    there are two of PyTorch's allocator, since `reset_peak_memory`: `peak_allocated` in tensors, and `peak_reserved` with its cache. The
-    CUDA context comes on top.
+    `peak_rss` is the host's, since the process began. On CUDA there are two of PyTorch's allocator, since `reset_peak_memory`:
+    `peak_allocated` in tensors, and `peak_reserved` with its cache; the CUDA context comes on top. Elsewhere, on Linux, there is
+    `peak_data`, which is `peak_rss` without the pages of libraries.
     """
     peaks = {"peak_rss": peak_rss_mib()}
-    if "peak_data" in HOST_PEAKS:
-        peaks["peak_data"] = peaks["peak_rss"] - _library_pages_mib()
     if device.startswith("cuda"):
         import torch
 
         peaks["peak_allocated"] = torch.cuda.max_memory_allocated(device) / MIB
         peaks["peak_reserved"] = torch.cuda.max_memory_reserved(device) / MIB
+    elif "peak_data" in HOST_PEAKS:
+        peaks["peak_data"] = peaks["peak_rss"] - _library_pages_mib()
     return peaks
 
 

@@ -23,7 +23,9 @@ def load(request: Request) -> tuple[Stages, float]:
     on_cuda = request.device.startswith("cuda")
     if on_cuda:
         torch.cuda.set_device(torch.device(request.device).index or 0)
-        torch.backends.cudnn.allow_tf32 = False  # float32 as images are made in it; compilers read this older switch
+        # float32 as images are made in it, whatever the variables of a container say; compilers read these older switches.
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
     start = time.perf_counter()
     pipe = load_pipeline(request.spec, dtype=request.dtype, device=request.device)
     load_s = time.perf_counter() - start

@@ -3,21 +3,23 @@
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
+import numpy as np
+
 from sdbench.probes import roofline
 from sdbench.probes.capacity import CARDS_GB
 from sdbench.probes.conditions import conditions, remarks
 from sdbench.probes.meters import HOST_PEAKS, MIB
+from sdbench.probes.request import Request
 from sdbench.probes.rounds import Round, collect_info, failed_value, failure_note, failure_reason, median_value, ratio_value
 from sdbench.probes.work import Load
 from sdbench.records import Value
 from sdbench.records.names import STAGES, latency_of, with_setting
-from sdbench.settings import Setting
 from sdbench.stats import intervals
 
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
 
 
-def values(rounds: Sequence[Round], setting: Setting, loads: Mapping[str, Load], *, on_cuda: bool) -> list[Value]:
+def values(request: Request, rounds: Sequence[Round], loads: Mapping[str, Load]) -> list[Value]:
     """Every value of a model in a setting. What failed in all rounds is there too, as failed and with the reason.
 
     In all settings but `base`, names end in `@<label>`.
@@ -25,12 +27,13 @@ def values(rounds: Sequence[Round], setting: Setting, loads: Mapping[str, Load],
     Args:
         loads: FLOPs and bytes of a call of each stage; empty where they are not known.
     """
+    setting = request.setting
     latencies = {stage: _latency(stage, rounds) for stage in STAGES}
     found = [
         *chain.from_iterable(latencies.values()),
         ratio_value("images_per_second", "images/s", setting.batch, latencies["pipeline"][0], note=failure_note(rounds, "pipeline")),
-        *_memory(rounds, on_cuda=on_cuda),
-        *_cold_start(rounds, compiling=setting.compile is not None),
+        *_memory(rounds, on_cuda=request.device.startswith("cuda")),
+        *_cold_start(request, rounds),
         *roofline.values(rounds, {stage: quantiles[0] for stage, quantiles in latencies.items()}, loads),
         *conditions(rounds),
     ]
@@ -43,21 +46,23 @@ def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
     names = {mark: latency_of(stage, mark) for mark in QUANTILES}
     if not samples:
         return [failed_value(name, "probe", "s", failure_reason(rounds, stage)) for name in names.values()]
+    median, together = intervals.time_median(samples), np.concatenate(samples)
     found = []
     for mark, name in names.items():
-        estimate, is_p50 = intervals.time_quantile(samples, QUANTILES[mark]), mark == "p50"
-        notes = ["" if estimate.has_interval else "n too small for an interval", failure_note(rounds, stage)]
-        notes += remarks(rounds) if is_p50 and stage == "pipeline" else []
+        is_p50 = mark == "p50"
+        has_interval, n_needed = is_p50 and median.has_interval, round(1 / (1 - QUANTILES[mark]))
+        too_small = "n too small for an interval" if is_p50 and not has_interval else "n too small" if len(together) < n_needed else ""
+        notes = [too_small, failure_note(rounds, stage), *(remarks(rounds) if is_p50 and stage == "pipeline" else [])]
         found.append(
             Value(
                 name=name,
                 kind="probe",
                 direction="lower",
                 unit="s",
-                value=estimate.value,
-                low=estimate.low if estimate.has_interval else None,
-                high=estimate.high if estimate.has_interval else None,
-                n=estimate.n,
+                value=float(np.quantile(together, QUANTILES[mark])),
+                low=median.low if has_interval else None,
+                high=median.high if has_interval else None,
+                n=len(together),
                 samples=samples if is_p50 else None,
                 note="; ".join(filter(None, notes)),
             )
@@ -96,22 +101,26 @@ def _card_memory(rounds: Sequence[Round], reason: str, note: str) -> list[Value]
     ]
 
 
-def _cold_start(rounds: Sequence[Round], *, compiling: bool) -> list[Value]:
-    """Times of loading and of the first call; the first call of a round that compiled anew has a value of its own."""
-    reason = failure_reason(rounds, "pipeline")
+def _cold_start(request: Request, rounds: Sequence[Round]) -> list[Value]:
+    """Times of loading and of the first call; the first call of a round that compiled anew has a value of its own.
+
+    Random weights are not loaded, and the images that calibrate them have loaded kernels which the first call of a model on disk loads.
+    """
+    reason, is_random = failure_reason(rounds, "pipeline"), request.spec.source == "random"
     compiling_rounds, others = (
         [measured for measured in rounds if measured.info.get("compiled_anew") is wanted] for wanted in (True, False)
     )
-    found = [
-        median_value("cold_start.load", "s", collect_info(rounds, "load_s"), reason),
+    found = [] if is_random else [median_value("cold_start.load", "s", collect_info(rounds, "load_s"), reason)]
+    found.append(
         median_value(
             "cold_start.first_call",
             "s",
             collect_info(others, "first_call_s"),
             "every round compiled from scratch" if compiling_rounds else reason,
-        ),
-    ]
-    if compiling:
+            note="after the images that calibrate random weights" if is_random else "",
+        )
+    )
+    if request.setting.compile:
         without = "no round compiled from scratch: the compiler's cache was warm" if others else reason
         found.append(median_value("cold_start.first_call_compiling", "s", collect_info(compiling_rounds, "first_call_s"), without))
     return found

@@ -1,10 +1,14 @@
 """Record folders: writing, reading and finding them."""
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from sdbench.errors import UserError
 from sdbench.records.content import SCHEMA_VERSION, Record, SuiteId
@@ -100,10 +104,19 @@ def read_scores(folder: Path) -> Scores:
 
 
 def _unreadable(folder: Path, error: Exception) -> UserError:
-    if (folder / "record.json").exists():
-        what = f"record {folder} cannot be read (record.json and scores.parquet of schema {SCHEMA_VERSION})"
-        return UserError(f"{what}: {error_message(error)}. Restore it, or delete the folder")
-    return UserError(f"{folder} is not a record: there is no {folder / 'record.json'}. {suggest_record_in(folder)}".rstrip())
+    if not isinstance(error, PermissionError) and not (folder / "record.json").exists():
+        return UserError(f"{folder} is not a record: there is no {folder / 'record.json'}. {suggest_record_in(folder)}".rstrip())
+    what = f"record {folder} cannot be read (record.json and scores.parquet of schema {SCHEMA_VERSION})"
+    return UserError(f"{what}: {error_message(error)}. {_advise_on(error)}")
+
+
+def _advise_on(error: Exception) -> str:
+    """What to do about a record that cannot be read."""
+    if isinstance(error, PermissionError):
+        return "Make it readable"
+    if isinstance(error, ValidationError) and any(finding["loc"] == ("schema_version",) for finding in error.errors()):
+        return "It is of another version of sdbench: update sdbench"
+    return "Restore it, or delete the folder"
 
 
 def suggest_record_in(folder: Path) -> str:
@@ -122,6 +135,7 @@ def newest_per_model(results: Path, family: str | None = None, name: str | None 
     """The newest record of each (family, suite, model, label, machine class), in a stable order; of one family or model name, if given.
 
     Raises:
+        OSError: see `folders`.
         UserError: see `read`.
     """
     rows: dict[tuple[str | int, ...], tuple[Path, Record]] = {}
@@ -135,20 +149,43 @@ def newest_per_model(results: Path, family: str | None = None, name: str | None 
 
 
 def folders(results: Path, family: str | None = None, name: str | None = None) -> list[Path]:
-    """All record folders, of one family or of all, of models of one name or of all."""
-    return sorted(path.parent for path in results.glob(f"{family or '*'}/*@*/{name or '*'}/*/record.json"))
+    """All record folders, of one family or of all, of models of one name or of all.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    return _record_folders(results, family or "*", "*@*", name or "*")
 
 
 def find(results: Path, family: str, suite: SuiteId, name: str, label: str = "") -> list[tuple[Path, Record]]:
     """A model's records under exactly this suite, digest included, oldest first; records of random weights have a label.
 
     Raises:
+        OSError: see `folders`.
         UserError: see `read`.
     """
-    paths = sorted((results / family / suite.title / name).glob("*/record.json"))
-    found = [(path.parent, read_record(path.parent)) for path in paths]
+    found = [(folder, read_record(folder)) for folder in _record_folders(results, family, suite.title, name)]
     matching = [(folder, record) for folder, record in found if (record.suite, record.model.label) == (suite, label)]
     return sorted(matching, key=lambda pair: pair[1].created)
+
+
+def _record_folders(results: Path, family: str, suite: str, name: str) -> list[Path]:
+    """The record folders whose path matches these patterns; `Path.glob` would leave out, silently, what may not be read."""
+    found = [results]
+    for pattern in (family, suite, name, "*", "record.json"):
+        found = [path / entry for path in found for entry in _entries(path) if fnmatchcase(entry, pattern)]
+    return sorted(path.parent for path in found)
+
+
+def _entries(folder: Path) -> list[str]:
+    """The names in a folder that a record's path may have; none where it is a file, or was removed.
+
+    Folders that others may not read by design are left out: hidden ones, in which records are being written, and that of a file system.
+    """
+    try:
+        return [name for name in os.listdir(folder) if not name.startswith(".") and name != "lost+found"]  # noqa: PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def digest_of(folder: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sdbench import tables
 from sdbench.errors import UserError
-from sdbench.gate import floors, judging, weighing
+from sdbench.gate import floors, weighing
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.leaderboard import MAX_MODELS, grids, provenance, speed, standings, truth
@@ -211,13 +211,12 @@ def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[
         return
     teacher = section.teacher.record
     try:
-        weighed, left_out = weighing.leave_out_probes(policy, teacher.suite.name, None, (teacher,))
+        weighing.leave_out_probes(policy, teacher.suite.name, None, (teacher,))
     except UserError:
         return
     between_runs, baseline = floors.between_runs(teacher, results), Side.read(section.teacher.folder)
     for row in [row for row in section.models if row is not section.teacher][:MAX_MODELS]:
-        report = judging.judge(Side.read(row.folder), baseline, weighed, between_runs)
-        report = weighing.with_left_out(report, left_out, (row.record, teacher))
+        report = weighing.judge(Side.read(row.folder), baseline, policy, between_runs)
         yield {"candidate": row.name, "verdict": report.verdict, "why": report.why, "grid": report.grid(), "notes": report.notes}
 
 

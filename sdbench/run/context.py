@@ -13,7 +13,7 @@ from sdbench.generate import Job, list_jobs
 from sdbench.machine import slow_dtype_note, version
 from sdbench.models.loading import build_part, check_headers
 from sdbench.models.locate import check_local_files
-from sdbench.models.spec import ModelSpec
+from sdbench.models.spec import ModelSpec, check_family
 from sdbench.records import DRAWING_PACKAGES, Model
 from sdbench.scenes.grammar import EXAMPLE, parse
 from sdbench.scenes.render import SIZE_PX
@@ -28,7 +28,6 @@ class RunContext:
     """A suite on this machine, what of it is measured, and where the output goes.
 
     Attributes:
-        suite: one that can be run, not a part.
         only: "quality" or "probes" for one half of the suite, None for both.
         pipelines: pipelines in memory, by the names of their specs, which have the source `memory`.
         settings: labels of the probes' settings to measure; all by default.
@@ -49,7 +48,6 @@ class RunContext:
     @property
     def sampling(self) -> Sampling:
         """How the suite's images are made."""
-        assert self.suite.sampling
         return self.suite.sampling
 
     @property
@@ -85,15 +83,10 @@ def check_suite(context: RunContext) -> None:
     """Check that a suite can be run, and that the options leave something to measure.
 
     Raises:
-        UserError: the suite is a part, nothing of it would be measured, or it has no such half, setting, metric, size or caption.
+        UserError: nothing of the suite would be measured, or it has no such half, setting, metric, size or caption.
     """
     check_half(context.only)
     suite = context.suite
-    if suite.prompts is None or suite.sampling is None or suite.family is None:
-        raise UserError(
-            f"suite {suite.name!r} is a part: it has no prompts and no sampling of its own; run one that includes it, such as 'quality' or "
-            "'standard'"
-        )
     if not context.probes and not context.with_quality:
         lacking = {"quality": "no metrics", "probes": "no probes"}.get(context.only or "", "neither metrics nor probes")
         raise UserError(f"suite {suite.name!r} has {lacking}, so there is nothing to measure; name another with --suite")
@@ -132,15 +125,11 @@ def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
     """Check that models can be measured under a suite, and told apart.
 
     Raises:
-        UserError: a model is of another family or lacks weights, or two models have the same name.
+        UserError: a model is of another family or of none, or lacks weights, or two models have the same name.
     """
     by_name: dict[str, ModelSpec] = {}
     for spec in specs:
-        if spec.family != suite.family:
-            raise UserError(
-                f"{spec.name!r} is of family {spec.family!r}, suite {suite.name!r} is for {suite.family!r}; rows of two families are never "
-                "compared"
-            )
+        check_family(spec, suite.family, suite.name)
         if other := by_name.get(spec.name):
             places = " and ".join(each.location or each.source for each in (other, spec))
             raise UserError(f"two models are called {spec.name!r}: {places}; run them one by one, each with a --name of its own")

@@ -62,10 +62,6 @@ def find_images(folder: Path, prompts: Path | None, suite: Suite) -> CaptionedFi
         UserError: there are no images, images lack prompts or prompts images, a file cannot be read, the order of the
             names is ambiguous, or the suite's family has no such images.
     """
-    if suite.family is None:
-        raise UserError(
-            f"suite {suite.name!r} is a part and has no family; score with one that includes it, such as 'standard' or 'quality'"
-        )
     paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
     found = _pair_by_order(folder, paths, prompts) if prompts else _read_captioned(folder, paths)
     if not found.paths:

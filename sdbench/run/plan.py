@@ -35,7 +35,6 @@ def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str]
         UserError: the weights of a model on this disk are damaged, the Hub cannot be reached, or see `check_prediction`.
     """
     suite, sampling = context.suite, context.sampling
-    assert suite.prompts
     check_weights(specs, sampling.dtype)
     efficiency = EFFICIENCY[context.device.partition(":")[0]]
     rate = efficiency * ceilings.measure("matmul", context.device, sampling.dtype) / 2  # two FLOPs are one multiply-accumulate
@@ -103,7 +102,7 @@ def _text(content: dict[str, Any], n: int, samples: int) -> str:
 def _describe_scheduler(scheduler: Mapping[str, Any]) -> str:
     """A scheduler, as `schedulers.describe` has it, in words; some have no kind of prediction."""
     kind = f" ({scheduler['prediction_type']})" if scheduler["prediction_type"] else ""
-    return f"{scheduler['class']}{kind} at {', '.join(map(str, scheduler['timesteps']))}"
+    return f"{scheduler['class']}{kind} at {', '.join(f'{timestep:g}' for timestep in scheduler['timesteps'])}"
 
 
 def duration_text(seconds: float) -> str:

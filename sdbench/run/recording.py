@@ -10,7 +10,6 @@ from sdbench.disk import locked
 from sdbench.errors import UserError
 from sdbench.generate import Job, list_jobs
 from sdbench.machine import environment, this_machine, version
-from sdbench.models.catalogue import TEACHERS
 from sdbench.models.spec import ModelSpec
 from sdbench.notes import print_note
 from sdbench.probes.driver import ProbeResult
@@ -77,7 +76,7 @@ def write_record(
         _check_any_measured(model, (*values, *new))
     run_ids = {run_id for run_id, found in ((probed.run_id, new), (old_run_id, old)) if found}
     record = Record(
-        family=context.suite.family or "",
+        family=context.suite.family,
         suite=context.suite.id,
         model=model,
         machine=machine,
@@ -88,9 +87,9 @@ def write_record(
         sampling={} if model.is_made_elsewhere else context.sampling.model_dump(mode="json"),
         scheduler=dict(scheduler),
         noise={} if model.is_made_elsewhere else context.suite.noise.model_dump(),
-        teacher=NamedTeacher(model=teacher_name(context.suite), suite=context.suite.teacher_suite().id) if context.suite.teacher else None,
+        teacher=NamedTeacher(model=context.suite.teacher_name, suite=context.suite.teacher_suite().id) if context.suite.teacher else None,
         prompts=context.suite.describe_prompts(),
-        groups=(context.suite.prompts and context.suite.prompts.groups) or {},
+        groups=context.suite.prompts.groups or {},
         samples=context.suite.samples,
         run=run_ids.pop() if len(run_ids) == 1 else "",
         looks=looks,
@@ -141,7 +140,7 @@ def build_subject(model: Model, context: RunContext, store: Store, jobs: Sequenc
     Raises:
         UserError: a record of the teacher cannot be read.
     """
-    of_teacher, name = context.suite.teacher_suite(), teacher_name(context.suite)
+    of_teacher, name = context.suite.teacher_suite(), context.suite.teacher_name
     subject = replace(
         plain_subject(store, jobs, context.runs),
         is_teacher=model.name == name and not context.suite.other_suite,
@@ -168,7 +167,7 @@ def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[
     Raises:
         MissingError, UserError: a record of the teacher cannot be read; or see `list_jobs`.
     """
-    name, other_suite = teacher_name(context.suite), context.suite.other_suite
+    name, other_suite = context.suite.teacher_name, context.suite.other_suite
     if not other_suite and name in {spec.name for spec in specs}:
         return []
     found = _find_teacher(context, list_jobs(context.suite, context.sampling, None))
@@ -190,11 +189,6 @@ def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[
     ]
 
 
-def teacher_name(suite: Suite) -> str:
-    """The name of the model that the others are compared with."""
-    return suite.teacher.model if suite.teacher else TEACHERS[suite.family or ""]
-
-
 def probe_values(record: Record) -> list[Value]:
     """The values of latency, memory and size in a record."""
     return [value for value in record.values if not value.is_image_metric]
@@ -206,7 +200,7 @@ def _find_teacher(context: RunContext, jobs: Sequence[Job]) -> tuple[Path, Recor
     Of the records of the newest weights, those whose images were drawn as this run draws come first.
     """
     of_teacher = context.suite.teacher_suite()
-    of_family = records.find(context.results, context.suite.family or "", of_teacher.id, teacher_name(context.suite))
+    of_family = records.find(context.results, context.suite.family, of_teacher.id, context.suite.teacher_name)
     with_images = [found for found in of_family if found[1].n_images]
     if not with_images:
         return None
@@ -236,7 +230,7 @@ def _find_images(model: Model, context: RunContext, jobs: Sequence[Job]) -> Subj
 
 def _records_of_row(model: Model, machine: Machine, context: RunContext) -> list[tuple[Path, Record]]:
     """The records of a model's row in the leaderboard, with any weights, oldest first."""
-    of_model = records.find(context.results, context.suite.family or "", context.suite.id, model.name, model.label)
+    of_model = records.find(context.results, context.suite.family, context.suite.id, model.name, model.label)
     return [found for found in of_model if found[1].machine.machine_class == machine.machine_class]
 
 

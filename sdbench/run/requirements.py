@@ -82,7 +82,7 @@ def inputs_are_here(suite: Suite) -> bool:
 
 def _inputs(suite: Suite) -> dict[str, str]:
     """Place of each external input of the suite -> "prompts" or "latent"."""
-    places = {"prompts": suite.prompts.path if suite.prompts else None, "latent": suite.noise.file}
+    places = {"prompts": suite.prompts.path, "latent": suite.noise.file}
     return {place: kind for kind, place in places.items() if place}
 
 

@@ -23,7 +23,7 @@ from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
 from sdbench.records import Model
 from sdbench.run.context import RunContext, check_models, check_weights, dtypes, slow_dtype_notes, store_and_jobs
-from sdbench.run.recording import build_subject, teacher_name, write_record
+from sdbench.run.recording import build_subject, write_record
 from sdbench.run.requirements import fetch_evaluators, sizes_text
 from sdbench.scenes import embedded
 from sdbench.store import Store
@@ -41,7 +41,7 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
         UserError: see `fetch_models`.
         PartialError: a model cannot be drawn, or its record cannot be written; the records of the others are.
     """
-    ordered = sorted(fetch_models(specs, context), key=lambda spec: spec.name != teacher_name(context.suite))
+    ordered = sorted(fetch_models(specs, context), key=lambda spec: spec.name != context.suite.teacher_name)
     models = {spec.name: describe_model(spec, context) for spec in ordered}
     if context.with_quality:
         for lacking in fetch_evaluators(context.suite.own_metrics):  # told before hours of drawing
@@ -64,7 +64,7 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
 
     with evaluators_on(context.device):
         folders, unwritten = _try_each(sound, record, context.device)
-    errors, teacher = refused | unwritten, teacher_name(context.suite)
+    errors, teacher = refused | unwritten, context.suite.teacher_name
     if teacher in errors and folders and not context.suite.other_suite:
         errors[teacher] += " (so the records of the others may lack what compares them with it)"
     if errors:

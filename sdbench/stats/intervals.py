@@ -84,8 +84,7 @@ def share_interval(shares: npt.ArrayLike, n_images: int) -> Estimate:
         raise ValueError(f"shares must lie in 0..1, found {shares.min()} to {shares.max()}")
     share, n = float(shares.mean()), len(shares)
     most = share * (1 - share)
-    variance = most - float((shares * (1 - shares)).mean())
-    design_effect = max(variance / most, n / n_images) if most else 1.0
+    design_effect = min(1.0, max(float(shares.var(ddof=1)) / most, n / n_images)) if most and n > 1 else 1.0
     return replace(_wilson_interval(share, most, n / design_effect), n=n)
 
 
@@ -167,30 +166,30 @@ def _spearman_by_row(one: F64, other: F64) -> F64:
     return correlation
 
 
-def time_quantile(rounds: Sequence[npt.ArrayLike], q: float) -> Estimate:
-    """Quantile q of all times together (linear between order statistics), with an interval that treats rounds, not calls, as independent.
+def time_median(rounds: Sequence[npt.ArrayLike]) -> Estimate:
+    """Median of all times together, with an interval that treats rounds, not calls, as independent.
 
     The machine's speed drifts between rounds. An interval that treats all calls as independent covers only 74 to 85 % where rounds
-    vary as much as calls or more. So this is Student's t interval of the rounds' own quantiles, on a log scale since they are times, around
-    the quantile of all calls. `has_interval` is False for a single round, and where a round has fewer than 1 / min(q, 1 - q) calls, too
-    few for such a quantile.
+    vary as much as calls or more. So this is Student's t interval of the rounds' own medians, on a log scale since they are times, around
+    the median of all calls. `has_interval` is False for a single round, and where a round has a single call.
+
+    Other quantiles have no such interval: it covers 81 to 92 % for the 90th percentile and 51 to 91 % for the 99th, mostly below the truth,
+    since the tail of all calls is that of the slowest rounds, which the rounds' own quantiles do not show.
 
     Args:
         rounds: rounds x calls, positive; rounds may differ in length.
 
     Raises:
-        ValueError: q not strictly between 0 and 1, no rounds, an empty round, or times that are not positive and finite.
+        ValueError: no rounds, an empty round, or times that are not positive and finite.
     """
-    if not 0 < q < 1:
-        raise ValueError(f"a quantile must lie between 0 and 1, found {q}")
     columns = [as_column(times, "times of a round") for times in rounds]
     together = as_column(np.concatenate(columns) if columns else [], "times")
     if together.min() <= 0:
         raise ValueError(f"times must be positive, found {together.min()}")
-    value, n = float(np.quantile(together, q)), len(together)
-    if len(columns) < 2 or min(map(len, columns)) * min(q, 1 - q) < 1 - 1e-9:
+    value, n = float(np.median(together)), len(together)
+    if len(columns) < 2 or min(map(len, columns)) < 2:
         return Estimate(value, float(together.min()), float(together.max()), n, has_interval=False)
-    own = np.log([np.quantile(times, q) for times in columns])
+    own = np.log([np.median(times) for times in columns])
     factor = math.exp(student_t.quantile(_UPPER, len(own) - 1) * standard_error(own))
     return Estimate(value, value / factor, value * factor, n)
 

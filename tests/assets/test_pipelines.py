@@ -206,7 +206,6 @@ def test_plan_lists_each_file_that_the_run_fetches_once(monkeypatch: pytest.Monk
         tiny_unet().save_pretrained(tmp_path / name)
     specs = [resolve(str(tmp_path / name), base=NAME) for name in ("one", "two")]
     suite = load_suite("quality")
-    assert suite.sampling
     assert suite.probes
     suite = suite.model_copy(
         update={

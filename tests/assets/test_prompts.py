@@ -151,7 +151,6 @@ def test_list_is_identified_by_its_digest_and_another_is_rejected(tmp_path: Path
     assert stated.id == plain.id == make_suite(elsewhere, column="caption").id  # the id depends on the content, not the path
     assert make_suite(path, n=5).id != plain.id
     some = make_suite(path, digest=digest, looked=3)  # part of the same list
-    assert plain.sampling
     assert list(some.prompt_list()) == sorted(suites.look_order([*plain.prompt_list()], plain.sampling.batch)[:3])
     assert some.describe_prompts().startswith(f"3 of {path}, digest ")
     assert some.id != stated.id
@@ -160,9 +159,11 @@ def test_list_is_identified_by_its_digest_and_another_is_rejected(tmp_path: Path
 
 def test_dataset_beside_a_suite_file_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = write_list(tmp_path, "jsonl")
-    text = 'name = "mine"\nversion = 1\ndescription = "for tests"\n'
     (tmp_path / "mine.toml").write_text(
-        text + f'prompts = {{ source = "dataset", path = "{listed.name}", column = "caption", n = 6 }}\n', encoding="utf-8"
+        'name = "mine"\nversion = 1\nfamily = "scenes"\ndescription = "for tests"\n'
+        f'prompts = {{ source = "dataset", path = "{listed.name}", column = "caption", n = 6 }}\n'
+        'sampling = { steps = 1, guidance_scale = 1, size_px = 64, dtype = "float32", batch = 1 }\n',
+        encoding="utf-8",
     )
     monkeypatch.chdir(tmp_path.parent)
     assert [*suites.load(f"{tmp_path.name}/mine.toml").prompt_list().values()] == CAPTIONS
@@ -188,9 +189,11 @@ def test_hub_dataset_is_fetched_once_and_then_read_offline(tmp_path: Path, monke
     hub.put("datasets/owner/prompts/data/test-00000-of-00001.parquet", (tmp_path / "list.parquet").read_bytes())
     code = """
 from sdbench.run import requirements
+from sdbench.settings import Sampling
 from sdbench.suites import Prompts, Suite
+sampling = Sampling(steps=1, guidance_scale=1, size_px=64, dtype="float32", batch=1)
 prompt_source = Prompts(source="dataset", path="owner/prompts", split="test", n=3)
-suite = Suite(name="own", version=1, description="", prompts=prompt_source)
+suite = Suite(name="own", version=1, family="scenes", description="", prompts=prompt_source, sampling=sampling)
 print(requirements.inputs_are_here(suite), suite.describe_prompts())
 """
     hf_home = tmp_path / "hf"
@@ -269,7 +272,7 @@ def test_shipped_suites_without_their_prompts_name_what_is_missing(name: str, mi
 )
 def test_source_without_its_location_is_an_error(prompt: dict[str, str], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
-        validate(Suite, {"name": "x", "version": 1, "description": "", "prompts": {**prompt, "n": 1}}, "suite x")
+        validate(Prompts, {**prompt, "n": 1}, "prompts x")
 
 
 # ---- latents from files ----
@@ -333,4 +336,4 @@ def test_latent_with_another_digest_than_the_suite_states_is_rejected(tmp_path: 
 
 def test_latent_file_requires_fixed_noise(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='it needs kind = "fixed"'):
-        validate(Suite, {"name": "x", "version": 1, "description": "", "noise": {"file": str(tmp_path)}}, "suite x")
+        validate(Noise, {"file": str(tmp_path)}, "noise x")

@@ -1,7 +1,9 @@
 """The gate, comparisons and noise floors from the command line: exit codes that mean what they say, whatever goes wrong."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from commandline import ROOT, SLOW, error_message, run_in_process
 from factories import make_measurement, make_record, save_record
+from tiny import edit_json
 
 from sdbench import api, cli, suites
 from sdbench.api import measuring
@@ -122,6 +125,27 @@ def test_a_record_against_itself_passes_with_a_note(student: Path, tmp_path: Pat
     assert "A and B are the same record" in api.compare(student, student, places=api.Places(tmp_path)).notes
 
 
+def test_record_is_named_by_its_file_too(student: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = student / "record.json", teacher / "record.json"
+    assert gate(ours, theirs) == 0
+    assert cli.main(["compare", str(ours), str(theirs), "--results", str(tmp_path)]) == 0
+    assert cli.main(["baseline", "set", "production", str(theirs), "--why", "x", "--results", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert baselines.find("production", tmp_path) == teacher
+
+
+def test_unet_of_no_family_is_refused_before_the_evaluators_are_listed(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_pipeline, tmp_path / "other")
+    config = tmp_path / "other" / "unet" / "config.json"
+    edit_json(config, cross_attention_dim=1024)
+    for words in (["noise", "./other"], ["run", "--model", "./other"], ["gate", "./other", "--baseline", "scenes-vega", "--device", "cpu"]):
+        message = error_message(words, capsys)
+        assert message.startswith(f"sdbench: {config}: cross_attention_dim is 1024, expected 2048 (family sdxl) or 96 (family scenes): ")
+        assert "use `sdbench score`" in message
+
+
 @pytest.mark.parametrize("only", [None, "quality"])
 def test_record_of_a_catalogue_baseline_is_used_where_nothing_is_timed(
     only: str | None, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
@@ -172,7 +196,7 @@ def test_gate_and_noise_change_settings_of_a_suite(monkeypatch: pytest.MonkeyPat
     assert cli.main(["gate", "scenes-vega-pruned", "--baseline", "scenes-vega", "--suite", "quality", *few]) == 2
     assert cli.main(["noise", "scenes-vega", *few]) == 2
     capsys.readouterr()
-    settings = [(suite.name, suite.sampling.steps, suite.prompts.n) for suite in ran if suite.sampling and suite.prompts]
+    settings = [(suite.name, suite.sampling.steps, suite.prompts.n) for suite in ran]
     assert settings == [("quality-custom", 2, 8)] * 2
     assert "name the suite that these settings change" in error_message(["gate", "a", "--baseline", "b", *few], capsys)
 
@@ -349,22 +373,52 @@ def test_crash_is_reported_in_json_junit_and_markdown(
 
 
 @pytest.mark.parametrize("option", ["--junit", "--markdown"])
-def test_unwritable_report_is_not_a_verdict(option: str, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    unwritable = [tmp_path, Path("/dev/full")] if Path("/dev/full").exists() else [tmp_path]
-    for path in unwritable:
-        assert gate(student, student, option, str(path)) == 2
-        assert f"the verdict cannot be published: cannot write {path}: " in capsys.readouterr().err
+def test_unwritable_report_is_not_a_verdict(
+    option: str, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report"
+    report = api.gate(student, student)
+
+    def judge(*_: object, **__: object) -> Report:
+        path.mkdir()  # in the hours that this takes
+        return report
+
+    monkeypatch.setattr(api, "gate", judge)
+    assert gate(student, student, option, str(path), "--json") == 2
+    out, err = capsys.readouterr()
+    assert f"the verdict cannot be published: cannot write {path}: " in err
+    assert json.loads(out)["verdict"] == "pass", "it is not lost"
 
 
 @pytest.mark.parametrize("words", COMMANDS)
 @pytest.mark.parametrize("option", ["--junit", "--markdown"])
-def test_report_without_a_folder_is_refused_before_anything_is_measured(
-    option: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_report_that_cannot_be_written_is_refused_before_anything_is_measured(
+    option: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("gate", "until_verdict"):
         monkeypatch.setattr(api, name, lambda *_, **__: pytest.fail("measured"))
     message = error_message([*words, option, "nowhere/file"], capsys)
     assert message == f"sdbench: {option} nowhere/file: there is no folder nowhere; make it, or name another file\n"
+    assert error_message([*words, option, str(tmp_path)], capsys) == f"sdbench: {option} {tmp_path}: this is a folder; name a file in it\n"
+    (tmp_path / "old").touch()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    for name, obstacle in (("new", str(tmp_path)), ("old", "old")):
+        message = error_message([*words, option, name], capsys)
+        assert message == f"sdbench: {option} {name}: {obstacle} cannot be written; make it writable, or name another file\n"
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_crash_while_arguments_are_read_does_not_look_like_a_verdict(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyError("nan")
+
+    monkeypatch.setattr("sdbench.arguments._StoreOnce.__call__", crash)
+    with pytest.raises(SystemExit) as done:
+        cli.main(words)
+    assert done.value.code == 2
+    assert "error: the arguments cannot be read: KeyError: 'nan'; see" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -411,6 +465,8 @@ def test_compare_exits_with_0_without_policy_or_verdict(tmp_path: Path, capsys: 
     out, err = capsys.readouterr()
     assert json.loads(out)["differences"][1]["outcome"] == "worse"
     assert page.read_text(encoding="utf-8").count("### after compared with before") == 2
+    assert cli.main([*words, "--markdown", str(tmp_path), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["differences"], "the answer is not lost with the page"
     assert "only records are compared" in error_message(["compare", "before", "scenes-vega", "--results", str(tmp_path)], capsys)
     assert not (tmp_path / "runs").exists()
 

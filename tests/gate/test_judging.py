@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -106,12 +107,12 @@ def test_too_few_prompts_are_inconclusive_and_the_reported_number_decides(tmp_pa
         "the data show neither that scenes-student is as good as scenes-teacher nor that it is worse: clip_score.scenes: 6 prompts "
     )
     assert (
-        f"6 prompts do not decide it; about {needed} would, with a probability of 80 %, if the true difference is the measured one"
+        f"6 prompts do not decide it; about {needed} prompts would, with a probability of 80 %, if the true difference is the measured one"
         in report.why
     )
     worse = make_measurement(n_prompts=6, worse="clip_score.scenes", by=0.08)
     nearly = judge(worse, few_teacher, tmp_path / "nearly", rules).results[0]
-    shown = re.search(r"about (\d+) would", nearly.reason)
+    shown = re.search(r"about (\d+) prompts would", nearly.reason)
     assert nearly.needed_n
     assert shown
     assert nearly.needed_n > 1000
@@ -164,6 +165,8 @@ def test_regression_in_one_of_several_metrics_must_survive_holm(tmp_path: Path) 
     among = judge(candidate, baseline, tmp_path / "among", rules(4))
     assert among.verdict == "inconclusive"
     assert "Holm" in among.why
+    quantiles = sum(map(NormalDist().inv_cdf, (1 - 0.05 / 4, 0.8)))  # of Holm's first step, and of the chance that is promised
+    assert among.results[0].needed_n == pytest.approx(100 * (quantiles / 1.8) ** 2, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +376,7 @@ def test_a_look_too_strict_to_decide_says_that_one_judgement_would(teacher: Meas
     undecided = compare(strict, between)
     assert undecided.verdict == "inconclusive"
     assert undecided.needed_n is not None
-    assert f"about {undecided.needed_n}, judged once rather than at several looks, would" in undecided.reason
+    assert f"about {undecided.needed_n} prompts, judged once rather than at several looks, would" in undecided.reason
 
 
 def test_equal_shares_of_too_few_prompts_do_not_claim_that_fewer_would_decide(tmp_path: Path) -> None:
@@ -725,7 +728,6 @@ def test_probes_are_told_from_image_metrics_by_name() -> None:
 @pytest.mark.parametrize("name", sorted(SHIPPED.suites))
 def test_shipped_policy_requires_only_metrics_that_its_suite_measures(name: str) -> None:
     suite = suites.load(name)
-    assert suite.family
     required = {metric for metric, rule in SHIPPED.rules(name).items() if rule.required}
     assert required - {"latency.pipeline.p50"} <= set(suite.metrics[suite.family])
     assert bool(suite.probes) == ("latency.pipeline.p50" in required)
@@ -735,7 +737,6 @@ def test_shipped_policy_requires_only_metrics_that_its_suite_measures(name: str)
 @pytest.mark.parametrize("name", sorted(SHIPPED.suites.keys() - {"quality"}))
 def test_full_size_margins_follow_the_published_noise_and_equal_models_pass(name: str) -> None:
     prompts = suites.load(name).prompts
-    assert prompts
     published = {"clip_score.vit-l-14": 0.04, "fid.clean": 0.19}  # BK-SDM, 30,000 images
     rules, random = SHIPPED.rules(name), np.random.default_rng(0)
     noise_in_policy = {metric: rule.noise for metric, rule in rules.items() if rule.noise}

@@ -207,10 +207,11 @@ def test_name_of_records_fits_by_the_suite_of_the_other_side(results: Results) -
 
 
 def test_run_may_be_compared_with_a_name_of_records(results: Results) -> None:
-    record, places, policy = results.record("my-unet"), api.Places(results.folder), gating.load_policy(None)
-    assert gating.find_baseline("my-unet", SUITE, policy, places, "cpu", None) == record
+    record = results.record("my-unet")
+    asked = gating.Request(gating.load_policy(None), api.Places(results.folder), "cpu", None)
+    assert asked.find_baseline("my-unet", SUITE) == record
     with pytest.raises(UserError, match="no record of 'my-unet' is of suite standard@"):
-        gating.find_baseline("my-unet", suites.load("standard"), policy, places, "cpu", None)
+        asked.find_baseline("my-unet", suites.load("standard"))
 
 
 def test_names_of_records_are_compared_under_the_suite_that_both_have(results: Results) -> None:

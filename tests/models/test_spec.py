@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from sdbench.models.architectures import ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.files import LDM_PREFIXES
 from sdbench.models.loading import load
-from sdbench.models.spec import ModelSpec, resolve
+from sdbench.models.spec import ModelSpec, check_family, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -202,6 +203,29 @@ def test_base_of_another_family_is_refused(tiny_pipeline: Path, tmp_path: Path) 
 def test_mistyped_path_error_suggests_a_similar_one(tiny_pipeline: Path) -> None:
     with pytest.raises(UserError, match=re.escape(f"did you mean '{tiny_pipeline}'")):
         resolve(str(tiny_pipeline.parent / "tiny-vegs"))
+
+
+def test_path_that_leads_to_no_file_is_not_suggested_in_its_own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, target in (("student", "moved-away"), ("loop", "loop"), ("student.safetensors", "moved-away")):
+        Path(name).symlink_to(target)
+        for what in (name, f"./{name}", str(tmp_path / name)):
+            with pytest.raises(UserError, match=rf"^'{what}' is a link to {target}, which leads to no file or folder; put"):
+                resolve(what)
+    with pytest.raises(UserError, match=f"^{os.devnull!r} is neither a file nor a folder"):
+        resolve(os.devnull)
+
+
+def test_model_of_no_family_is_told_from_one_of_another(tiny_pipeline: Path, tmp_path: Path) -> None:
+    save_file({name: tensor[..., :24].contiguous() for name, tensor in tiny_unet().state_dict().items()}, tmp_path / "narrow.safetensors")
+    narrow = resolve(str(tmp_path / "narrow.safetensors"), base=str(tiny_pipeline))
+    with pytest.raises(UserError, match=r"narrow\.safetensors: its attentions take text embeddings of width 24, expected 2048 .* or 96 "):
+        check_family(narrow, "scenes", "quality")
+    with pytest.raises(UserError, match=r"'mine': its UNet takes text embeddings of another width, expected 2048"):
+        check_family(ModelSpec("mine", "custom", "custom", "memory", "d16e57"), "sdxl", "standard")
+    with pytest.raises(UserError, match="'vega' is of family 'sdxl', suite 'quality' is for 'scenes'"):
+        check_family(resolve("vega"), "scenes", "quality")
+    check_family(resolve("vega"), "sdxl", "standard")
 
 
 def test_folders_that_are_not_checkpoints_are_rejected(tiny_pipeline: Path, tmp_path: Path) -> None:

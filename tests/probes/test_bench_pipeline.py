@@ -16,8 +16,9 @@ from torch._inductor.exc import InductorError
 
 from sdbench.disk import read_json
 from sdbench.models.spec import resolve
-from sdbench.probes import driver, meters, plugin, setup
-from sdbench.probes.driver import BENCHMARK_FILE, measure
+from sdbench.probes import meters, plugin, process, setup
+from sdbench.probes.driver import measure
+from sdbench.probes.process import BENCHMARK_FILE
 from sdbench.probes.work import unet_macs
 from sdbench.records import Value
 from sdbench.records.names import STAGES
@@ -42,7 +43,7 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         sys.modules.pop(BENCHMARK_FILE.stem)
         return subprocess.CompletedProcess(command, code, "", "")
 
-    monkeypatch.setattr(driver, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
+    monkeypatch.setattr(process, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
 
 
 @pytest.fixture

@@ -89,6 +89,8 @@ def test_device_index_may_be_omitted(make_card: Any, device: str) -> None:
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "CUDA error: out of memory",
         "InductorError: OutOfMemoryError: CUDA out of memory. Tried to allocate 3.00 GiB",
+        "CUDA driver error: out of memory",
+        "Triton Error [CUDA]: out of memory",
     ],
 )
 def test_out_of_memory_errors_of_other_libraries_are_recognised(make_card: Any, message: str) -> None:

@@ -22,7 +22,7 @@ from sdbench.errors import UserError
 from sdbench.gate import floors
 from sdbench.machine import environment, this_machine
 from sdbench.models.spec import ModelSpec
-from sdbench.probes import driver, plugin, work
+from sdbench.probes import driver, plugin, process, work
 from sdbench.probes.driver import ProbeResult, measure
 from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, Request
 from sdbench.records import Value
@@ -95,7 +95,7 @@ class FakeBenchmarkFixture:
 
 def run_in_process(target: Path) -> dict[str, str]:
     """Run the fake benchmark in this process and write the files a real one would; returns its failures by stage."""
-    namespace: dict[str, Any] = {"__file__": str(driver.BENCHMARK_FILE)}
+    namespace: dict[str, Any] = {"__file__": str(process.BENCHMARK_FILE)}
     exec(FAKE_BENCHMARK, namespace)
     results, failures = [], {}
     for stage in (*STAGES, *CEILINGS):
@@ -149,10 +149,10 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DriverHarness:
             patch.setenv(REQUEST_VARIABLE, env[REQUEST_VARIABLE])
             return subprocess.CompletedProcess(command, bool(run_in_process(target)), "", "")
 
-    monkeypatch.setattr(driver, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
+    monkeypatch.setattr(process, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
     harness.suites.mkdir()
-    monkeypatch.setattr(driver, "BENCHMARK_FILE", harness.suites / driver.BENCHMARK_FILE.name)
-    driver.BENCHMARK_FILE.write_text(FAKE_BENCHMARK, encoding="utf-8")
+    monkeypatch.setattr(process, "BENCHMARK_FILE", harness.suites / process.BENCHMARK_FILE.name)
+    process.BENCHMARK_FILE.write_text(FAKE_BENCHMARK, encoding="utf-8")
     monkeypatch.setattr(
         work, "by_stage", lambda *_, **__: dict.fromkeys(("text_encoders", "unet_step", "vae_decode"), work.Work(10**11, 0, 10**9))
     )
@@ -180,13 +180,13 @@ def test_each_model_is_once_at_each_place_of_a_turn(harness: DriverHarness) -> N
 def test_rounds_kept_from_before_are_measured_again_beside_those_of_a_model_that_failed_then(
     harness: DriverHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = driver._run_process
+    run = process.Series._run
 
-    def fail_b(request: Request, *arguments: Any) -> dict[str, str]:
-        return {"pipeline": "busy"} if request.spec.name == "b" else run(request, *arguments)
+    def fail_b(series: process.Series, *arguments: Any) -> dict[str, str]:
+        return {"pipeline": "busy"} if series.request.spec.name == "b" else run(series, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "_run_process", fail_b)
+        patch.setattr(process.Series, "_run", fail_b)
         before = harness.probe("a", "b", "c", rounds=2)
     assert harness.started == ["a", "c", "c", "a"]
     after = harness.probe("a", "b", "c", rounds=2)
@@ -202,7 +202,7 @@ def test_round_that_is_never_kept_leaves_those_of_others_but_took_no_turns_with_
 
 
 def test_round_that_timed_out_is_not_tried_again(harness: DriverHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "ROUND_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(process, "ROUND_TIMEOUT_S", 0.01)
     found = harness.measure("timed", rounds=3)["timed"]["latency.pipeline.p50"]
     assert (found.state, found.reason) == ("failed", "timed out after 0.01 s")
     assert len([*harness.work.glob("timed-*.request")]) == 1
@@ -219,13 +219,13 @@ def test_only_rounds_that_alternated_share_a_run_id(harness: DriverHarness) -> N
 
 
 def test_one_command_measures_at_a_time(harness: DriverHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, held = driver._run_process, []
+    start, held = process.Series._run, []
 
     def start_round(*arguments: Any) -> dict[str, str]:
         held.append(is_locked(harness.work / ".lock"))
         return start(*arguments)
 
-    monkeypatch.setattr(driver, "_run_process", start_round)
+    monkeypatch.setattr(process.Series, "_run", start_round)
     harness.measure("a", "b")
     assert held == [True, True]
     assert not is_locked(harness.work / ".lock")
@@ -324,7 +324,7 @@ def test_values_match_the_clock(harness: DriverHarness) -> None:
     }
     assert found["memory.peak_rss"].value == 300
     assert found["memory.peak_rss"].samples == ((300.0,), (300.0,))
-    assert (found["cold_start.load"].value, found["cold_start.first_call"].value) == (2.5, 1.5)
+    assert found["cold_start.first_call"].value == 1.5
     assert {value.state for value in found.values()} == {"ok"}
 
 
@@ -375,7 +375,7 @@ def test_failing_stage_does_not_affect_the_others(harness: DriverHarness) -> Non
 
 def test_failed_round_is_reported_in_the_note(harness: DriverHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     harness.measure("timed", calls=6)
-    monkeypatch.setattr(driver, "ROUND_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(process, "ROUND_TIMEOUT_S", 0.01)
     p50 = harness.measure("timed", rounds=2, calls=6)["timed"]["latency.pipeline.p50"]
     assert p50.samples == ((0.5,) * 6,)
     assert p50.note == "n too small for an interval; 1 of 2 rounds failed: timed out after 0.01 s"
@@ -431,7 +431,7 @@ def test_compile_cache_is_cleared_before_the_first_round_only(harness: DriverHar
 
 
 def test_broken_benchmark_file_is_reported_as_the_reason(harness: DriverHarness) -> None:
-    driver.BENCHMARK_FILE.write_text("import no_such_module_at_all\n", encoding="utf-8")
+    process.BENCHMARK_FILE.write_text("import no_such_module_at_all\n", encoding="utf-8")
     assert "No module named 'no_such_module_at_all'" in harness.measure("broken")["broken"]["latency.pipeline.p50"].reason
 
 
@@ -446,7 +446,7 @@ def test_broken_benchmark_file_is_reported_as_the_reason(harness: DriverHarness)
 )
 def test_reason_of_an_exit_is_given_on_every_platform(code: int, output: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(signal, "SIGKILL")  # as on Windows
-    assert driver._exit_reason(subprocess.CompletedProcess([], code, output, "")) == reason
+    assert process._exit_reason(subprocess.CompletedProcess([], code, output, "")) == reason
 
 
 def test_each_setting_has_its_own_round_files() -> None:
@@ -497,7 +497,7 @@ def test_models_measured_under_other_conditions_did_not_take_turns(harness: Driv
     upgraded.packages["torch"] += ".post1"
     monkeypatch.setattr(driver, "environment", lambda: upgraded)
     run_ids.append(harness.probe("a", "b").run_id)
-    driver.BENCHMARK_FILE.write_text("# other code", encoding="utf-8")
+    process.BENCHMARK_FILE.write_text("# other code", encoding="utf-8")
     run_ids.append(harness.probe("a", "b").run_id)
     assert len(harness.started) == 10
     assert len(set(run_ids)) == 5, "the gate takes rounds of one id for measured in turns"

@@ -17,7 +17,6 @@ REPEATS = 20
 @pytest.mark.timeout(7200)
 def test_interval_of_a_ratio_contains_the_first_runs_ratio_in_18_of_20_runs(tmp_path: Path) -> None:
     suite = suites.load("efficiency-scenes")
-    assert suite.sampling
     assert suite.probes
     specs = [resolve("scenes-teacher"), resolve("scenes-vega")]
     intervals = []

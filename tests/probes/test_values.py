@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import LAPTOP
+from factories import make_request
 
-from sdbench.models.spec import resolve
 from sdbench.probes import capacity, counts, work
-from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, Request
+from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE
 from sdbench.probes.rounds import Round
 from sdbench.probes.values import values
 from sdbench.probes.work import Load
 from sdbench.records import Value
 from sdbench.records.names import STAGES, is_probe
-from sdbench.settings import Sampling, Setting
+from sdbench.settings import Setting
 
 STATE = {"sm_mhz": 1980, "memory_mhz": 2619, "temperature_c": 61, "power_w": None, "slowed_by": ["power cap"]}
 
@@ -40,23 +39,20 @@ def values_on_a_card(**info: Any) -> dict[str, Value]:
         "smallest_card_gb": 12,
     }
     one_round = Round(dict.fromkeys((*STAGES, *CEILINGS), (0.5, 0.5)), measured | info, {})
-    return {value.name: value for value in values([one_round, one_round], Setting(), {}, on_cuda=True)}
+    return {value.name: value for value in values(make_request(device="cuda"), [one_round, one_round], {})}
 
 
 def test_the_gate_tells_by_its_name_that_a_value_is_no_image_metric() -> None:
     """All names, whatever the machine: the committed records come from one without a card."""
-    sampling, spec = Sampling(steps=1, guidance_scale=3.0, size_px=64, dtype="float32", batch=1), resolve("scenes-vega", random=True)
-    request = Request(spec=spec, sampling=sampling, setting=Setting(), calls=1, warmup=0, device="cpu", machine=LAPTOP)
-    failed = values([], Setting(compile="whole"), dict.fromkeys(STAGES, Load(1, 1)), on_cuda=True)
-    names = {*values_on_a_card(), *(value.name for value in (*failed, *counts.values(request, [])))}
+    failed = values(make_request(device="cuda", compile="whole"), [], dict.fromkeys(STAGES, Load(1, 1)))
+    names = {*values_on_a_card(), *(value.name for value in (*failed, *counts.values(make_request(random=True), [])))}
     assert {"machine.power", "cold_start.first_call_compiling@compiled", "share.matmul.pipeline@compiled", "bytes.unet_step"} <= names
     assert [name for name in names if not is_probe(name)] == []
 
 
 def test_bytes_of_a_vae_that_overflows_in_half_precision_are_those_of_float32() -> None:
-    sampling, spec = Sampling(steps=1, guidance_scale=3.0, size_px=64, dtype="float16", batch=1), resolve("scenes-vega", random=True)
-    request = Request(spec=spec, sampling=sampling, setting=Setting(), calls=1, warmup=0, device="cpu", machine=LAPTOP)
-    configs = work.random_configs(spec)
+    request = make_request(dtype="float16", random=True)
+    configs = work.random_configs(request.spec)
 
     def count(*, force_upcast: bool) -> dict[str, float | None]:
         seen = {"configs": configs | {"vae": configs["vae"] | {"force_upcast": force_upcast}}, "zero_negative": True}
@@ -97,7 +93,7 @@ def test_memory_values_of_a_card() -> None:
 @pytest.mark.parametrize(("last_s", "note"), [(0.9, "drift -10% from the first round to the last"), (1.04, "")])
 def test_drift_is_that_of_the_last_round_from_the_first(last_s: float, note: str) -> None:
     rounds = [Round({"pipeline": (seconds, seconds)}) for seconds in (1.0, 2.0, last_s)]
-    found = {value.name: value for value in values(rounds, Setting(), {}, on_cuda=False)}
+    found = {value.name: value for value in values(make_request(), rounds, {})}
     assert found["machine.drift"].value == pytest.approx(last_s - 1)
     assert found["latency.pipeline.p50"].note == note
 
@@ -122,7 +118,7 @@ def test_step_whose_call_returns_late_is_noted_as_bound_by_the_host(returns_s: f
 def test_latencies_are_quantiles_of_all_calls_and_images_per_second_follow_the_median() -> None:
     calls = np.random.default_rng(0).permutation(np.arange(1.0, 101)).reshape(2, 50)
     rounds = [Round({"pipeline": tuple(of_round)}, {}, {}) for of_round in calls.tolist()]
-    found = {value.name: value for value in values(rounds, Setting(batch=4), {}, on_cuda=False)}
+    found = {value.name: value for value in values(make_request(batch=4), rounds, {})}
     p50, p90, p99 = (found[f"latency.pipeline.{mark}@b4"] for mark in ("p50", "p90", "p99"))
     assert [p50.value, p90.value, p99.value] == [50.5, pytest.approx(90.1), pytest.approx(99.01)]
     assert (p50.samples, p90.samples) == (tuple(map(tuple, calls.tolist())), None)
@@ -132,7 +128,7 @@ def test_latencies_are_quantiles_of_all_calls_and_images_per_second_follow_the_m
 
 def test_what_the_rounds_lack_is_left_out_or_has_a_reason() -> None:
     def of(label: str, *rounds: Round, **setting: Any) -> list[Value | None]:
-        found = {value.name: value for value in values(rounds, Setting(**setting), {}, on_cuda=False)}
+        found = {value.name: value for value in values(make_request(**setting), rounds, {})}
         return [found.get(f"{name}{label}") for name in ("images_per_second", "cold_start.first_call", "cold_start.first_call_compiling")]
 
     failed = of("", Round({}, {}, {"pipeline": "it broke"}))
@@ -151,6 +147,14 @@ def test_what_the_rounds_lack_is_left_out_or_has_a_reason() -> None:
         assert [value and value.reason for value in calls] == reasons
 
 
+def test_random_weights_are_not_loaded_and_their_first_call_is_not_the_first() -> None:
+    measured = Round({"pipeline": (0.5,)}, {"load_s": 2.0, "first_call_s": 1.0, "compiled_anew": False})
+    random, own = ({value.name: value for value in values(make_request(random=each), [measured], {})} for each in (True, False))
+    assert (own["cold_start.load"].value, own["cold_start.first_call"].note) == (2.0, "")
+    assert "cold_start.load" not in random
+    assert random["cold_start.first_call"].note == "after the images that calibrate random weights"
+
+
 @pytest.mark.parametrize(
     ("load", "matmul", "least"), [(Load(4e11, 2e11), 0.4, 0.4), (Load(1e11, 4e11), 0.1, 0.8), (Load(24e11, 2e11), 2.4, 2.4)]
 )
@@ -162,7 +166,7 @@ def test_share_of_the_roofline_is_of_the_slower_of_work_and_movement(load: Load,
         Round({"pipeline": calls} | dict.fromkeys(CEILINGS, each), {"amount": {"matmul": 1e12, "copy": 5e11}}, {})
         for calls, each in zip(pipeline, ceilings, strict=True)
     ]
-    found = {value.name: value for value in values(rounds, Setting(), {"pipeline": load}, on_cuda=False)}
+    found = {value.name: value for value in values(make_request(), rounds, {"pipeline": load})}
     assert (found["ceiling.matmul"].value, found["ceiling.copy"].value) == (0.5, 250), "the median round, in TFLOP/s and GB/s"
     p50 = found["latency.pipeline.p50"]
     for name, seconds in (("matmul", matmul), ("roofline", least)):
@@ -172,7 +176,7 @@ def test_share_of_the_roofline_is_of_the_slower_of_work_and_movement(load: Load,
     for measured in rounds:
         for name in CEILINGS:
             del measured.seconds[name]
-    unknown = {value.name: value for value in values(rounds, Setting(), {"pipeline": load}, on_cuda=False)}
+    unknown = {value.name: value for value in values(make_request(), rounds, {"pipeline": load})}
     assert {unknown[f"share.{name}.pipeline"].reason for name in ("matmul", "roofline")} == {"no ceiling was measured"}
 
 

@@ -1,5 +1,6 @@
 """Results in a model card: the Hub's own tools can read them, writing twice changes nothing, and the rest of the card is kept."""
 
+import json
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -158,5 +159,8 @@ def test_command_finds_records_by_the_digest_of_the_weights(
         assert len(metrics) == len(set(metrics))
         monkeypatch.setenv("HOME", str(tmp_path))
         assert api.card("~/student", places=api.Places(results)) == copy / "README.md"
+        capsys.readouterr()
+        assert cli.main([*words, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == [str(path)]
     finally:
         path.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from sdbench.metrics.frechet import Gaussian
 from sdbench.records import Value
 from sdbench.reference.cards import save
 from sdbench.run.acceptance import add_verdicts
+from sdbench.settings import Sampling
 from sdbench.suites import Accept, Noise, Prompts, Suite
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,9 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     return Suite(
         name="like",
         version=1,
+        family="sdxl",
         description="",
+        sampling=Sampling(steps=1, guidance_scale=1, size_px=64, dtype="float32", batch=1),
         prompts=Prompts(source="file", file="prompts.txt", n=2),
         noise=Noise(kind="fixed", file=str(tmp_path / "latents.pt")),
         accept=accept,
@@ -110,12 +113,10 @@ def test_shipped_protocol_matches_mlperf(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(ROOT)
     shipped = suites.load("mlperf-sdxl")
     sampling, accept = shipped.sampling, shipped.accept
-    assert sampling is not None
     assert accept is not None
     assert (sampling.steps, sampling.guidance_scale, sampling.scheduler, sampling.size_px) == (20, 8.0, "euler", 1024)
     assert sampling.negative_prompt == "normal quality, low quality, worst quality, low res, blurry, nsfw, nude"
     assert shipped.metrics == {"sdxl": ("fid.mlperf", "clip_score.mlperf")}
-    assert shipped.prompts is not None
     assert (shipped.prompts.n, shipped.prompts.digest) == (5000, accept.prompts)
     assert (shipped.noise.kind, shipped.noise.seed, shipped.noise.file) == ("fixed", 0, "asset:mlperf-latents")
     fid, clip = 23.48046692, 31.74981837  # the fp32 reference's

@@ -91,14 +91,13 @@ def test_record_of_random_weights_is_not_used_as_the_teacher(teacher: ModelSpec,
 @pytest.fixture
 def few_step_suite(tmp_path: Path) -> Suite:
     """The suite with two steps, whose teacher is that of the one-step suite, which is in a file."""
-    sampling = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SUITE.sampling or () if value is not None)
+    sampling = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SUITE.sampling if value is not None)
     (tmp_path / "own.toml").write_text(
         'name = "own"\nversion = 1\nfamily = "scenes"\ndescription = ""\nreference = "scenes"\n'
         f"[metrics]\nscenes = {json.dumps(METRICS)}\n[prompts]\nn = 4\n[sampling]\n{sampling}\n",
         encoding="utf-8",
     )
     assert suites.load(str(tmp_path / "own.toml")) == SUITE
-    assert SUITE.sampling
     metrics: Any = {"scenes": (*METRICS, "agreement.clip.scenes")}
     changes = {"name": "few", "metrics": metrics, "teacher": Teacher(model="scenes-teacher", suite=str(tmp_path / "own.toml"))}
     return SUITE.model_copy(update={**changes, "sampling": SUITE.sampling.model_copy(update={"steps": 2, "batch": 1})})

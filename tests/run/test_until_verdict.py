@@ -57,7 +57,6 @@ def test_prompts_of_a_stopped_run_form_a_suite_that_can_be_rerun(teacher: ModelS
     (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX_PROMPTS))
     path, _ = run_sequentially(student, baseline, tmp_path)
     record, scores = records.read(path)
-    assert SIX_PROMPTS.prompts
     again = SIX_PROMPTS.model_copy(update={"name": "own-sequential", "prompts": SIX_PROMPTS.prompts.model_copy(update={"looked": 4})})
     assert (again.id, list(again.prompt_list())) == (record.suite, list(scores.prompt_ids))
 

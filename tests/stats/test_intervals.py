@@ -117,32 +117,28 @@ def test_standard_error_of_too_little_data_is_rejected(value: float, influence: 
 # Quantiles
 
 
-@pytest.mark.parametrize(("q", "t"), [(0.5, 4.302653), (0.25, 4.302653)])
-def test_time_quantile_pools_calls_and_takes_its_interval_from_rounds(q: float, t: float) -> None:
+def test_time_median_pools_calls_and_takes_its_interval_from_rounds() -> None:
     rounds = [[1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 8.0], [1.5, 3.0, 4.5, 6.0]]  # the same times, scaled by 1, 2 and 1.5
-    found = intervals.time_quantile(rounds, q)
-    assert found.value == np.quantile(np.concatenate(rounds), q)
-    half = t * np.log([1, 2, 1.5]).std(ddof=1) / math.sqrt(3)
+    found = intervals.time_median(rounds)
+    assert found.value == np.median(np.concatenate(rounds))
+    half = 4.302653 * np.log([1, 2, 1.5]).std(ddof=1) / math.sqrt(3)
     assert math.log(found.high / found.value) == pytest.approx(half, rel=1e-6)
     assert math.log(found.value / found.low) == pytest.approx(half, rel=1e-6)
     assert (found.n, found.has_interval) == (12, True)
 
 
-@pytest.mark.parametrize(
-    ("rounds", "calls", "q", "enough"),
-    [(2, 2, 0.5, True), (1, 50, 0.5, False), (3, 10, 0.9, True), (3, 9, 0.9, False), (3, 100, 0.99, True), (9, 99, 0.99, False)],
-)
-def test_time_quantile_has_no_interval_if_n_is_too_small(rounds: int, calls: int, q: float, *, enough: bool) -> None:
-    found = intervals.time_quantile([np.arange(1.0, calls + 1)] * rounds, q)
+@pytest.mark.parametrize(("rounds", "calls", "enough"), [(2, 2, True), (1, 50, False), (9, 1, False)])
+def test_time_median_has_no_interval_if_n_is_too_small(rounds: int, calls: int, *, enough: bool) -> None:
+    found = intervals.time_median([np.arange(1.0, calls + 1)] * rounds)
     assert found.has_interval is enough
     if not enough:
         assert (found.low, found.high) == (1, calls)
 
 
-@given(times=st.lists(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=9), min_size=1, max_size=9), q=st.sampled_from([0.5, 0.9]))
+@given(times=st.lists(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=9), min_size=1, max_size=9))
 @settings(deadline=None)
-def test_time_quantile_lies_in_its_interval(times: list[list[float]], q: float) -> None:
-    found = intervals.time_quantile(times, q)
+def test_time_median_lies_in_its_interval(times: list[list[float]]) -> None:
+    found = intervals.time_median(times)
     assert 0 <= found.low <= found.value <= found.high
 
 
@@ -150,18 +146,16 @@ def test_time_quantile_lies_in_its_interval(times: list[list[float]], q: float) 
 def test_interval_of_a_median_time_covers_whatever_the_drift_between_rounds(drift: float) -> None:
     random, n = np.random.default_rng(7), 1000
     times = np.exp(drift * random.standard_normal((n, 5, 1)) + 0.02 * random.standard_normal((n, 5, 4)))
-    found = [intervals.time_quantile(list(rounds), 0.5) for rounds in times]
+    found = [intervals.time_median(list(rounds)) for rounds in times]
     covered = np.mean([interval.low <= 1 <= interval.high for interval in found])
     assert 0.925 < covered <= 1
 
 
-def test_invalid_quantile_or_times_are_rejected() -> None:
-    with pytest.raises(ValueError, match="between 0 and 1, found 99"):
-        intervals.time_quantile([[1.0]], 99)
+def test_invalid_times_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"must be positive, found 0\.0"):
-        intervals.time_quantile([[1.0, 0.0]], 0.5)
+        intervals.time_median([[1.0, 0.0]])
     with pytest.raises(ValueError, match="non-empty column"):
-        intervals.time_quantile([], 0.5)
+        intervals.time_median([])
 
 
 def test_share_interval_lies_between_wilsons_of_all_images_and_of_the_prompts() -> None:
@@ -175,8 +169,9 @@ def test_share_interval_lies_between_wilsons_of_all_images_and_of_the_prompts() 
         np.repeat([1, 0.75], 20), 160
     )  # variance 1/64, of a single image 7/64: as if 280 images, of which 160 are
     assert (between.low, between.high) == (intervals.proportion_interval(140, 160).low, intervals.proportion_interval(140, 160).high)
-    half = intervals.share_interval(np.repeat([1, 0.5, 0], [10, 20, 10]), 160)  # variance 1/8, of a single image 1/4: as if 80
-    assert (half.low, half.high) == pytest.approx((intervals.proportion_interval(40, 80).low, intervals.proportion_interval(40, 80).high))
+    half = intervals.share_interval(np.repeat([1, 0.5, 0], [10, 20, 10]), 160)  # variance 5/39, of a single image 1/4: as if 78
+    assert (half.low, half.high) == pytest.approx((intervals.proportion_interval(39, 78).low, intervals.proportion_interval(39, 78).high))
+    assert intervals.share_interval([0.5], 4) == intervals.proportion_interval(0.5, 1), "a single prompt shows no spread"
 
 
 @pytest.mark.parametrize("shares", [[], [0.5, 1.5], [-0.1], [np.nan]])
@@ -197,6 +192,12 @@ def test_share_interval_covers_whether_prompts_or_noise_decide(spread: float, sh
     if spread < 1:
         pooled = [intervals.proportion_interval(4 * row.sum(), 256) for row in shares]
         assert np.mean([found.low <= share <= found.high for found in pooled]) < 0.75, "images as units claim too much"
+
+
+def test_share_interval_of_a_few_prompts_covers() -> None:
+    random = np.random.default_rng(0)
+    shares = random.binomial(4, random.beta(0.5, 0.5, (3000, 5))) / 4
+    assert np.mean([found.low <= 0.5 <= found.high for found in (intervals.share_interval(row, 20) for row in shares)]) >= 0.92
 
 
 # Rank correlation
