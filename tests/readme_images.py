@@ -19,7 +19,7 @@ from sdbench import api
 SHOTS = {
     "page": (1440, 1300, "light", None),
     "wall": (1440, 900, "light", "images"),
-    "phone": (390, 1180, "dark", None),
+    "phone": (390, 1560, "dark", None),
 }
 
 
