@@ -10,7 +10,7 @@ import torch
 from distillation.estimate import fixed_bytes
 from distillation.prune import student_config
 from distillation.recipe import Recipe, Segment
-from distillation.recipe_tables import Training
+from distillation.recipe_tables import FullSizeTraining, ScenesTraining
 from distillation.taps import Tap, resolve_taps
 from distillation.teacher import Teacher, check_family, open_teacher_for
 from sdbench.disk import size_text
@@ -26,13 +26,61 @@ class RunPlan:
     """A checked run.
 
     Attributes:
+        family: which of the recipe's settings to use.
         teachers: in the order in which they teach.
         taps: for each stage.
     """
 
+    recipe: Recipe
+    family: Family
     teachers: list[Teacher]
     segments: list[Segment]
     taps: list[list[Tap]]
+
+    @property
+    def settings(self) -> ScenesTraining | FullSizeTraining:
+        """The training settings of the run's family."""
+        return self.recipe.settings(self.family)
+
+    def identity(self, data_digest: str, device: str) -> dict[str, Any]:
+        """Everything that decides the weights, but for rounding, as JSON values. It reads the teachers' weights, which may be gigabytes."""
+        return {
+            "recipe": self.recipe.training_digest(self.family),
+            "teachers": [teacher.digest for teacher in self.teachers],
+            "data": data_digest,
+            "steps": [[segment.stage, segment.teacher, segment.end] for segment in self.segments],
+            "device": device,
+            # whoever asks for repeatable bytes must not be given those of a run that did not; a CPU's are repeatable anyway. With three or
+            # more processes a resumed run still differs in rounding: the first step after a start sums the gradients in one bucket
+            "deterministic": device == "cpu" or torch.are_deterministic_algorithms_enabled(),
+        }
+
+    def check_memory(self, stage: int, device: torch.device) -> None:
+        """Check that a GPU holds what training takes before any image.
+
+        The estimate is that of `distillation plan`, less autocast's copies where a step has one batch: they go while the gradients come.
+
+        Args:
+            stage: number of the first stage that is left to train, which is the largest one.
+
+        Raises:
+            UserError: it does not, so that no batch is small enough.
+        """
+        if device.type != "cuda":
+            return
+        teacher, settings = self.teachers[0], self.settings
+        configs = [teacher.config, *(student_config(teacher.config, plan) for plan in self.recipe.plans)]
+        of_teacher, *of_students = (count_parameters(build_on_meta("unet", config)) for config in configs)
+        fixed = [fixed_bytes(n, of_teacher, dtype=settings.dtype, ema=settings.ema > 0) for n in of_students]
+        needed = [sum(each.values()) - (each["autocast_copies"] if settings.accumulation == 1 else 0) for each in fixed]
+        available = torch.cuda.mem_get_info(device)[1]
+        if needed[stage] > available:
+            at_once = f", or a copy of the recipe whose only stage makes all cuts, which takes {size_text(needed[-1])}"
+            raise UserError(
+                f"stage {self.recipe.stages[stage].name!r} takes {size_text(needed[stage])} before any image, for student, optimiser and "
+                f"teacher; {device} has {size_text(available)}, so no batch is small enough. Use a GPU with more memory"
+                f"{at_once if needed[-1] <= available else ''}"
+            )
 
 
 def plan_run(recipe: Recipe, family: Family, teacher_folders: Sequence[Path], steps: int | None = None) -> RunPlan:
@@ -46,21 +94,7 @@ def plan_run(recipe: Recipe, family: Family, teacher_folders: Sequence[Path], st
     segments = recipe.segments(steps or recipe.settings(family).steps, len(teachers))
     students = [(student_config(teachers[0].config, plan), plan) for plan in recipe.plans]
     taps = [[resolve_taps(student, teacher.config, plan, recipe.taps) for student, plan in students] for teacher in teachers]
-    return RunPlan(teachers, segments, taps[0])  # those of all teachers are alike; resolving them checks each teacher
-
-
-def run_identity(recipe: Recipe, family: Family, plan: RunPlan, data_digest: str, device: str) -> dict[str, Any]:
-    """Everything that decides the weights, but for rounding, as JSON values. It reads the teachers' weights, which may be gigabytes."""
-    return {
-        "recipe": recipe.training_digest(family),
-        "teachers": [teacher.digest for teacher in plan.teachers],
-        "data": data_digest,
-        "steps": [[segment.stage, segment.teacher, segment.end] for segment in plan.segments],
-        "device": device,
-        # whoever asks for repeatable bytes must not be given those of a run that did not; a CPU's are repeatable anyway. With three or
-        # more processes a resumed run still differs in rounding: the first step after a start sums the gradients in one bucket
-        "deterministic": device == "cpu" or torch.are_deterministic_algorithms_enabled(),
-    }
+    return RunPlan(recipe, family, teachers, segments, taps[0])  # those of all teachers are alike; resolving them checks each teacher
 
 
 def open_teachers(recipe: Recipe, family: Family, folders: Sequence[Path]) -> list[Teacher]:
@@ -96,31 +130,4 @@ def check_images(family: Family, images: CaptionedImages | None) -> None:
     if family == "sdxl" and images is None:
         raise UserError(
             "family 'sdxl' needs images to train on; name them with --data, or draw some with the teacher: `distillation data make`"
-        )
-
-
-def check_memory(recipe: Recipe, settings: Training, teacher: Teacher, stage: int, device: torch.device) -> None:
-    """Check that a GPU holds what training takes before any image.
-
-    The estimate is that of `distillation plan`, less autocast's copies where a step has one batch: they go while the gradients come.
-
-    Args:
-        stage: number of the first stage that is left to train, which is the largest one.
-
-    Raises:
-        UserError: it does not, so that no batch is small enough.
-    """
-    if device.type != "cuda":
-        return
-    configs = [teacher.config, *(student_config(teacher.config, plan) for plan in recipe.plans)]
-    of_teacher, *of_students = (count_parameters(build_on_meta("unet", config)) for config in configs)
-    fixed = [fixed_bytes(n, of_teacher, dtype=settings.dtype, ema=settings.ema > 0) for n in of_students]
-    needed = [sum(each.values()) - (each["autocast_copies"] if settings.accumulation == 1 else 0) for each in fixed]
-    available = torch.cuda.mem_get_info(device)[1]
-    if needed[stage] > available:
-        at_once = f", or a copy of the recipe whose only stage makes all cuts, which takes {size_text(needed[-1])}"
-        raise UserError(
-            f"stage {recipe.stages[stage].name!r} takes {size_text(needed[stage])} before any image, for student, optimiser and teacher; "
-            f"{device} has {size_text(available)}, so no batch is small enough. Use a GPU with more memory"
-            f"{at_once if needed[-1] <= available else ''}"
         )

@@ -27,8 +27,7 @@ from distillation.plan import Plan
 from distillation.provenance import Environment, Provenance, SegmentResult
 from distillation.prune import prune
 from distillation.recipe import Recipe
-from distillation.recipe_tables import Training
-from distillation.run_plan import RunPlan, check_images, check_memory, plan_run, run_identity
+from distillation.run_plan import RunPlan, check_images, plan_run
 from distillation.samples import StudentSampler
 from distillation.succession import warn_of_different_parts
 from distillation.taps import Tap, collect_outputs
@@ -63,8 +62,7 @@ class StepContext:
         evaluate: draws a student's samples for the log, with metrics if the family has any.
     """
 
-    recipe: Recipe
-    settings: Training
+    plan: RunPlan
     teacher: UNet2DConditionModel
     scheduler: DDIMScheduler
     batch: Callable[[int], Batch]
@@ -103,17 +101,17 @@ def distil(
         UserError: a teacher does not fit the recipe or the family, there are no images, `out` is not empty, the device is missing or
             has too little memory, the processes cannot share a step evenly, a loss is not finite, or a file cannot be read or written.
     """
-    settings = recipe.settings(family)
     check_new_or_empty(out)
     plan = plan_run(recipe, family, teacher_folders, steps)
+    settings = plan.settings
     check_images(family, images)
     accelerator = make_accelerator(device, settings.dtype)
     check_even_split(settings.accumulation, accelerator.num_processes)  # before hours of encoding
-    source = _open_images(recipe, settings, plan, images, work, accelerator)
-    folders = broadcast_from_main(lambda: _segment_folders(work, recipe, plan, run_identity(recipe, family, plan, source.digest, device)))
+    source = _open_images(plan, images, work, accelerator)
+    folders = broadcast_from_main(lambda: _segment_folders(work, plan, plan.identity(source.digest, device)))
     left = [segment.stage for segment, folder in zip(plan.segments, folders, strict=True) if not (folder / STUDENT).exists()]
     if left:
-        check_memory(recipe, settings, plan.teachers[0], left[0], accelerator.device)
+        plan.check_memory(left[0], accelerator.device)
     with explain_out_of_memory(str(accelerator.device), "to encode the images"):
         pool = LatentPool(plan.teachers[0].folder, source, work / "latents", str(accelerator.device))
     evaluate = _make_evaluation(family, pool, teacher_folders[0], accelerator)
@@ -122,32 +120,30 @@ def distil(
         place = str(accelerator.device)
         unet = teacher.unet(settings.dtype, place)
         batch = numbered_batches(pool, settings, place, accelerator.num_processes)
-        return StepContext(recipe, settings, unet, pool.scheduler, batch, accelerator, evaluate)
+        return StepContext(plan, unet, pool.scheduler, batch, accelerator, evaluate)
 
     with ExitStack() as alone, explain_training_memory(settings, str(accelerator.device)):
         broadcast_from_main(lambda: alone.enter_context(locked(folders[0].parent / ".lock")))
-        _train_segments(make_context, recipe, plan, folders, accelerator)
+        _train_segments(make_context, plan, folders, accelerator)
     if accelerator.is_main_process:
         student = _load_student(folders[-1])
         provenance = Provenance.from_run(
-            recipe, plan.teachers, student, settings, _segment_results(recipe, plan, folders), source.digest, len(pool)
+            recipe, plan.teachers, student, settings, _segment_results(plan, folders), source.digest, len(pool)
         )
         logs = {folder.name: folder / "log.jsonl" for folder in folders}
         export_student(student, out, plan.teachers[0], provenance, logs=logs, unet_only=unet_only)
     return out
 
 
-def _open_images(
-    recipe: Recipe, settings: Training, plan: RunPlan, images: CaptionedImages | None, work: Path, accelerator: Accelerator
-) -> CaptionedImages:
+def _open_images(plan: RunPlan, images: CaptionedImages | None, work: Path, accelerator: Accelerator) -> CaptionedImages:
     """The images to train on, by default rendered scenes; the main process logs what the run trains on."""
     with accelerator.main_process_first():  # renders the scenes; the other processes then find them
-        source = scene_pool(recipe.scenes.images, work) if images is None else images
+        source = scene_pool(plan.recipe.scenes.images, work) if images is None else images
     if accelerator.is_main_process:
         warn_of_different_parts(plan.teachers)
-        if settings.dtype == "bfloat16" and emulates_bfloat16(str(accelerator.device)):
+        if plan.settings.dtype == "bfloat16" and emulates_bfloat16(str(accelerator.device)):
             print_note('this GPU only emulates bfloat16, which is slow: set dtype = "float32" in a copy of the recipe')
-        print_note(f"training on {settings.describe_epochs(len(source.captions), plan.segments[-1].end)}")
+        print_note(f"training on {plan.settings.describe_epochs(len(source.captions), plan.segments[-1].end)}")
         for teacher in plan.teachers:
             print_note(f"teacher: the {teacher.dtype} weights in {teacher.folder}")
     return source
@@ -159,9 +155,9 @@ def _make_evaluation(family: Family, pool: LatentPool, teacher_folder: Path, acc
     return StudentSampler(pool, teacher_folder, accelerator.autocast)
 
 
-def _segment_folders(work: Path, recipe: Recipe, plan: RunPlan, identity: dict[str, Any]) -> list[Path]:
-    run = _run_folder(work, recipe.name, identity)
-    return [run / f"{number}-{recipe.stages[segment.stage].name}" for number, segment in enumerate(plan.segments, 1)]
+def _segment_folders(work: Path, plan: RunPlan, identity: dict[str, Any]) -> list[Path]:
+    run = _run_folder(work, plan.recipe.name, identity)
+    return [run / f"{number}-{plan.recipe.stages[segment.stage].name}" for number, segment in enumerate(plan.segments, 1)]
 
 
 def _run_folder(work: Path, name: str, identity: dict[str, Any]) -> Path:
@@ -176,7 +172,7 @@ def _run_folder(work: Path, name: str, identity: dict[str, Any]) -> Path:
 
 
 def _train_segments(
-    make_context: Callable[[Teacher], StepContext], recipe: Recipe, plan: RunPlan, folders: Sequence[Path], accelerator: Accelerator
+    make_context: Callable[[Teacher], StepContext], plan: RunPlan, folders: Sequence[Path], accelerator: Accelerator
 ) -> None:
     """Train every unfinished segment, each from the student that the segment before it left in its folder.
 
@@ -186,7 +182,7 @@ def _train_segments(
     """
     previous = None
     for segment, folder in zip(plan.segments, folders, strict=True):
-        stage_plan, teacher = recipe.plans[segment.stage], plan.teachers[segment.teacher]
+        stage_plan, teacher = plan.recipe.plans[segment.stage], plan.teachers[segment.teacher]
         if not (folder / STUDENT).exists():
             steps, taps = range(segment.start, segment.end), plan.taps[segment.stage]
             _train_segment(make_context(teacher), _initial_student(teacher, stage_plan, previous), taps, steps, folder)
@@ -217,10 +213,10 @@ def _load_student(folder: Path) -> nn.Module:
     return student
 
 
-def _segment_results(recipe: Recipe, plan: RunPlan, folders: Sequence[Path]) -> list[SegmentResult]:
+def _segment_results(plan: RunPlan, folders: Sequence[Path]) -> list[SegmentResult]:
     return [
         SegmentResult(
-            recipe.stages[segment.stage].name,
+            plan.recipe.stages[segment.stage].name,
             plan.teachers[segment.teacher].digest,
             segment.end - segment.start,
             read_json(folder / STUDENT / LOSSES, lambda losses: {name: float(loss) for name, loss in losses.items()}),
@@ -243,7 +239,7 @@ def _environments(folder: Path) -> list[Environment]:
 
 
 def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: list[Tap], steps: range, folder: Path) -> None:
-    settings, accelerator = context.settings, context.accelerator
+    settings, accelerator = context.plan.settings, context.accelerator
     if accelerator.is_main_process:
         _add_environment(folder, Environment.of_this_process(str(accelerator.device), accelerator.num_processes))
     if settings.checkpointing:
@@ -268,7 +264,7 @@ def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: li
 
 def batch_loss_terms(context: StepContext, student: nn.Module, taps: list[Tap], number: int) -> dict[str, Tensor]:
     """The weighted loss terms of one batch; the student may be wrapped for several processes."""
-    batch, weights = context.batch(number), context.recipe.loss
+    batch, weights = context.batch(number), context.plan.recipe.loss
     noised = add_noise(context.scheduler, batch)
     unwrapped = context.accelerator.unwrap_model(student)
     with (

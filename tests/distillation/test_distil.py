@@ -41,7 +41,7 @@ from distillation.provenance import Provenance
 from distillation.prune import prune
 from distillation.recipe import Recipe, load_recipe
 from distillation.recipe_tables import KeepBlocks, Stage, Training
-from distillation.run_plan import check_memory, plan_run, run_identity
+from distillation.run_plan import RunPlan, plan_run
 from distillation.sensitivity.budget import TIED_TO_MIDDLE
 from distillation.succession import different_parts, warn_of_different_parts
 from distillation.taps import Tap
@@ -231,10 +231,12 @@ def old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_emulated_bfloat16_is_not_silent(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan, place = plan_run(vega, "scenes", [teacher_folder], STEPS), SimpleNamespace(is_main_process=True, main_process_first=nullcontext)
+    place = SimpleNamespace(is_main_process=True, main_process_first=nullcontext)
     for device, dtype, warned in (("cuda", "bfloat16", True), ("cuda", "float32", False), ("cpu", "bfloat16", False)):
-        accelerator, settings = SimpleNamespace(device=torch.device(device), **vars(place)), vega.scenes.model_copy(update={"dtype": dtype})
-        train._open_images(vega, settings, plan, Pool(tmp_path, 1), tmp_path, cast("Accelerator", accelerator))
+        accelerator = SimpleNamespace(device=torch.device(device), **vars(place))
+        recipe = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"dtype": dtype})})
+        plan = plan_run(recipe, "scenes", [teacher_folder], STEPS)
+        train._open_images(plan, Pool(tmp_path, 1), tmp_path, cast("Accelerator", accelerator))
         assert ("only emulates bfloat16" in capsys.readouterr().err) == warned
     assert [data._default_dtype(device) for device in ("cpu", "cuda:0")] == ["float32", "float16"]
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
@@ -293,20 +295,20 @@ def test_a_gpu_that_holds_no_batch_of_a_stage_is_refused(
     name: str, stage: int, accumulation: int, gigabytes: int, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, teacher = load_recipe(name), cast("Teacher", SimpleNamespace(config=unet_config("sdxl")))
-    settings = recipe.sdxl.model_copy(update={"accumulation": accumulation})
+    recipe = recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"accumulation": accumulation})})
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, gigabytes * 10**9))
     with pytest.raises(UserError, match=said) if said else nullcontext():
-        check_memory(recipe, settings, teacher, stage, torch.device("cuda"))
+        RunPlan(recipe, "sdxl", [teacher], [], []).check_memory(stage, torch.device("cuda"))
 
 
 def test_too_small_a_gpu_is_refused_before_images_are_encoded(
     finish: Callable[[], Path], student: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: Any) -> None:
-        raise UserError(f"stage {arguments[3]}")
+        raise UserError(f"stage {arguments[1]}")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "check_memory", refuse)
+        patch.setattr(RunPlan, "check_memory", refuse)
         patch.setattr(train, "LatentPool", lambda *_: pytest.fail("encoded"))
         with pytest.raises(UserError, match="stage 1"):  # the first is there
             finish()
@@ -679,7 +681,7 @@ def test_whatever_decides_the_weights_decides_the_run(vega: Recipe, teacher_fold
     ]
 
     def identity(recipe: Recipe, folders: list[Path], steps: int, data: str) -> str:
-        return digest(run_identity(recipe, "scenes", plan_run(recipe, "scenes", folders, steps), data, "cpu"))
+        return digest(plan_run(recipe, "scenes", folders, steps).identity(data, "cpu"))
 
     assert len({identity(*run) for run in runs}) == len(runs)
     reworded = vega.model_copy(update={"middle": vega.middle.model_copy(update={"source": "a better one"})})
@@ -692,7 +694,7 @@ def test_repeatable_bytes_are_not_taken_from_a_run_that_did_not_ask_for_them(
     plan, digests = plan_run(vega, "scenes", [teacher_folder], STEPS), dict[tuple[str, bool], str]()
     for device, deterministic in itertools.product(("cpu", "cuda"), (False, True)):
         monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda wanted=deterministic: wanted)
-        digests[device, deterministic] = digest(run_identity(vega, "scenes", plan, "data", device))
+        digests[device, deterministic] = digest(plan.identity("data", device))
     assert digests["cuda", True] != digests["cuda", False]
     assert digests["cpu", True] == digests["cpu", False] not in (digests["cuda", True], digests["cuda", False])
 
