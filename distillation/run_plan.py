@@ -11,12 +11,13 @@ from distillation.estimate import fixed_bytes
 from distillation.prune import student_config
 from distillation.recipe import Recipe, Segment
 from distillation.recipe_tables import FullSizeTraining, ScenesTraining
+from distillation.start import Start
 from distillation.taps import Tap, resolve_taps
 from distillation.teacher import Teacher, check_family, open_teacher_for
 from sdbench.disk import size_text
 from sdbench.errors import UserError
 from sdbench.models.architectures import Family
-from sdbench.models.loading import build_on_meta, count_parameters
+from sdbench.models.loading import build_on_meta, build_part, count_parameters
 from sdbench.training.diffusion import check_diffusion
 from sdbench.training.latents import CaptionedImages
 
@@ -29,6 +30,7 @@ class RunPlan:
         family: which of the recipe's settings to use.
         teachers: in the order in which they teach.
         taps: for each stage.
+        start: the student to start from; None: a cut of the first teacher.
     """
 
     recipe: Recipe
@@ -36,6 +38,7 @@ class RunPlan:
     teachers: list[Teacher]
     segments: list[Segment]
     taps: list[list[Tap]]
+    start: Start | None = None
 
     @property
     def settings(self) -> ScenesTraining | FullSizeTraining:
@@ -44,7 +47,8 @@ class RunPlan:
 
     def identity(self, data_digest: str, device: str) -> dict[str, Any]:
         """Everything that decides the weights, but for rounding, as JSON values. It reads the teachers' weights, which may be gigabytes."""
-        return {
+        start = {"start": self.start.digest} if self.start else {}  # a key of its own, which runs from a teacher never had
+        return start | {
             "recipe": self.recipe.training_digest(self.family),
             "teachers": [teacher.digest for teacher in self.teachers],
             "data": data_digest,
@@ -83,18 +87,26 @@ class RunPlan:
             )
 
 
-def plan_run(recipe: Recipe, family: Family, teacher_folders: Sequence[Path], steps: int | None = None) -> RunPlan:
-    """Plan a run, and check everything that can be checked before weights are read.
+def plan_run(
+    recipe: Recipe, family: Family, teacher_folders: Sequence[Path], steps: int | None = None, start: Start | None = None
+) -> RunPlan:
+    """Plan a run, and check everything of recipe and teachers that can be checked before weights are read.
+
+    Args:
+        steps: in total over all stages that are trained; default: the recipe's.
+        start: the student to start from, in the stage whose shape it has; default: a cut of the first teacher.
 
     Raises:
         UserError: a teacher's folder is not a complete pipeline, or its architecture, family, diffusion or noise does not fit; the number
             of teachers or steps does not fit the recipe; or the student or a tap cannot be made.
     """
     teachers = open_teachers(recipe, family, teacher_folders)
-    segments = recipe.segments(steps or recipe.settings(family).steps, len(teachers))
+    segments = recipe.segments(steps or recipe.settings(family).steps, len(teachers), start.stage if start else 0)
     students = [(student_config(teachers[0].config, plan), plan) for plan in recipe.plans]
     taps = [[resolve_taps(student, teacher.config, plan, recipe.taps) for student, plan in students] for teacher in teachers]
-    return RunPlan(recipe, family, teachers, segments, taps[0])  # those of all teachers are alike; resolving them checks each teacher
+    return RunPlan(
+        recipe, family, teachers, segments, taps[0], start
+    )  # those of all teachers are alike; resolving them checks each teacher
 
 
 def open_teachers(recipe: Recipe, family: Family, folders: Sequence[Path]) -> list[Teacher]:
@@ -130,4 +142,21 @@ def check_images(family: Family, images: CaptionedImages | None) -> None:
     if family == "sdxl" and images is None:
         raise UserError(
             "family 'sdxl' needs images to train on; name them with --data, or draw some with the teacher: `distillation data make`"
+        )
+
+
+def check_start(plan: RunPlan) -> None:
+    """Check that the student that a run starts from, if any, has the widths of its teacher.
+
+    Raises:
+        UserError: it does not, or its files are damaged.
+    """
+    if plan.start is None:
+        return
+    teacher, found = plan.teachers[0], build_part("unet", plan.start.folder, sixteen_bit=False).state_dict()
+    expected = build_on_meta("unet", student_config(teacher.config, plan.recipe.plans[plan.start.stage])).state_dict()
+    if misfit := next((name for name, tensor in expected.items() if found[name].shape != tensor.shape), None):
+        raise UserError(
+            f"the student in {plan.start.folder} is not one of the teacher in {teacher.folder}: its {misfit!r} has shape "
+            f"{list(found[misfit].shape)}, expected {list(expected[misfit].shape)}. Name another with --teacher"
         )

@@ -32,6 +32,10 @@ Loss = Callable[[int], dict[str, Tensor]]
 LOG_EVERY = 25  # steps
 
 
+class NotFiniteError(UserError):
+    """The loss or the gradient is not finite, and running again would meet the same."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast to train.
@@ -100,8 +104,9 @@ def fit(
 
     Raises:
         KeyboardInterrupt: at a SIGINT, SIGTERM or SIGHUP that has a handler, once the step is finished and saved.
-        UserError: the batches of a step cannot be shared evenly by the processes; or two consecutive steps, or the last one, are not
-            finite; or a checkpoint cannot be read, or a file cannot be written. The last good checkpoint remains.
+        NotFiniteError: two consecutive steps, or the last one, are not finite. The last good checkpoint remains.
+        UserError: the batches of a step cannot be shared evenly by the processes; or a checkpoint cannot be read, or a file cannot be
+            written. The last good checkpoint remains.
     """
     accelerator = accelerator or Accelerator(cpu=next(model.parameters()).device.type == "cpu")
     check_even_split(schedule.accumulation, accelerator.num_processes)
@@ -124,7 +129,7 @@ def fit(
             norm = nn.utils.clip_grad_norm_(plain.parameters(), schedule.clip_norm)
             is_last, is_skipped = step == schedule.steps - 1, not torch.isfinite(norm)
             if is_skipped and (was_skipped or is_last):
-                raise UserError(_not_finite_message(folder, step, accelerator.reduce(terms, "mean")))
+                raise NotFiniteError(_not_finite_message(folder, step, accelerator.reduce(terms, "mean")))
             if not is_skipped:
                 optimiser.step()
                 _update_average(average, plain, schedule.ema, step)

@@ -41,6 +41,7 @@ from distillation.provenance import Provenance
 from distillation.prune import prune
 from distillation.recipe import Recipe, load_recipe
 from distillation.recipe_tables import KeepBlocks, Stage, Training
+from distillation.run_folder import run_folder
 from distillation.run_plan import RunPlan, plan_run
 from distillation.sensitivity.budget import TIED_TO_MIDDLE
 from distillation.succession import different_parts, warn_of_different_parts
@@ -412,6 +413,7 @@ def test_provenance_records_how_the_student_was_made(vega: Recipe, teacher_folde
     assert noted["recipe_digest"] == vega.digest
     assert noted["teacher_digest"] == weights_digest(resolve(str(teacher_folder), name="teacher"))
     assert noted["parameters"] == sum(parameter.numel() for parameter in unet.parameters())
+    assert noted["unfinished"] is noted["start"] is None
     assert (noted["steps"], noted["seed"], noted["family"]) == (STEPS, vega.scenes.seed, "scenes")
     assert [(stage["name"], stage["steps"], set(stage["losses"])) for stage in noted["stages"]] == [
         (stage.name, 2, {"task", "output", "feature"}) for stage in vega.stages
@@ -655,15 +657,15 @@ def test_a_text_encoder_as_another_version_of_transformers_stores_it_is_the_same
 def test_a_new_run_tells_how_earlier_ones_differ(vega: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = tmp_path / "work"
     decides = {"recipe": vega.training_digest("scenes"), "steps": 4}
-    train._run_folder(work, "vega-mine", decides)  # another recipe's
-    before = train._run_folder(work, "vega", decides)
+    run_folder(work, "vega-mine", decides)  # another recipe's
+    before = run_folder(work, "vega", decides)
     reworded = vega.model_copy(update={"middle": vega.middle.model_copy(update={"source": "a better one"})})
-    assert train._run_folder(work, "vega", decides | {"recipe": reworded.training_digest("scenes")}) == before
+    assert run_folder(work, "vega", decides | {"recipe": reworded.training_digest("scenes")}) == before
     assert capsys.readouterr().err == ""
     lower = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"lr": 1e-5})})
-    after = train._run_folder(work, "vega", decides | {"recipe": lower.training_digest("scenes")})
+    after = run_folder(work, "vega", decides | {"recipe": lower.training_digest("scenes")})
     assert capsys.readouterr().err == f"starting a new run in {after}; the run in {before} differs in: recipe\n"
-    newer = train._run_folder(work, "vega", decides | {"device": "cpu"})
+    newer = run_folder(work, "vega", decides | {"device": "cpu"})
     assert f"starting a new run in {newer}; the run in {before} differs in: device\n" in capsys.readouterr().err
 
 
@@ -702,13 +704,13 @@ def test_repeatable_bytes_are_not_taken_from_a_run_that_did_not_ask_for_them(
 def test_other_shares_of_the_teachers_are_another_run(
     vega: Recipe, teacher_folder: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs, place = list[Path](), train._run_folder
+    runs = list[Path]()
 
     def placed(*arguments: Any) -> Path:
-        runs.append(place(*arguments))
+        runs.append(run_folder(*arguments))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_run_folder", placed)
+    monkeypatch.setattr(train, "run_folder", placed)
     for shares in ((0.5, 0.25, 0.25), (0.25, 0.5, 0.25), (0.5, 0.25, 0.25)):
         rows = tuple(row.model_copy(update={"share": share}) for row, share in zip(vega.sdxl.teachers, shares, strict=True))
         recipe = vega.model_copy(update={"sdxl": vega.sdxl.model_copy(update={"teachers": rows})})
