@@ -7,9 +7,10 @@ import gc
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +33,7 @@ from distillation.start import Start
 from distillation.succession import warn_of_different_parts
 from distillation.taps import Tap, collect_outputs
 from distillation.teacher import Teacher
+from sdbench.arrays import U8
 from sdbench.disk import locked
 from sdbench.models.architectures import Family
 from sdbench.models.out_of_memory import explain_out_of_memory
@@ -56,6 +58,7 @@ class StepContext:
     Attributes:
         batch: makes the batch of a number.
         evaluate: draws a student's samples for the log, with metrics if the family has any.
+        validation: makes the batches of the images that are not trained on, the same each time.
     """
 
     plan: RunPlan
@@ -64,6 +67,7 @@ class StepContext:
     batch: Callable[[int], Batch]
     accelerator: Accelerator
     evaluate: Evaluate
+    validation: Callable[[], Iterable[Batch]] = tuple
 
 
 def distil(
@@ -114,14 +118,17 @@ def distil(
     if left:
         plan.check_memory(left[0], accelerator.device)
     with explain_out_of_memory(str(accelerator.device), "to encode the images"):
-        pool = LatentPool(plan.teachers[0].folder, source, work / "latents", str(accelerator.device))
+        pool = LatentPool(plan.teachers[0].folder, source, work / "latents", str(accelerator.device), settings.validation)
+    if accelerator.is_main_process and len(pool.validation_rows):
+        print_note(f"not trained on: {len(pool.validation_rows):,} of these images, whose loss is logged")
     evaluate = _make_evaluation(family, pool, teacher_folders[0], accelerator)
 
     def make_context(teacher: Teacher) -> StepContext:
         place = str(accelerator.device)
         unet = teacher.unet(settings.dtype, place)
         batch = numbered_batches(pool, settings, place, accelerator.num_processes)
-        return StepContext(plan, unet, pool.scheduler, batch, accelerator, evaluate)
+        validation = partial(_validation_batches, pool, settings.batch, place)
+        return StepContext(plan, unet, pool.scheduler, batch, accelerator, evaluate, validation)
 
     run = Run(folder, plan, source.digest, len(pool))
     with ExitStack() as alone, explain_training_memory(settings, str(accelerator.device)):
@@ -221,24 +228,33 @@ def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: li
     model = accelerator.prepare_model(student.requires_grad_(requires_grad=True))
     first_batch, next_batch = (step * settings.accumulation for step in (steps.start, steps.stop))
     schedule = Schedule(**{field.name: getattr(settings, field.name) for field in fields(Schedule)} | {"steps": len(steps)})
+
+    def evaluate(network: nn.Module) -> tuple[U8, dict[str, float]]:
+        image, values = context.evaluate(network)
+        return image, values | _validation_losses(context, network, taps)
+
     trained = fit(
         model,
         lambda number: batch_loss_terms(context, model, taps, first_batch + number),
         schedule,
         folder,
         accelerator=accelerator,
-        evaluate=context.evaluate,
+        evaluate=evaluate,
     )
     if accelerator.is_main_process:
-        losses = _final_losses(context, trained, taps, next_batch)
+        losses = _final_losses(context, trained, taps, next_batch) | _validation_losses(context, trained, taps)
         with atomic_folder(STUDENT, folder) as partial:
             trained.save_pretrained(partial)  # type: ignore[operator]  # a UNet
             (partial / LOSSES).write_text(json.dumps(losses), encoding="utf-8")
 
 
 def batch_loss_terms(context: StepContext, student: nn.Module, taps: list[Tap], number: int) -> dict[str, Tensor]:
-    """The weighted loss terms of one batch; the student may be wrapped for several processes."""
-    batch, weights = context.batch(number), context.plan.recipe.loss
+    """The weighted loss terms of the batch of a number; the student may be wrapped for several processes."""
+    return _loss_terms(context, student, taps, context.batch(number))
+
+
+def _loss_terms(context: StepContext, student: nn.Module, taps: list[Tap], batch: Batch) -> dict[str, Tensor]:
+    weights = context.plan.recipe.loss
     noised = add_noise(context.scheduler, batch)
     unwrapped = context.accelerator.unwrap_model(student)
     with (
@@ -269,3 +285,21 @@ def _final_losses(context: StepContext, student: nn.Module, taps: list[Tap], fir
     """Mean of each weighted term over the batches that follow the segment's own."""
     rows = [batch_loss_terms(context, student, taps, first_batch + number) for number in range(FINAL_BATCHES)]
     return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
+
+
+def _validation_batches(pool: LatentPool, batch: int, device: str) -> Iterator[Batch]:
+    """The images that are not trained on, `batch` at a time, with their captions and each time the same noise and timesteps."""
+    for start in range(0, len(pool.validation_rows), batch):
+        yield pool.batch_of_rows(pool.validation_rows[start : start + batch], start, device=device)
+
+
+@torch.no_grad()
+def _validation_losses(context: StepContext, student: nn.Module, taps: list[Tap]) -> dict[str, float]:
+    """Mean of each weighted term over the images that are not trained on; empty if there are none."""
+    n, sums = 0, dict[str, float]()
+    for batch in context.validation():
+        with context.accelerator.autocast():
+            terms = _loss_terms(context, student, taps, batch)
+        images = len(batch.latents)
+        n, sums = n + images, {name: sums.get(name, 0) + images * term.item() for name, term in terms.items()}
+    return {f"validation/{name}": total / n for name, total in sums.items()}

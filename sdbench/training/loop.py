@@ -122,7 +122,7 @@ def fit(
         _progress_bar(folder.name, start, schedule, quiet=not is_main) as bar,
     ):
         plain.train()
-        journal.evaluate_if_due(start, kept)  # the run may have been killed between saving and evaluating
+        evaluated = journal.evaluate_if_due(start, kept)  # the run may have been killed between saving and evaluating
         for step in range(start, schedule.steps):
             lr = optimiser.param_groups[0]["lr"] = schedule.lr_at(step)
             terms = _backward(model, loss, schedule, step, accelerator)
@@ -139,7 +139,7 @@ def fit(
                 journal.write(step, {"skipped": 1.0})
             elif step % LOG_EVERY == 0:
                 values = {name: round(term.item(), 5) for name, term in accelerator.reduce(terms, "mean").items()}
-                bar.set_postfix(values, refresh=False)
+                bar.set_postfix(values | evaluated, refresh=False)
                 journal.write(step, values | {"lr": lr, "gradient_norm": round(norm.item(), 5)})
             is_interrupted = interruption.is_marked(accelerator)
             if is_main:
@@ -148,7 +148,7 @@ def fit(
                 accelerator.wait_for_everyone()  # torchrun ends all processes as soon as one has ended
                 interruption.act()
             bar.update(schedule.batch * schedule.accumulation)
-            journal.evaluate_if_due(step + 1, kept)
+            evaluated = journal.evaluate_if_due(step + 1, kept) or evaluated
     return kept.eval()
 
 

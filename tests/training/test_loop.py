@@ -335,6 +335,20 @@ def test_progress_counts_images_from_where_the_run_resumes(tmp_path: Path, monke
     assert [bar.leave for bar in bars] == [True, True, False], "the bar of a finished run vanishes"
 
 
+def test_progress_shows_the_losses_and_the_last_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = list[dict[str, float]]()
+    monkeypatch.setattr(tqdm, "set_postfix", lambda _, values, **__: shown.append(values))
+    net, schedule = tiny_net(), replace(SCHEDULE, steps=51)
+    evaluations = iter([{"validation/square": 3.0}, {"validation/square": 2.0}])
+    fit(net, noisy_loss(net), schedule, tmp_path, evaluate=lambda _: (BLANK, next(evaluations)), evaluate_every=40)
+    assert [set(values) for values in shown] == [{"square", "small"}] * 2 + [{"square", "small", "validation/square"}]
+    assert shown[-1]["validation/square"] == 3.0
+    assert [(line["step"], line["validation/square"]) for line in read_log(tmp_path) if "validation/square" in line] == [
+        (40, 3.0),
+        (51, 2.0),
+    ]
+
+
 def test_last_step_must_be_finite(tmp_path: Path) -> None:
     net = tiny_net()
     with pytest.raises(UserError, match="not finite at step 11"):
