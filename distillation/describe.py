@@ -31,6 +31,7 @@ def describe_recipe(
     family: Family,
     *,
     steps: int | None = None,
+    first_stage: int = 0,
     teachers: Sequence[str] = (),
     n_images: int | None = None,
     tflops: float | None = None,
@@ -43,6 +44,7 @@ def describe_recipe(
     Args:
         family: whose widths and settings to use.
         steps: in total over all stages; default: the recipe's.
+        first_stage: number of the first stage that is trained.
         teachers: names of the teachers, to describe a particular run.
         n_images: number of training images of that run.
         tflops: 10^12 FLOPs per second that a GPU reaches in training; default: an assumption that the text states.
@@ -54,7 +56,7 @@ def describe_recipe(
     """
     settings = recipe.settings(family)
     settings = settings.model_copy(update={"steps": steps or settings.steps})
-    estimate = _estimate(recipe, family, settings)
+    estimate = _estimate(recipe, family, settings, first_stage)
     has_time = family == "sdxl" or tflops or usd_per_hour
     hours = [gpu_hours(estimate.flops, speed) for speed in _speeds(tflops)] if has_time else []
     lines = [
@@ -138,12 +140,13 @@ class _Estimate:
         return (MAX_CHECKPOINTS + 1) * (self.memory.weights + self.memory.moments + self.memory.ema)
 
 
-def _estimate(recipe: Recipe, family: Family, settings: Training) -> _Estimate:
-    stage_steps, size_px = recipe.stage_steps(settings.steps), recipe.size_px(family)
+def _estimate(recipe: Recipe, family: Family, settings: Training, first_stage: int) -> _Estimate:
+    stage_steps, size_px = recipe.stage_steps(settings.steps, first_stage), recipe.size_px(family)
+    trained, plans = recipe.stages[first_stage:], recipe.plans[first_stage:]
     latent_size, tokens = input_sizes(PARTS[family], size_px)
     teacher = build_on_meta("unet", unet_config(recipe.teacher, family))
-    students = [prune(teacher, plan, copy=False) for plan in recipe.plans]
-    taps = resolve_taps(students[-1].config, teacher.config, recipe.plans[-1], recipe.taps)
+    students = [prune(teacher, plan, copy=False) for plan in plans]
+    taps = resolve_taps(students[-1].config, teacher.config, plans[-1], recipe.taps)
     n, dtype, ema = count_parameters(teacher), settings.dtype, settings.ema > 0
     memory = estimate_memory(students[0], n, taps, latent_size=latent_size, tokens=tokens, dtype=dtype, ema=ema)
     teacher_macs, *student_macs = (unet_macs(network.config, latent_size, tokens) for network in (teacher, *students))
@@ -158,7 +161,7 @@ def _estimate(recipe: Recipe, family: Family, settings: Training) -> _Estimate:
             flops_per_step=step_flops(teacher_macs, macs, images, checkpointing=settings.checkpointing),
             fixed_bytes=sum(fixed_bytes(count_parameters(student), n, dtype=dtype, ema=ema).values()),
         )
-        for stage, plan, steps, student, macs in zip(recipe.stages, recipe.plans, stage_steps, students, student_macs, strict=True)
+        for stage, plan, steps, student, macs in zip(trained, plans, stage_steps, students, student_macs, strict=True)
     ]
     latents = teacher.config.in_channels * latent_size**2
     embeddings = tokens * teacher.config.cross_attention_dim + pooled_width(teacher.config)
@@ -187,7 +190,7 @@ def _run_lines(recipe: Recipe, settings: Training, estimate: _Estimate, teachers
 
 def _stage_lines(recipe: Recipe, settings: Training, estimate: _Estimate) -> list[str]:
     lines = []
-    for cut, stage in zip(recipe.stages, estimate.stages, strict=True):
+    for cut, stage in zip(recipe.stages[-len(estimate.stages) :], estimate.stages, strict=True):
         only_warmup = f" (all of them warm-up, to {stage.steps / settings.warmup:.0%} of lr)" if stage.steps < settings.warmup else ""
         lines.append(
             f"stage {stage.name}: {stage.steps:,} steps{only_warmup}, {stage.parameters:,} parameters, "

@@ -4,7 +4,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Self
+from typing import Any, Literal, Self
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 
 from distillation.recipe import Recipe
 from distillation.recipe_tables import Training
+from distillation.start import Start
 from distillation.teacher import Teacher
 from sdbench import __version__
 from sdbench.machine import checkout_state, this_machine
@@ -52,7 +53,7 @@ class SegmentResult:
 
     Attributes:
         name: of its stage.
-        losses: final weighted terms, averaged over a few batches after its own.
+        losses: final weighted terms, averaged over a few batches after its own; none of an unfinished segment.
         environments: in which it was trained; several, in order, if it was resumed in another one.
     """
 
@@ -64,16 +65,40 @@ class SegmentResult:
 
 
 @dataclass(frozen=True)
+class Unfinished:
+    """Where a run was when its student was written before its end.
+
+    Attributes:
+        stage: name of the stage that the student is from.
+        step: number of steps taken, in all stages.
+        steps: number that the run was to take.
+        weights: those of the student.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    weights: Literal["moving average", "last step"]
+
+    def describe(self) -> str:
+        """It in words."""
+        return f"that of stage `{self.stage}` after step {self.step:,} of {self.steps:,} (weights: {self.weights})"
+
+
+@dataclass(frozen=True)
 class Provenance:
     """How a student was made; written to `provenance.json`. `data_digest`, `images`, `passes` and `seed` are None without training.
 
     Attributes:
         student: its architecture, or the recipe's name if the architecture has none.
-        teacher_digest: of all weights of the teacher that the student was cut from, as in records of that teacher.
+        teacher_digest: of all weights of the first teacher, as in records of that teacher: the student was cut from it, unless `start` says
+            from what, and has its other parts.
+        start: the student that training started from, in place of a cut of the teacher: `digest` of its weights, and its own `provenance`.
+        unfinished: where the run was, for a student that is not its last one; None for one that is.
         data_digest: of the training images and captions.
         images: number of training images that could be decoded.
         passes: how often each image was seen, on average.
-        licences: of the teachers, which a student inherits; None for a teacher whose folder names none.
+        licences: of the teachers and of `start`, which a student inherits; None for one whose folder names none.
         seed: of the training.
         steps: in total over all stages; 0 for a student that was only cut.
         versions: of Python and packages when this was written; each stage has those it was trained with.
@@ -86,6 +111,8 @@ class Provenance:
     student: str
     teacher: str
     teacher_digest: str
+    start: dict[str, Any] | None
+    unfinished: Unfinished | None
     data_digest: str | None
     images: int | None
     passes: float | None
@@ -109,8 +136,11 @@ class Provenance:
         stages: list[SegmentResult] | None = None,
         data_digest: str | None = None,
         images: int | None = None,
+        *,
+        start: Start | None = None,
+        unfinished: Unfinished | None = None,
     ) -> Self:
-        """Describe a student of a recipe, cut from the first of its teachers, and the software that writes it."""
+        """Describe a student of a recipe, cut from the first of its teachers or from another student, and the software that writes it."""
         steps = sum(stage.steps for stage in stages or [])
         commit, dirty = checkout_state()
         return cls(
@@ -119,10 +149,12 @@ class Provenance:
             student=recipe.student or recipe.name,
             teacher=recipe.teacher,
             teacher_digest=teachers[0].digest,
+            start={"digest": start.digest, "provenance": start.provenance} if start else None,
+            unfinished=unfinished,
             data_digest=data_digest,
             images=images,
             passes=settings.epochs(images, steps) if images and settings else None,
-            licences=list(dict.fromkeys(teacher.licence for teacher in teachers)),
+            licences=list(dict.fromkeys([*(teacher.licence for teacher in teachers), *(start.licences if start else [])])),
             family=teachers[0].spec.family,
             parameters=count_parameters(student),
             seed=settings.seed if settings else None,
@@ -149,19 +181,25 @@ def model_card(provenance: Provenance, *, unet_only: bool) -> str:
         f"trained for {provenance.steps} steps{seen} with layer-level losses (arXiv 2401.02677)" if provenance.steps else "not trained"
     )
     stages = [
-        f"- stage `{stage.name}`, {stage.steps} steps: {', '.join(f'{name} loss {value:.4g}' for name, value in stage.losses.items())}"
+        f"- stage `{stage.name}`, {stage.steps} steps"
+        f"{': ' if stage.losses else ''}{', '.join(f'{name} loss {value:.4g}' for name, value in stage.losses.items())}"
         for stage in provenance.stages
+    ]
+    remarks = [
+        *([f"**The run was not finished**: this student is {provenance.unfinished.describe()}.", ""] if provenance.unfinished else []),
+        *(["Training started from another student; `provenance.json` has how that was made.", ""] if provenance.start else []),
     ]
     return "\n".join(
         [
             "---",
             ModelCardData(library_name="diffusers", license=licence, tags=["distillation", provenance.student]).to_yaml(),
             "---",
-            f"# {provenance.student}, family {provenance.family}",
+            f"# {provenance.student}, family {provenance.family}{', unfinished' if provenance.unfinished else ''}",
             "",
             f"A UNet of {provenance.parameters:,} parameters, cut from a teacher of architecture {provenance.teacher} by recipe",
             f"`{provenance.recipe}` and {trained}. `provenance.json` records how it was made.",
             "",
+            *remarks,
             "These are not released weights, nor a copy of them; the recipe file gives the source of each choice.",
             "",
             *stages,

@@ -105,18 +105,20 @@ class Recipe(Table):
             plans.append(plan)
         return plans
 
-    def stage_steps(self, steps: int) -> list[int]:
-        """Number of steps of each stage, by its share.
+    def stage_steps(self, steps: int, first_stage: int = 0) -> list[int]:
+        """Number of steps of each stage from `first_stage` on, by its share.
 
         Raises:
             UserError: too few steps for every stage to have at least one.
         """
-        shares = [stage.share for stage in self.stages]
+        shares = [stage.share for stage in self.stages[first_stage:]]
+        if first_stage:  # all of them sum to 1 already; dividing could move a step
+            shares = [share / sum(shares) for share in shares]
         counts = _split_steps(steps, shares)
         if min(counts) < 1:
             enough = next(more for more in itertools.count(steps + 1) if min(_split_steps(more, shares)) >= 1)
             raise UserError(
-                f"{steps} steps are too few for the {len(self.stages)} stages of recipe {self.name!r}; each needs at least 1, found "
+                f"{steps} steps are too few for the {len(shares)} stages of recipe {self.name!r}; each needs at least 1, found "
                 f"{counts}. --steps {enough} is enough"
             )
         return counts
@@ -136,17 +138,18 @@ class Recipe(Table):
             )
         return shares
 
-    def segments(self, steps: int, n_teachers: int) -> list[Segment]:
-        """The run in segments of one stage and one teacher each; none is empty.
+    def segments(self, steps: int, n_teachers: int, first_stage: int = 0) -> list[Segment]:
+        """The run in segments of one stage and one teacher each, from a stage on; none is empty.
 
         Raises:
             UserError: neither one teacher nor as many as the recipe names, or too few steps.
         """
         shares = self.teacher_shares(n_teachers)
-        stage_ends, teacher_ends = (list(itertools.accumulate(counts)) for counts in (self.stage_steps(steps), _split_steps(steps, shares)))
+        counts = self.stage_steps(steps, first_stage), _split_steps(steps, shares)
+        stage_ends, teacher_ends = (list(itertools.accumulate(each)) for each in counts)
         ends = sorted({*stage_ends, *teacher_ends} - {0})
         return [
-            Segment(bisect.bisect_right(stage_ends, start), bisect.bisect_right(teacher_ends, start), start, end)
+            Segment(first_stage + bisect.bisect_right(stage_ends, start), bisect.bisect_right(teacher_ends, start), start, end)
             for start, end in itertools.pairwise([0, *ends])
         ]
 

@@ -15,6 +15,11 @@ def _is_default_decay(decay: str) -> bool:
     return decay == "cosine"
 
 
+def _is_default_validation(n: int) -> bool:
+    """As for `lr_decay`."""
+    return n == 0
+
+
 class KeepBlocks(Table):
     """A row of a stage: which transformer blocks stay.
 
@@ -99,6 +104,7 @@ class Training(Table):
         drop: share of captions replaced by the unconditional embedding.
         dtype: that both networks compute in; the student's weights stay in float32.
         checkpointing: recompute the student's activations in the backward pass instead of keeping them.
+        validation: number of images, at most a tenth of all, that are not trained on; with every evaluation, the loss on them is logged.
     """
 
     steps: Positive
@@ -115,6 +121,7 @@ class Training(Table):
     checkpointing: bool
     drop: float = Field(ge=0, lt=1)
     seed: Annotated[int, Field(ge=0)]
+    validation: Annotated[int, Field(ge=0)] = Field(default=0, exclude_if=_is_default_validation)
 
     def epochs(self, n_images: int, steps: int) -> float:
         """Number of times that a run sees each image, on average: images are drawn with replacement."""

@@ -10,13 +10,14 @@ import torch
 from distillation.estimate import fixed_bytes
 from distillation.prune import student_config
 from distillation.recipe import Recipe, Segment
-from distillation.recipe_tables import Training
+from distillation.recipe_tables import FullSizeTraining, ScenesTraining
+from distillation.start import Start
 from distillation.taps import Tap, resolve_taps
 from distillation.teacher import Teacher, check_family, open_teacher_for
 from sdbench.disk import size_text
 from sdbench.errors import UserError
 from sdbench.models.architectures import Family
-from sdbench.models.loading import build_on_meta, count_parameters
+from sdbench.models.loading import build_on_meta, build_part, count_parameters
 from sdbench.training.diffusion import check_diffusion
 from sdbench.training.latents import CaptionedImages
 
@@ -26,41 +27,86 @@ class RunPlan:
     """A checked run.
 
     Attributes:
+        family: which of the recipe's settings to use.
         teachers: in the order in which they teach.
         taps: for each stage.
+        start: the student to start from; None: a cut of the first teacher.
     """
 
+    recipe: Recipe
+    family: Family
     teachers: list[Teacher]
     segments: list[Segment]
     taps: list[list[Tap]]
+    start: Start | None = None
+
+    @property
+    def settings(self) -> ScenesTraining | FullSizeTraining:
+        """The training settings of the run's family."""
+        return self.recipe.settings(self.family)
+
+    def identity(self, data_digest: str, device: str) -> dict[str, Any]:
+        """Everything that decides the weights, but for rounding, as JSON values. It reads the teachers' weights, which may be gigabytes."""
+        start = {"start": self.start.digest} if self.start else {}  # a key of its own, which runs from a teacher never had
+        return start | {
+            "recipe": self.recipe.training_digest(self.family),
+            "teachers": [teacher.digest for teacher in self.teachers],
+            "data": data_digest,
+            "steps": [[segment.stage, segment.teacher, segment.end] for segment in self.segments],
+            "device": device,
+            # whoever asks for repeatable bytes must not be given those of a run that did not; a CPU's are repeatable anyway. With three or
+            # more processes a resumed run still differs in rounding: the first step after a start sums the gradients in one bucket
+            "deterministic": device == "cpu" or torch.are_deterministic_algorithms_enabled(),
+        }
+
+    def check_memory(self, stage: int, device: torch.device) -> None:
+        """Check that a GPU holds what training takes before any image.
+
+        The estimate is that of `distillation plan`, less autocast's copies where a step has one batch: they go while the gradients come.
+
+        Args:
+            stage: number of the first stage that is left to train, which is the largest one.
+
+        Raises:
+            UserError: it does not, so that no batch is small enough.
+        """
+        if device.type != "cuda":
+            return
+        teacher, settings = self.teachers[0], self.settings
+        configs = [teacher.config, *(student_config(teacher.config, plan) for plan in self.recipe.plans)]
+        of_teacher, *of_students = (count_parameters(build_on_meta("unet", config)) for config in configs)
+        fixed = [fixed_bytes(n, of_teacher, dtype=settings.dtype, ema=settings.ema > 0) for n in of_students]
+        needed = [sum(each.values()) - (each["autocast_copies"] if settings.accumulation == 1 else 0) for each in fixed]
+        available = torch.cuda.mem_get_info(device)[1]
+        if needed[stage] > available:
+            at_once = f", or a copy of the recipe whose only stage makes all cuts, which takes {size_text(needed[-1])}"
+            raise UserError(
+                f"stage {self.recipe.stages[stage].name!r} takes {size_text(needed[stage])} before any image, for student, optimiser and "
+                f"teacher; {device} has {size_text(available)}, so no batch is small enough. Use a GPU with more memory"
+                f"{at_once if needed[-1] <= available else ''}"
+            )
 
 
-def plan_run(recipe: Recipe, family: Family, teacher_folders: Sequence[Path], steps: int | None = None) -> RunPlan:
-    """Plan a run, and check everything that can be checked before weights are read.
+def plan_run(
+    recipe: Recipe, family: Family, teacher_folders: Sequence[Path], steps: int | None = None, start: Start | None = None
+) -> RunPlan:
+    """Plan a run, and check everything of recipe and teachers that can be checked before weights are read.
+
+    Args:
+        steps: in total over all stages that are trained; default: the recipe's.
+        start: the student to start from, in the stage whose shape it has; default: a cut of the first teacher.
 
     Raises:
         UserError: a teacher's folder is not a complete pipeline, or its architecture, family, diffusion or noise does not fit; the number
             of teachers or steps does not fit the recipe; or the student or a tap cannot be made.
     """
     teachers = open_teachers(recipe, family, teacher_folders)
-    segments = recipe.segments(steps or recipe.settings(family).steps, len(teachers))
+    segments = recipe.segments(steps or recipe.settings(family).steps, len(teachers), start.stage if start else 0)
     students = [(student_config(teachers[0].config, plan), plan) for plan in recipe.plans]
     taps = [[resolve_taps(student, teacher.config, plan, recipe.taps) for student, plan in students] for teacher in teachers]
-    return RunPlan(teachers, segments, taps[0])  # those of all teachers are alike; resolving them checks each teacher
-
-
-def run_identity(recipe: Recipe, family: Family, plan: RunPlan, data_digest: str, device: str) -> dict[str, Any]:
-    """Everything that decides the weights, but for rounding, as JSON values. It reads the teachers' weights, which may be gigabytes."""
-    return {
-        "recipe": recipe.training_digest(family),
-        "teachers": [teacher.digest for teacher in plan.teachers],
-        "data": data_digest,
-        "steps": [[segment.stage, segment.teacher, segment.end] for segment in plan.segments],
-        "device": device,
-        # whoever asks for repeatable bytes must not be given those of a run that did not; a CPU's are repeatable anyway. With three or
-        # more processes a resumed run still differs in rounding: the first step after a start sums the gradients in one bucket
-        "deterministic": device == "cpu" or torch.are_deterministic_algorithms_enabled(),
-    }
+    return RunPlan(
+        recipe, family, teachers, segments, taps[0], start
+    )  # those of all teachers are alike; resolving them checks each teacher
 
 
 def open_teachers(recipe: Recipe, family: Family, folders: Sequence[Path]) -> list[Teacher]:
@@ -99,28 +145,18 @@ def check_images(family: Family, images: CaptionedImages | None) -> None:
         )
 
 
-def check_memory(recipe: Recipe, settings: Training, teacher: Teacher, stage: int, device: torch.device) -> None:
-    """Check that a GPU holds what training takes before any image.
-
-    The estimate is that of `distillation plan`, less autocast's copies where a step has one batch: they go while the gradients come.
-
-    Args:
-        stage: number of the first stage that is left to train, which is the largest one.
+def check_start(plan: RunPlan) -> None:
+    """Check that the student that a run starts from, if any, has the widths of its teacher.
 
     Raises:
-        UserError: it does not, so that no batch is small enough.
+        UserError: it does not, or its files are damaged.
     """
-    if device.type != "cuda":
+    if plan.start is None:
         return
-    configs = [teacher.config, *(student_config(teacher.config, plan) for plan in recipe.plans)]
-    of_teacher, *of_students = (count_parameters(build_on_meta("unet", config)) for config in configs)
-    fixed = [fixed_bytes(n, of_teacher, dtype=settings.dtype, ema=settings.ema > 0) for n in of_students]
-    needed = [sum(each.values()) - (each["autocast_copies"] if settings.accumulation == 1 else 0) for each in fixed]
-    available = torch.cuda.mem_get_info(device)[1]
-    if needed[stage] > available:
-        at_once = f", or a copy of the recipe whose only stage makes all cuts, which takes {size_text(needed[-1])}"
+    teacher, found = plan.teachers[0], build_part("unet", plan.start.folder, sixteen_bit=False).state_dict()
+    expected = build_on_meta("unet", student_config(teacher.config, plan.recipe.plans[plan.start.stage])).state_dict()
+    if misfit := next((name for name, tensor in expected.items() if found[name].shape != tensor.shape), None):
         raise UserError(
-            f"stage {recipe.stages[stage].name!r} takes {size_text(needed[stage])} before any image, for student, optimiser and teacher; "
-            f"{device} has {size_text(available)}, so no batch is small enough. Use a GPU with more memory"
-            f"{at_once if needed[-1] <= available else ''}"
+            f"the student in {plan.start.folder} is not one of the teacher in {teacher.folder}: its {misfit!r} has shape "
+            f"{list(found[misfit].shape)}, expected {list(expected[misfit].shape)}. Name another with --teacher"
         )

@@ -17,7 +17,7 @@ THUMBNAIL_PX = 512
 
 
 class StudentSampler:
-    """Draws images for the first captions of a pool, each time from the same noise.
+    """Draws images for the first captions of a pool, those for validation where there are any, each time from the same noise.
 
     Args:
         pool: source of the embeddings, so that no text encoders are needed.
@@ -29,7 +29,7 @@ class StudentSampler:
     """
 
     def __init__(self, pool: LatentPool, pipeline_folder: Path, precision: Callable[[], AbstractContextManager[object]]) -> None:
-        rows = np.arange(min(SAMPLES, len(pool)))
+        rows = (pool.validation_rows if len(pool.validation_rows) else np.arange(len(pool)))[:SAMPLES]
         self._batch, self._unconditional = (pool.batch_of_rows(rows, SEED, drop) for drop in (0, 1))
         self._precision = precision
         self._vae = read_part("vae", pipeline_folder / "vae", torch.float32)

@@ -1,18 +1,18 @@
 """Training, stage by stage: prune, then train. A run that was killed resumes where it stopped.
 
-Each segment (one stage under one teacher) has its own folder inside a run folder, whose name is a digest of everything that
-decides the weights. A finished segment holds a UNet in safetensors with its losses beside it; an unfinished one holds the
-checkpoint to continue from. Both name the environments that they were trained in: a run may be resumed after an upgrade.
+What a run leaves on the disk is in `run_folder`.
 """
 
 import gc
 import json
+import shlex
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -21,23 +21,21 @@ from torch import Tensor, nn
 
 from distillation.accelerator import emulates_bfloat16, explain_training_memory, make_accelerator
 from distillation.data.batches import numbered_batches, scene_pool
-from distillation.export import check_new_or_empty, export_student
+from distillation.export import check_new_or_empty
 from distillation.losses import min_snr_weights, weighted_terms
-from distillation.plan import Plan
-from distillation.provenance import Environment, Provenance, SegmentResult
+from distillation.provenance import Environment
 from distillation.prune import prune
 from distillation.recipe import Recipe
-from distillation.recipe_tables import Training
-from distillation.run_plan import RunPlan, check_images, check_memory, plan_run, run_identity
+from distillation.run_folder import LOSSES, STUDENT, Run, add_environment, load_student, run_folder, segment_folders
+from distillation.run_plan import RunPlan, check_images, check_start, plan_run
 from distillation.samples import StudentSampler
+from distillation.start import Start
 from distillation.succession import warn_of_different_parts
 from distillation.taps import Tap, collect_outputs
 from distillation.teacher import Teacher
-from sdbench.disk import digest, locked, read_json, write_json
-from sdbench.errors import UserError
+from sdbench.arrays import U8
+from sdbench.disk import locked
 from sdbench.models.architectures import Family
-from sdbench.models.checks import check_finite
-from sdbench.models.loading import read_part
 from sdbench.models.out_of_memory import explain_out_of_memory
 from sdbench.notes import print_note
 from sdbench.scenes.embedded import verified_path
@@ -47,11 +45,10 @@ from sdbench.training.checkpoints import atomic_folder
 from sdbench.training.diffusion import Batch, add_noise, predict, target
 from sdbench.training.journal import Evaluate
 from sdbench.training.latents import CaptionedImages, LatentPool
-from sdbench.training.loop import Schedule, check_even_split, fit
+from sdbench.training.loop import NotFiniteError, Schedule, check_even_split, fit
 from sdbench.training.processes import broadcast_from_main
 
 FINAL_BATCHES = 4  # batches after a stage's own, over which its final losses are averaged
-STUDENT, LOSSES, IDENTITY, ENVIRONMENTS = "student", "losses.json", "identity.json", "environments.json"
 
 
 @dataclass(frozen=True)
@@ -61,15 +58,16 @@ class StepContext:
     Attributes:
         batch: makes the batch of a number.
         evaluate: draws a student's samples for the log, with metrics if the family has any.
+        validation: makes the batches of the images that are not trained on, the same each time.
     """
 
-    recipe: Recipe
-    settings: Training
+    plan: RunPlan
     teacher: UNet2DConditionModel
     scheduler: DDIMScheduler
     batch: Callable[[int], Batch]
     accelerator: Accelerator
     evaluate: Evaluate
+    validation: Callable[[], Iterable[Batch]] = tuple
 
 
 def distil(
@@ -81,6 +79,7 @@ def distil(
     *,
     images: CaptionedImages | None = None,
     steps: int | None = None,
+    start: Start | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     unet_only: bool = False,
 ) -> Path:
@@ -96,6 +95,7 @@ def distil(
         out: new or empty folder for the student.
         images: to train on; default: rendered scenes, for the embedded family only.
         steps: in total over all stages; default: the recipe's.
+        start: the student to start from, in the stage whose shape it has; default: a cut of the first teacher.
         device: where both networks run; of several processes, as `torchrun` starts them, each takes its own GPU.
         unet_only: write the UNet alone instead of a complete pipeline.
 
@@ -103,51 +103,54 @@ def distil(
         UserError: a teacher does not fit the recipe or the family, there are no images, `out` is not empty, the device is missing or
             has too little memory, the processes cannot share a step evenly, a loss is not finite, or a file cannot be read or written.
     """
-    settings = recipe.settings(family)
     check_new_or_empty(out)
-    plan = plan_run(recipe, family, teacher_folders, steps)
+    plan = plan_run(recipe, family, teacher_folders, steps, start)
+    settings = plan.settings
     check_images(family, images)
+    check_start(plan)
     accelerator = make_accelerator(device, settings.dtype)
     check_even_split(settings.accumulation, accelerator.num_processes)  # before hours of encoding
-    source = _open_images(recipe, settings, plan, images, work, accelerator)
-    folders = broadcast_from_main(lambda: _segment_folders(work, recipe, plan, run_identity(recipe, family, plan, source.digest, device)))
-    left = [segment.stage for segment, folder in zip(plan.segments, folders, strict=True) if not (folder / STUDENT).exists()]
+    source = _open_images(plan, images, work, accelerator)
+    folder = broadcast_from_main(lambda: run_folder(work, recipe.name, plan.identity(source.digest, device)))
+    left = [
+        segment.stage for segment, each in zip(plan.segments, segment_folders(folder, plan), strict=True) if not (each / STUDENT).exists()
+    ]
     if left:
-        check_memory(recipe, settings, plan.teachers[0], left[0], accelerator.device)
+        plan.check_memory(left[0], accelerator.device)
     with explain_out_of_memory(str(accelerator.device), "to encode the images"):
-        pool = LatentPool(plan.teachers[0].folder, source, work / "latents", str(accelerator.device))
+        pool = LatentPool(plan.teachers[0].folder, source, work / "latents", str(accelerator.device), settings.validation)
+    if accelerator.is_main_process and len(pool.validation_rows):
+        print_note(f"not trained on: {len(pool.validation_rows):,} of these images, whose loss is logged")
     evaluate = _make_evaluation(family, pool, teacher_folders[0], accelerator)
 
     def make_context(teacher: Teacher) -> StepContext:
         place = str(accelerator.device)
         unet = teacher.unet(settings.dtype, place)
         batch = numbered_batches(pool, settings, place, accelerator.num_processes)
-        return StepContext(recipe, settings, unet, pool.scheduler, batch, accelerator, evaluate)
+        validation = partial(_validation_batches, pool, settings.batch, place)
+        return StepContext(plan, unet, pool.scheduler, batch, accelerator, evaluate, validation)
 
+    run = Run(folder, plan, source.digest, len(pool))
     with ExitStack() as alone, explain_training_memory(settings, str(accelerator.device)):
-        broadcast_from_main(lambda: alone.enter_context(locked(folders[0].parent / ".lock")))
-        _train_segments(make_context, recipe, plan, folders, accelerator)
+        broadcast_from_main(lambda: alone.enter_context(locked(folder / ".lock")))
+        if accelerator.is_main_process:
+            run.save()
+            print_note(f"the run is in {folder}; `distillation export` writes the student that it has so far")
+        _train_segments(make_context, run, accelerator)
     if accelerator.is_main_process:
-        student = _load_student(folders[-1])
-        provenance = Provenance.from_run(
-            recipe, plan.teachers, student, settings, _segment_results(recipe, plan, folders), source.digest, len(pool)
-        )
-        logs = {folder.name: folder / "log.jsonl" for folder in folders}
-        export_student(student, out, plan.teachers[0], provenance, logs=logs, unet_only=unet_only)
+        run.export(out, unet_only=unet_only)
     return out
 
 
-def _open_images(
-    recipe: Recipe, settings: Training, plan: RunPlan, images: CaptionedImages | None, work: Path, accelerator: Accelerator
-) -> CaptionedImages:
+def _open_images(plan: RunPlan, images: CaptionedImages | None, work: Path, accelerator: Accelerator) -> CaptionedImages:
     """The images to train on, by default rendered scenes; the main process logs what the run trains on."""
     with accelerator.main_process_first():  # renders the scenes; the other processes then find them
-        source = scene_pool(recipe.scenes.images, work) if images is None else images
+        source = scene_pool(plan.recipe.scenes.images, work) if images is None else images
     if accelerator.is_main_process:
         warn_of_different_parts(plan.teachers)
-        if settings.dtype == "bfloat16" and emulates_bfloat16(str(accelerator.device)):
+        if plan.settings.dtype == "bfloat16" and emulates_bfloat16(str(accelerator.device)):
             print_note('this GPU only emulates bfloat16, which is slow: set dtype = "float32" in a copy of the recipe')
-        print_note(f"training on {settings.describe_epochs(len(source.captions), plan.segments[-1].end)}")
+        print_note(f"training on {plan.settings.describe_epochs(len(source.captions), plan.segments[-1].end)}")
         for teacher in plan.teachers:
             print_note(f"teacher: the {teacher.dtype} weights in {teacher.folder}")
     return source
@@ -159,116 +162,99 @@ def _make_evaluation(family: Family, pool: LatentPool, teacher_folder: Path, acc
     return StudentSampler(pool, teacher_folder, accelerator.autocast)
 
 
-def _segment_folders(work: Path, recipe: Recipe, plan: RunPlan, identity: dict[str, Any]) -> list[Path]:
-    run = _run_folder(work, recipe.name, identity)
-    return [run / f"{number}-{recipe.stages[segment.stage].name}" for number, segment in enumerate(plan.segments, 1)]
-
-
-def _run_folder(work: Path, name: str, identity: dict[str, Any]) -> Path:
-    """The folder of the run with this identity. If it is new, say how earlier runs of the same recipe differ."""
-    run = work / f"{name}-{digest(identity)[:12]}"
-    if not (run / IDENTITY).exists():
-        for other in sorted(work.glob(f"{name}-{'?' * 12}/{IDENTITY}")):
-            differences = ", ".join(read_json(other, lambda earlier: [key for key, value in identity.items() if earlier.get(key) != value]))
-            print_note(f"starting a new run in {run}; the run in {other.parent} differs in: {differences}")
-        write_json(run / IDENTITY, identity)
-    return run
-
-
-def _train_segments(
-    make_context: Callable[[Teacher], StepContext], recipe: Recipe, plan: RunPlan, folders: Sequence[Path], accelerator: Accelerator
-) -> None:
+def _train_segments(make_context: Callable[[Teacher], StepContext], run: Run, accelerator: Accelerator) -> None:
     """Train every unfinished segment, each from the student that the segment before it left in its folder.
 
     Args:
         make_context: makes the context of the steps under a teacher.
-        folders: one per segment.
     """
-    previous = None
-    for segment, folder in zip(plan.segments, folders, strict=True):
-        stage_plan, teacher = recipe.plans[segment.stage], plan.teachers[segment.teacher]
+    plan = run.plan
+    for number, (segment, folder) in enumerate(zip(plan.segments, run.segment_folders, strict=True)):
         if not (folder / STUDENT).exists():
             steps, taps = range(segment.start, segment.end), plan.taps[segment.stage]
-            _train_segment(make_context(teacher), _initial_student(teacher, stage_plan, previous), taps, steps, folder)
+            context = make_context(plan.teachers[segment.teacher])
+            with _advise_export(run):
+                _train_segment(context, _initial_student(run, number), taps, steps, folder)
             accelerator.free_memory()  # it holds every model that it ever prepared
             gc.collect()  # a model whose forward was wrapped for mixed precision refers to itself
         accelerator.wait_for_everyone()  # the student is written, and no process still reads a checkpoint
         if accelerator.is_main_process:
             for checkpoint in folder.glob("step-*"):
                 shutil.rmtree(checkpoint)
-        previous = stage_plan, folder
 
 
-def _initial_student(teacher: Teacher, plan: Plan, previous: tuple[Plan, Path] | None) -> UNet2DConditionModel:
-    """The student that a segment starts from, in float32 on the CPU: cut from the segment before it, or from the teacher as stored."""
-    if previous is None:
-        return prune(teacher.unet(teacher.dtype, "cpu"), plan).float()
-    previous_plan, folder = previous
-    return prune(_load_student(folder), plan.relative_to(previous_plan))
+def _initial_student(run: Run, number: int) -> UNet2DConditionModel:
+    """The student that segment `number` starts from, in float32 on the CPU.
+
+    It is cut from the student of the segment before, or that of `--from`, or from the teacher as stored.
+    """
+    plan = run.plan
+    stages = [segment.stage for segment in plan.segments]
+    cut = plan.recipe.plans[stages[number]]
+    if number:
+        earlier, student = stages[number - 1], load_student(run.segment_folders[number - 1])
+    elif plan.start:
+        earlier, student = plan.start.stage, plan.start.unet()
+    else:
+        teacher = plan.teachers[0]
+        return prune(teacher.unet(teacher.dtype, "cpu"), cut).float()
+    return prune(student, cut.relative_to(plan.recipe.plans[earlier]))
 
 
-def _load_student(folder: Path) -> nn.Module:
-    path = folder / STUDENT
+@contextmanager
+def _advise_export(run: Run) -> Iterator[None]:
+    """While open, let an error about a loss that is not finite say how to go on from what was trained, if anything was.
+
+    Raises:
+        UserError: the error.
+    """
     try:
-        student = read_part("unet", path, torch.float32)
-        check_finite(student, "unet", path)
-    except UserError as error:
-        raise UserError(f"the student of a finished stage is damaged: {error} Move {path} away to train that stage again") from error
-    return student
-
-
-def _segment_results(recipe: Recipe, plan: RunPlan, folders: Sequence[Path]) -> list[SegmentResult]:
-    return [
-        SegmentResult(
-            recipe.stages[segment.stage].name,
-            plan.teachers[segment.teacher].digest,
-            segment.end - segment.start,
-            read_json(folder / STUDENT / LOSSES, lambda losses: {name: float(loss) for name, loss in losses.items()}),
-            _environments(folder),
-        )
-        for segment, folder in zip(plan.segments, folders, strict=True)
-    ]
-
-
-def _add_environment(folder: Path, environment: Environment) -> None:
-    """Add an environment to those of a segment that is about to be trained; without a checkpoint, nothing made in earlier ones is left."""
-    earlier = _environments(folder) if any(folder.glob("step-*")) else []
-    if environment not in earlier:
-        write_json(folder / ENVIRONMENTS, [asdict(each) for each in (*earlier, environment)])
-
-
-def _environments(folder: Path) -> list[Environment]:
-    found: list[Environment] = read_json(folder / ENVIRONMENTS, lambda rows: [Environment(**row) for row in rows])
-    return found
+        yield
+    except NotFiniteError as error:
+        if not any(run.folder.glob("*/step-*")) and not any(run.folder.glob(f"*/{STUDENT}")):
+            raise
+        export = shlex.join(["distillation", "export", str(run.folder), "--out", "STUDENT"])
+        raise error.followed_by(
+            f"To keep what was trained: {export}, then the changed run with --from STUDENT, and --steps for the steps that are left"
+        ) from error
 
 
 def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: list[Tap], steps: range, folder: Path) -> None:
-    settings, accelerator = context.settings, context.accelerator
+    settings, accelerator = context.plan.settings, context.accelerator
     if accelerator.is_main_process:
-        _add_environment(folder, Environment.of_this_process(str(accelerator.device), accelerator.num_processes))
+        add_environment(folder, Environment.of_this_process(str(accelerator.device), accelerator.num_processes))
     if settings.checkpointing:
         student.enable_gradient_checkpointing()
     model = accelerator.prepare_model(student.requires_grad_(requires_grad=True))
     first_batch, next_batch = (step * settings.accumulation for step in (steps.start, steps.stop))
     schedule = Schedule(**{field.name: getattr(settings, field.name) for field in fields(Schedule)} | {"steps": len(steps)})
+
+    def evaluate(network: nn.Module) -> tuple[U8, dict[str, float]]:
+        image, values = context.evaluate(network)
+        return image, values | _validation_losses(context, network, taps)
+
     trained = fit(
         model,
         lambda number: batch_loss_terms(context, model, taps, first_batch + number),
         schedule,
         folder,
         accelerator=accelerator,
-        evaluate=context.evaluate,
+        evaluate=evaluate,
     )
     if accelerator.is_main_process:
-        losses = _final_losses(context, trained, taps, next_batch)
+        losses = _final_losses(context, trained, taps, next_batch) | _validation_losses(context, trained, taps)
         with atomic_folder(STUDENT, folder) as partial:
             trained.save_pretrained(partial)  # type: ignore[operator]  # a UNet
             (partial / LOSSES).write_text(json.dumps(losses), encoding="utf-8")
 
 
 def batch_loss_terms(context: StepContext, student: nn.Module, taps: list[Tap], number: int) -> dict[str, Tensor]:
-    """The weighted loss terms of one batch; the student may be wrapped for several processes."""
-    batch, weights = context.batch(number), context.recipe.loss
+    """The weighted loss terms of the batch of a number; the student may be wrapped for several processes."""
+    return _loss_terms(context, student, taps, context.batch(number))
+
+
+def _loss_terms(context: StepContext, student: nn.Module, taps: list[Tap], batch: Batch) -> dict[str, Tensor]:
+    weights = context.plan.recipe.loss
     noised = add_noise(context.scheduler, batch)
     unwrapped = context.accelerator.unwrap_model(student)
     with (
@@ -299,3 +285,21 @@ def _final_losses(context: StepContext, student: nn.Module, taps: list[Tap], fir
     """Mean of each weighted term over the batches that follow the segment's own."""
     rows = [batch_loss_terms(context, student, taps, first_batch + number) for number in range(FINAL_BATCHES)]
     return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
+
+
+def _validation_batches(pool: LatentPool, batch: int, device: str) -> Iterator[Batch]:
+    """The images that are not trained on, `batch` at a time, with their captions and each time the same noise and timesteps."""
+    for start in range(0, len(pool.validation_rows), batch):
+        yield pool.batch_of_rows(pool.validation_rows[start : start + batch], start, device=device)
+
+
+@torch.no_grad()
+def _validation_losses(context: StepContext, student: nn.Module, taps: list[Tap]) -> dict[str, float]:
+    """Mean of each weighted term over the images that are not trained on; empty if there are none."""
+    n, sums = 0, dict[str, float]()
+    for batch in context.validation():
+        with context.accelerator.autocast():
+            terms = _loss_terms(context, student, taps, batch)
+        images = len(batch.latents)
+        n, sums = n + images, {name: sums.get(name, 0) + images * term.item() for name, term in terms.items()}
+    return {f"validation/{name}": total / n for name, total in sums.items()}

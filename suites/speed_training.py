@@ -32,7 +32,8 @@ from distillation.estimate import step_flops
 from distillation.losses import mse
 from distillation.prune import prune, student_config
 from distillation.recipe import load_recipe
-from distillation.taps import collect_outputs, resolve_taps
+from distillation.run_plan import plan_run
+from distillation.taps import collect_outputs
 from distillation.train import StepContext, batch_loss_terms
 from sdbench.models.architectures import Family
 from sdbench.models.loading import load, load_unet
@@ -105,22 +106,23 @@ class Bench:
     def __init__(self, case: Case, work: Path) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # a process has one precision, each case its own
         recipe = load_recipe(case.recipe)
-        self.case, self.plan = case, recipe.plans[-1]
+        self.case, self.cut = case, recipe.plans[-1]
         self.settings = recipe.settings(case.family).model_copy(update=case.settings)
+        recipe = recipe.model_copy(update={case.family: self.settings})
         if case.family == "sdxl":
             load(model(recipe.teacher, random=True), dtype="bfloat16", device=DEVICE).save_pretrained(work / "pipeline")
         folder = WEIGHTS / "pipeline" if case.family == "scenes" else work / "pipeline"
         images = scene_pool(case.images, work) if case.family == "scenes" else Noise(case.images, case.settings.get("size_px", 1024))
         self.pool = LatentPool(folder, images, work / "latents", DEVICE)
+        plan = plan_run(recipe, case.family, [folder])
         teacher: Any = load_unet(folder, dtype=self.settings.dtype, device=DEVICE)
         evaluate = lambda _: pytest.fail("nothing is to be evaluated")  # noqa: E731
         batch, accelerator = numbered_batches(self.pool, self.settings, DEVICE), make_accelerator(DEVICE, self.settings.dtype)
-        self.context = StepContext(recipe, self.settings, teacher, self.pool.scheduler, batch, accelerator, evaluate)
-        self.configs = teacher.config, student_config(teacher.config, self.plan)
-        self.taps = resolve_taps(self.configs[1], self.configs[0], self.plan, recipe.taps)
+        self.context = StepContext(plan, teacher, self.pool.scheduler, batch, accelerator, evaluate)
+        self.taps = plan.taps[-1]
 
     def student(self) -> UNet2DConditionModel:
-        made = prune(self.context.teacher, self.plan).float().requires_grad_(requires_grad=True).train()
+        made = prune(self.context.teacher, self.cut).float().requires_grad_(requires_grad=True).train()
         if self.settings.checkpointing:
             made.enable_gradient_checkpointing()
         return made
@@ -129,8 +131,9 @@ class Bench:
         """FLOPs of a timed call."""
         batch = self.context.batch(0)
         shape = {"latent_size": batch.latents.shape[-1], "tokens": batch.prompt_embeds.shape[1]}
-        teacher, student = (unet_macs(config, **shape) for config in self.configs)
-        return step_flops(teacher, student, self.case.steps * self.settings.batch, checkpointing=self.settings.checkpointing)
+        teacher = self.context.teacher.config
+        teacher_macs, student_macs = (unet_macs(config, **shape) for config in (teacher, student_config(teacher, self.cut)))
+        return step_flops(teacher_macs, student_macs, self.case.steps * self.settings.batch, checkpointing=self.settings.checkpointing)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +164,7 @@ def ours(bench: Bench, folder: Path) -> Callable[[], None]:
 
 def plain(bench: Bench, batch_at: Callable[[int], Batch]) -> Callable[[], None]:
     context, student = bench.context, bench.student()
-    teacher, scheduler, weights = context.teacher, context.scheduler, context.recipe.loss
+    teacher, scheduler, weights = context.teacher, context.scheduler, context.plan.recipe.loss
     paths = [tap.student for tap in bench.taps]
 
     def loss_of(batch: Batch) -> Tensor:

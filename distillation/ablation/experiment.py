@@ -20,7 +20,7 @@ from distillation.plan import MIDDLE_ATTENTION, all_blocks
 from distillation.provenance import package_versions
 from distillation.recipe import Recipe
 from distillation.recipe_tables import KeepBlocks, KeepResnets, Stage
-from distillation.run_plan import plan_run, run_identity
+from distillation.run_plan import plan_run
 from distillation.sensitivity.removal import pick_most_missed, removal_losses
 from distillation.train import distil
 from sdbench.arrays import F64
@@ -42,7 +42,7 @@ class Outcome:
     """The result of one student.
 
     Attributes:
-        identity: what decides its weights: see `run_identity`, and the versions of the packages.
+        identity: what decides its weights: see `RunPlan.identity`, and the versions of the packages.
         right: for each caption, whether the image shows all of it correctly.
         losses: weighted loss terms of the last stage, on batches that it was not trained on.
     """
@@ -122,7 +122,7 @@ def run_sweep(
         for name in only or arms:
             variant = with_seed(arms[name](), seed)
             plan = plan_run(variant, "scenes", [teacher_folder], steps)
-            identity = {**run_identity(variant, "scenes", plan, pool.images.digest, device), "versions": versions}
+            identity = {**plan.identity(pool.images.digest, device), "versions": versions}
             path = results / "ablation" / recipe.name / f"{name.replace(' ', '-')}-{seed}.json"
             outcome = earlier = _read(path)
             if outcome is None or outcome.identity != identity:

@@ -1,4 +1,4 @@
-"""`distillation prune` and `distillation run`: make a student, without and with training."""
+"""`distillation prune`, `run` and `export`: make a student without training, with training, and in the middle of training."""
 
 import argparse
 import os
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from distillation.commands.options import (
     TEACHER,
+    WORK,
     AddCommand,
     add_data,
     add_estimate,
@@ -24,6 +25,7 @@ from sdbench.notes import print_note
 
 if TYPE_CHECKING:
     from distillation.data.batches import SquareImages
+    from distillation.start import Start
 
 STUDENTS = Path("results/runs/students")  # ignored by git
 
@@ -50,6 +52,14 @@ def add_commands(add: AddCommand) -> None:
         "scenes only)",
     )
     running.add_argument(
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="STUDENT",
+        help="start from this student instead of a cut of the teacher, in the stage whose shape it has: folder of a pipeline or a UNet, "
+        "such as `export` writes; --steps then counts from here",
+    )
+    running.add_argument(
         "--deterministic",
         action="store_true",
         help="produce the same bytes in every run on one machine, even on a GPU, in one process, or in an uninterrupted run of several; "
@@ -57,9 +67,18 @@ def add_commands(add: AddCommand) -> None:
     )
     running.add_argument("--dry-run", action="store_true", help="check recipe, teachers, images and target, print the plan, and stop")
 
+    exporting = add("export", _export, "write the student of a run that goes on or was stopped, from its newest checkpoint")
+    exporting.add_argument("run", type=Path, help=f"folder of the run, such as {WORK}/vega-0123456789ab")
+    exporting.add_argument("--out", type=Path, required=True, help="new folder for the student")
+    _add_unet_only(exporting)
+
 
 def _add_output(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, help=f"new folder for the student (default: {STUDENTS}/my-RECIPE)")
+    _add_unet_only(command)
+
+
+def _add_unet_only(command: argparse.ArgumentParser) -> None:
     command.add_argument("--unet-only", action="store_true", help="write the UNet alone instead of a complete pipeline")
 
 
@@ -93,12 +112,14 @@ def _run(options: argparse.Namespace) -> int:
     from distillation.data.batches import open_square_images
     from distillation.export import check_new_or_empty
     from distillation.run_plan import check_images, open_teachers
+    from distillation.start import open_start
     from distillation.teacher import check_named_teacher, fetch_folder, local_folder
     from distillation.train import distil
     from sdbench.training.processes import rank_and_local_size
 
     check_new_or_empty(out)
-    recipe.segments(options.steps or recipe.settings(options.family).steps, len(names))
+    start = open_start(options.start, recipe) if options.start else None
+    recipe.segments(options.steps or recipe.settings(options.family).steps, len(names), start.stage if start else 0)
     for name in names:
         check_named_teacher(name, recipe, options.family)
     local = {name: folder for name in names if (folder := local_folder(name))}
@@ -106,7 +127,7 @@ def _run(options: argparse.Namespace) -> int:
     images = open_square_images(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
     check_images(options.family, images)
     if options.dry_run:
-        show(_dry_run(options, recipe, names, local, images))
+        show(_dry_run(options, recipe, names, local, images, start))
         return 0
     if options.deterministic:
         _use_deterministic_algorithms()
@@ -121,12 +142,24 @@ def _run(options: argparse.Namespace) -> int:
         out,
         images=images,
         steps=options.steps,
+        start=start,
         device=device,
         unet_only=options.unet_only,
     )
     if rank_and_local_size()[0] == 0:  # the process that wrote it
         show(student)
         _suggest_measuring(out, names[0], unet_only=options.unet_only)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from distillation.export import check_new_or_empty
+    from distillation.run_folder import open_run
+
+    check_new_or_empty(options.out)
+    run = open_run(options.run)
+    show(run.export(options.out, unet_only=options.unet_only))
+    _suggest_measuring(options.out, str(run.plan.teachers[0].folder), unet_only=options.unet_only)
     return 0
 
 
@@ -144,25 +177,30 @@ def _dry_run(
     names: Sequence[str | None],
     local: Mapping[str | None, Path],
     images: "SquareImages | None",
+    start: "Start | None",
 ) -> str:
     """Check what else can be checked without fetching a teacher, and describe the run; `local` has the teachers on this disk."""
     from distillation.describe import describe_recipe
-    from distillation.run_plan import plan_run
+    from distillation.run_plan import check_start, plan_run
     from distillation.succession import warn_of_different_parts
 
     if all(name in local for name in names):
-        warn_of_different_parts(plan_run(recipe, options.family, [local[name] for name in names], options.steps).teachers)
+        plan = plan_run(recipe, options.family, [local[name] for name in names], options.steps, start)
+        check_start(plan)
+        warn_of_different_parts(plan.teachers)
     described = describe_recipe(
         recipe,
         options.family,
         steps=options.steps,
+        first_stage=start.stage if start else 0,
         teachers=[name or "the embedded teacher" for name in names],
         n_images=len(images.captions) if images else recipe.scenes.images,
         tflops=options.tflops,
         usd_per_hour=options.usd_per_hour,
     )
+    begins = [f"this run: starts from {options.start}, a student of stage {recipe.stages[start.stage].name}"] if start else []
     unchecked = (f"teacher {name}: not on this disk, not checked" for name in names if name not in local)
-    return "\n".join([described["text"], *unchecked])
+    return "\n".join([described["text"], *begins, *unchecked])
 
 
 def _suggest_measuring(out: Path, teacher: str | None, *, unet_only: bool) -> None:

@@ -4,14 +4,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_file, load_model, save_model
+from torch import Tensor, nn
 
 from sdbench.disk import file_digest, write_json
 from sdbench.errors import UserError
@@ -96,7 +96,7 @@ class Checkpoints:
     def _load(self, folder: Path) -> None:
         device = next(self._networks["model"].parameters()).device
         try:
-            _check_digests(folder)
+            _check_digests(folder, _read_digests(folder))
             for name, network in self._networks.items():
                 load_model(network, folder / f"{name}.safetensors", device=str(device))
             self._optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True, map_location=device))
@@ -107,15 +107,45 @@ class Checkpoints:
             raise UserError(f"cannot continue from checkpoint {folder}: {type(error).__name__}: {reason}") from error
 
 
-def _check_digests(folder: Path) -> None:
-    """Check the files of a checkpoint against their digests: a number that a bit was flipped in could be read, and trained on.
+def _check_digests(folder: Path, names: Iterable[str]) -> None:
+    """Check files of a checkpoint against their digests: a number that a bit was flipped in could be read, and trained on.
 
     Raises:
         OSError, ValueError: a file is missing or was changed, or the digests cannot be read.
     """
-    digests: dict[str, str] = json.loads((folder / DIGESTS).read_bytes())
-    if changed := [name for name, digest in digests.items() if file_digest(folder / name) != digest]:
+    digests = _read_digests(folder)
+    if changed := [name for name in names if file_digest(folder / name) != digests[name]]:
         raise ValueError(f"{changed[0]} is not as it was written")
+
+
+def _read_digests(folder: Path) -> dict[str, str]:
+    """The digest of each file of a checkpoint, by name."""
+    digests: dict[str, str] = json.loads((folder / DIGESTS).read_bytes())
+    return digests
+
+
+def read_newest_network(folder: Path) -> tuple[int, bool, dict[str, Tensor]] | None:
+    """Read the network to keep from the newest checkpoint of a run, stopped or going on; older ones are tried where it is damaged.
+
+    Returns:
+        The number of steps taken, whether it is the running average of the weights, and its tensors, on the CPU; None without checkpoints.
+
+    Raises:
+        UserError: there are checkpoints but none can be read.
+    """
+    unreadable = dict[Path, str]()
+    while newest := max(set(folder.glob("step-*")) - unreadable.keys(), default=None):  # a run that goes on writes others meanwhile
+        try:
+            is_average = "average.safetensors" in _read_digests(newest)
+            name = "average.safetensors" if is_average else "model.safetensors"
+            _check_digests(newest, [name])
+            return int(newest.name.removeprefix("step-")), is_average, load_file(newest / name)
+        except (OSError, ValueError, LookupError, SafetensorError) as error:
+            unreadable[newest] = f"cannot read checkpoint {newest}: {type(error).__name__}: {error}"
+            print_note(unreadable[newest])
+    if unreadable:
+        raise UserError(f"{next(iter(unreadable.values()))}; there is none that can be read")
+    return None
 
 
 def describe_last_checkpoint(folder: Path) -> str:

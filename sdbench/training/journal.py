@@ -72,14 +72,17 @@ class Journal:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def evaluate_if_due(self, taken: int, network: nn.Module) -> None:
+    def evaluate_if_due(self, taken: int, network: nn.Module) -> dict[str, float]:
         """Evaluate a network after `taken` steps if an evaluation is due, save the image and values, and leave it in training mode.
+
+        Returns:
+            The values; empty if none was due.
 
         Raises:
             UserError: the image or the log cannot be written.
         """
         if self._quiet or self._evaluate is None or not taken or (taken < self._steps and taken % self._evaluate_every):
-            return
+            return {}
         image, values = self._evaluate(network.eval())
         network.train()
         self.write(taken, values)
@@ -87,3 +90,4 @@ class Journal:
             (self._folder / "samples").mkdir(exist_ok=True)
             Image.fromarray(image).save(self._folder / "samples" / f"{STEP.format(taken)}.png")
         self._board.add_image("samples", image, taken, dataformats="HWC")
+        return values

@@ -100,13 +100,14 @@ class LatentPool:
     Args:
         pipeline_folder: a diffusers folder; its `unet` is not needed.
         work: folder for `latents-<digest>.npy`, `captions-<digest>.npy` and, unless that is zeros, `unconditional-<digest>.npy`.
+        validation: number of images, at most a tenth of all, that `batch` never draws, spread evenly over the sources.
 
     Raises:
         UserError: the folder lacks a component, one is damaged, the pipeline is of another kind (see `check_diffusion`), too many
             images cannot be decoded, or the disk has too little space.
     """
 
-    def __init__(self, pipeline_folder: Path, images: CaptionedImages, work: Path, device: str = "cpu") -> None:
+    def __init__(self, pipeline_folder: Path, images: CaptionedImages, work: Path, device: str = "cpu", validation: int = 0) -> None:
         _check_complete(pipeline_folder)
         check_diffusion(pipeline_folder)
         self.images, self._folder, self._device = images, pipeline_folder, device
@@ -123,7 +124,11 @@ class LatentPool:
         files = [latents, captions] if _has_zero_unconditional(pipeline_folder) else [latents, captions, unconditional]
         self._images, self._captions, *rest = fill_and_load(*files)
         self._unconditional = rest[0] if rest else None
-        self._decodable = np.setdiff1d(np.arange(n), latents.undecodable_rows())
+        decodable = np.setdiff1d(np.arange(n), latents.undecodable_rows())
+        validation = min(validation, len(decodable) // 10)
+        held_out = decodable[np.arange(validation) * len(decodable) // max(1, validation)]
+        self._rows = np.concatenate([np.setdiff1d(decodable, held_out), held_out])  # in the files
+        self.validation_rows = np.arange(len(decodable) - validation, len(decodable))
         self.__dict__.pop("parts", None)  # frees them: gigabytes at full size
 
     @cached_property
@@ -150,17 +155,17 @@ class LatentPool:
         return self.batch_of_rows(draw_rows(number, len(self), batch, seed), batch_seed, drop, device=device)
 
     def __len__(self) -> int:
-        """Number of images that could be decoded."""
-        return len(self._decodable)
+        """Number of images to train on: those that could be decoded, without those for validation."""
+        return len(self._rows) - len(self.validation_rows)
 
     def batch_of_rows(
         self, rows: npt.NDArray[np.int64], seed: int, drop: float = 0.0, least: int = 0, most: int | None = None, device: str = "cpu"
     ) -> Batch:
-        """A batch of given rows, counted among decodable images.
+        """A batch of given rows, counted among decodable images: first those to train on, then `validation_rows`.
 
         `seed` decides the noise, the timesteps (`least` <= t < `most`; default: all) and the captions to drop.
         """
-        n, rows = len(rows), self._decodable[rows]
+        n, rows = len(rows), self._rows[rows]
         generator = torch.Generator().manual_seed(seed)
         latents, time_ids = (torch.from_numpy(self._images[name][rows]).float() for name in ("latents", "time_ids"))
         noise = torch.randn(latents.shape, generator=generator)

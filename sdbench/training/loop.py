@@ -32,6 +32,10 @@ Loss = Callable[[int], dict[str, Tensor]]
 LOG_EVERY = 25  # steps
 
 
+class NotFiniteError(UserError):
+    """The loss or the gradient is not finite, and running again would meet the same."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast to train.
@@ -100,8 +104,9 @@ def fit(
 
     Raises:
         KeyboardInterrupt: at a SIGINT, SIGTERM or SIGHUP that has a handler, once the step is finished and saved.
-        UserError: the batches of a step cannot be shared evenly by the processes; or two consecutive steps, or the last one, are not
-            finite; or a checkpoint cannot be read, or a file cannot be written. The last good checkpoint remains.
+        NotFiniteError: two consecutive steps, or the last one, are not finite. The last good checkpoint remains.
+        UserError: the batches of a step cannot be shared evenly by the processes; or a checkpoint cannot be read, or a file cannot be
+            written. The last good checkpoint remains.
     """
     accelerator = accelerator or Accelerator(cpu=next(model.parameters()).device.type == "cpu")
     check_even_split(schedule.accumulation, accelerator.num_processes)
@@ -117,14 +122,14 @@ def fit(
         _progress_bar(folder.name, start, schedule, quiet=not is_main) as bar,
     ):
         plain.train()
-        journal.evaluate_if_due(start, kept)  # the run may have been killed between saving and evaluating
+        evaluated = journal.evaluate_if_due(start, kept)  # the run may have been killed between saving and evaluating
         for step in range(start, schedule.steps):
             lr = optimiser.param_groups[0]["lr"] = schedule.lr_at(step)
             terms = _backward(model, loss, schedule, step, accelerator)
             norm = nn.utils.clip_grad_norm_(plain.parameters(), schedule.clip_norm)
             is_last, is_skipped = step == schedule.steps - 1, not torch.isfinite(norm)
             if is_skipped and (was_skipped or is_last):
-                raise UserError(_not_finite_message(folder, step, accelerator.reduce(terms, "mean")))
+                raise NotFiniteError(_not_finite_message(folder, step, accelerator.reduce(terms, "mean")))
             if not is_skipped:
                 optimiser.step()
                 _update_average(average, plain, schedule.ema, step)
@@ -134,7 +139,7 @@ def fit(
                 journal.write(step, {"skipped": 1.0})
             elif step % LOG_EVERY == 0:
                 values = {name: round(term.item(), 5) for name, term in accelerator.reduce(terms, "mean").items()}
-                bar.set_postfix(values, refresh=False)
+                bar.set_postfix(values | evaluated, refresh=False)
                 journal.write(step, values | {"lr": lr, "gradient_norm": round(norm.item(), 5)})
             is_interrupted = interruption.is_marked(accelerator)
             if is_main:
@@ -143,7 +148,7 @@ def fit(
                 accelerator.wait_for_everyone()  # torchrun ends all processes as soon as one has ended
                 interruption.act()
             bar.update(schedule.batch * schedule.accumulation)
-            journal.evaluate_if_due(step + 1, kept)
+            evaluated = journal.evaluate_if_due(step + 1, kept) or evaluated
     return kept.eval()
 
 

@@ -41,7 +41,8 @@ from distillation.provenance import Provenance
 from distillation.prune import prune
 from distillation.recipe import Recipe, load_recipe
 from distillation.recipe_tables import KeepBlocks, Stage, Training
-from distillation.run_plan import check_memory, plan_run, run_identity
+from distillation.run_folder import run_folder
+from distillation.run_plan import RunPlan, plan_run
 from distillation.sensitivity.budget import TIED_TO_MIDDLE
 from distillation.succession import different_parts, warn_of_different_parts
 from distillation.taps import Tap
@@ -231,10 +232,12 @@ def old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_emulated_bfloat16_is_not_silent(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan, place = plan_run(vega, "scenes", [teacher_folder], STEPS), SimpleNamespace(is_main_process=True, main_process_first=nullcontext)
+    place = SimpleNamespace(is_main_process=True, main_process_first=nullcontext)
     for device, dtype, warned in (("cuda", "bfloat16", True), ("cuda", "float32", False), ("cpu", "bfloat16", False)):
-        accelerator, settings = SimpleNamespace(device=torch.device(device), **vars(place)), vega.scenes.model_copy(update={"dtype": dtype})
-        train._open_images(vega, settings, plan, Pool(tmp_path, 1), tmp_path, cast("Accelerator", accelerator))
+        accelerator = SimpleNamespace(device=torch.device(device), **vars(place))
+        recipe = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"dtype": dtype})})
+        plan = plan_run(recipe, "scenes", [teacher_folder], STEPS)
+        train._open_images(plan, Pool(tmp_path, 1), tmp_path, cast("Accelerator", accelerator))
         assert ("only emulates bfloat16" in capsys.readouterr().err) == warned
     assert [data._default_dtype(device) for device in ("cpu", "cuda:0")] == ["float32", "float16"]
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
@@ -293,20 +296,20 @@ def test_a_gpu_that_holds_no_batch_of_a_stage_is_refused(
     name: str, stage: int, accumulation: int, gigabytes: int, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, teacher = load_recipe(name), cast("Teacher", SimpleNamespace(config=unet_config("sdxl")))
-    settings = recipe.sdxl.model_copy(update={"accumulation": accumulation})
+    recipe = recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"accumulation": accumulation})})
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, gigabytes * 10**9))
     with pytest.raises(UserError, match=said) if said else nullcontext():
-        check_memory(recipe, settings, teacher, stage, torch.device("cuda"))
+        RunPlan(recipe, "sdxl", [teacher], [], []).check_memory(stage, torch.device("cuda"))
 
 
 def test_too_small_a_gpu_is_refused_before_images_are_encoded(
     finish: Callable[[], Path], student: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: Any) -> None:
-        raise UserError(f"stage {arguments[3]}")
+        raise UserError(f"stage {arguments[1]}")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "check_memory", refuse)
+        patch.setattr(RunPlan, "check_memory", refuse)
         patch.setattr(train, "LatentPool", lambda *_: pytest.fail("encoded"))
         with pytest.raises(UserError, match="stage 1"):  # the first is there
             finish()
@@ -410,6 +413,7 @@ def test_provenance_records_how_the_student_was_made(vega: Recipe, teacher_folde
     assert noted["recipe_digest"] == vega.digest
     assert noted["teacher_digest"] == weights_digest(resolve(str(teacher_folder), name="teacher"))
     assert noted["parameters"] == sum(parameter.numel() for parameter in unet.parameters())
+    assert noted["unfinished"] is noted["start"] is None
     assert (noted["steps"], noted["seed"], noted["family"]) == (STEPS, vega.scenes.seed, "scenes")
     assert [(stage["name"], stage["steps"], set(stage["losses"])) for stage in noted["stages"]] == [
         (stage.name, 2, {"task", "output", "feature"}) for stage in vega.stages
@@ -653,15 +657,15 @@ def test_a_text_encoder_as_another_version_of_transformers_stores_it_is_the_same
 def test_a_new_run_tells_how_earlier_ones_differ(vega: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = tmp_path / "work"
     decides = {"recipe": vega.training_digest("scenes"), "steps": 4}
-    train._run_folder(work, "vega-mine", decides)  # another recipe's
-    before = train._run_folder(work, "vega", decides)
+    run_folder(work, "vega-mine", decides)  # another recipe's
+    before = run_folder(work, "vega", decides)
     reworded = vega.model_copy(update={"middle": vega.middle.model_copy(update={"source": "a better one"})})
-    assert train._run_folder(work, "vega", decides | {"recipe": reworded.training_digest("scenes")}) == before
+    assert run_folder(work, "vega", decides | {"recipe": reworded.training_digest("scenes")}) == before
     assert capsys.readouterr().err == ""
     lower = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"lr": 1e-5})})
-    after = train._run_folder(work, "vega", decides | {"recipe": lower.training_digest("scenes")})
+    after = run_folder(work, "vega", decides | {"recipe": lower.training_digest("scenes")})
     assert capsys.readouterr().err == f"starting a new run in {after}; the run in {before} differs in: recipe\n"
-    newer = train._run_folder(work, "vega", decides | {"device": "cpu"})
+    newer = run_folder(work, "vega", decides | {"device": "cpu"})
     assert f"starting a new run in {newer}; the run in {before} differs in: device\n" in capsys.readouterr().err
 
 
@@ -679,7 +683,7 @@ def test_whatever_decides_the_weights_decides_the_run(vega: Recipe, teacher_fold
     ]
 
     def identity(recipe: Recipe, folders: list[Path], steps: int, data: str) -> str:
-        return digest(run_identity(recipe, "scenes", plan_run(recipe, "scenes", folders, steps), data, "cpu"))
+        return digest(plan_run(recipe, "scenes", folders, steps).identity(data, "cpu"))
 
     assert len({identity(*run) for run in runs}) == len(runs)
     reworded = vega.model_copy(update={"middle": vega.middle.model_copy(update={"source": "a better one"})})
@@ -692,7 +696,7 @@ def test_repeatable_bytes_are_not_taken_from_a_run_that_did_not_ask_for_them(
     plan, digests = plan_run(vega, "scenes", [teacher_folder], STEPS), dict[tuple[str, bool], str]()
     for device, deterministic in itertools.product(("cpu", "cuda"), (False, True)):
         monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda wanted=deterministic: wanted)
-        digests[device, deterministic] = digest(run_identity(vega, "scenes", plan, "data", device))
+        digests[device, deterministic] = digest(plan.identity("data", device))
     assert digests["cuda", True] != digests["cuda", False]
     assert digests["cpu", True] == digests["cpu", False] not in (digests["cuda", True], digests["cuda", False])
 
@@ -700,13 +704,13 @@ def test_repeatable_bytes_are_not_taken_from_a_run_that_did_not_ask_for_them(
 def test_other_shares_of_the_teachers_are_another_run(
     vega: Recipe, teacher_folder: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs, place = list[Path](), train._run_folder
+    runs = list[Path]()
 
     def placed(*arguments: Any) -> Path:
-        runs.append(place(*arguments))
+        runs.append(run_folder(*arguments))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_run_folder", placed)
+    monkeypatch.setattr(train, "run_folder", placed)
     for shares in ((0.5, 0.25, 0.25), (0.25, 0.5, 0.25), (0.5, 0.25, 0.25)):
         rows = tuple(row.model_copy(update={"share": share}) for row, share in zip(vega.sdxl.teachers, shares, strict=True))
         recipe = vega.model_copy(update={"sdxl": vega.sdxl.model_copy(update={"teachers": rows})})

@@ -195,6 +195,17 @@ def test_a_segment_has_one_stage_and_one_teacher() -> None:
         SSD_1B.segments(100, 2)
 
 
+def test_a_run_that_starts_in_a_later_stage_shares_its_steps_among_those_that_are_left() -> None:
+    assert SSD_1B.segments(100, 1, first_stage=1) == [Segment(1, 0, 0, 100)]
+    assert SSD_1B.segments(100, 3, first_stage=1) == [Segment(1, 0, 0, 50), Segment(1, 1, 50, 75), Segment(1, 2, 75, 100)]
+    stages = tuple(SSD_1B.stages[0].model_copy(update={"share": share}) for share in (0.2, 0.2, 0.6))
+    three = SSD_1B.model_copy(update={"stages": stages})
+    assert three.stage_steps(100, first_stage=1) == [25, 75]
+    assert three.stage_steps(100) == [20, 20, 60]
+    with pytest.raises(UserError, match="1 steps are too few for the 2 stages"):
+        three.stage_steps(1, first_stage=1)
+
+
 @given(st.integers(10, 10**6), st.sampled_from([1, 3]))
 def test_segments_cover_all_steps_without_gaps(steps: int, teachers: int) -> None:
     segments = SSD_1B.segments(steps, teachers)

@@ -116,6 +116,18 @@ def test_batches_never_change(latents: LatentPool) -> None:
     assert {*latents.batch_of_rows(np.arange(8), seed=0, least=100, most=102).timesteps.tolist()} == {100, 101}
 
 
+def test_images_for_validation_are_spread_evenly_and_never_drawn(teacher_folder: Path, work: Path) -> None:
+    images = Pool(work, 40)
+    latents = LatentPool(teacher_folder, images, work, validation=100)
+    held_out = torch.from_numpy(latents.latents[[0, 10, 20, 30]]).float()
+    assert (len(latents), len(latents.validation_rows)) == (36, 4), "a tenth at most"
+    assert torch.equal(latents.batch_of_rows(latents.validation_rows, 0).latents, held_out)
+    drawn = latents.batch(0, 1000, seed=0).latents
+    assert len({image.numpy().tobytes() for image in drawn}) == len(latents)
+    assert not (drawn[:, None] == held_out).flatten(2).all(-1).any()
+    assert len(LatentPool(teacher_folder, images, work, validation=2).validation_rows) == 2
+
+
 def test_lower_precision_keeps_timesteps_and_sizes(latents: LatentPool) -> None:
     batch = replace(latents.batch(0, 1, seed=0), timesteps=torch.tensor([999]), time_ids=torch.tensor([[769.0, 1365, 0, 171, 1024, 1024]]))
     lower = batch.to(torch.bfloat16)

@@ -31,7 +31,7 @@ from sdbench.disk import read_json_lines
 from sdbench.errors import UserError
 from sdbench.notes import progress
 from sdbench.training import checkpoints
-from sdbench.training.checkpoints import DIGESTS, Checkpoints
+from sdbench.training.checkpoints import DIGESTS, Checkpoints, read_newest_network
 from sdbench.training.interruption import Interruption
 from sdbench.training.journal import Journal
 from sdbench.training.loop import Schedule, draw_rows, fit, max_even_processes
@@ -260,6 +260,36 @@ def test_non_finite_loss_is_an_error_and_keeps_the_last_good_checkpoint(tmp_path
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_the_network_to_keep_of_the_newest_checkpoint_can_be_read(ema: float | None, tmp_path: Path) -> None:
+    assert read_newest_network(tmp_path) is None
+    train_until(7, tmp_path, replace(SCHEDULE, ema=ema))
+    found = read_newest_network(tmp_path)
+    assert found is not None
+    step, is_average, read = found
+    assert (step, is_average) == (7, ema is not None)
+    expected = load_file(tmp_path / "step-00000007" / ("average.safetensors" if ema else "model.safetensors"))
+    assert read.keys() == expected.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_gives_way_to_one_written_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_until(7, tmp_path)
+
+    def goes_on(*_: object) -> None:
+        monkeypatch.undo()
+        for step in (6, 7):
+            (tmp_path / f"step-{step:08d}").rename(tmp_path / f"step-{step + 2:08d}")
+        raise FileNotFoundError
+
+    monkeypatch.setattr(checkpoints, "load_file", goes_on)
+    found = read_newest_network(tmp_path)
+    assert found is not None
+    assert found[:2] == (9, True)
+
+
 def test_single_non_finite_step_is_skipped_and_logged(tmp_path: Path) -> None:
     net, weights, averages = tiny_net(), list[list[Tensor]](), list[list[Tensor]]()
 
@@ -303,6 +333,20 @@ def test_progress_counts_images_from_where_the_run_resumes(tmp_path: Path, monke
     at_killed, whole = 5 * 16, 12 * 16
     assert [(bar.initial, bar.n, bar.total) for bar in bars] == [(0, at_killed, whole), (at_killed, whole, whole), (whole, whole, whole)]
     assert [bar.leave for bar in bars] == [True, True, False], "the bar of a finished run vanishes"
+
+
+def test_progress_shows_the_losses_and_the_last_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = list[dict[str, float]]()
+    monkeypatch.setattr(tqdm, "set_postfix", lambda _, values, **__: shown.append(values))
+    net, schedule = tiny_net(), replace(SCHEDULE, steps=51)
+    evaluations = iter([{"validation/square": 3.0}, {"validation/square": 2.0}])
+    fit(net, noisy_loss(net), schedule, tmp_path, evaluate=lambda _: (BLANK, next(evaluations)), evaluate_every=40)
+    assert [set(values) for values in shown] == [{"square", "small"}] * 2 + [{"square", "small", "validation/square"}]
+    assert shown[-1]["validation/square"] == 3.0
+    assert [(line["step"], line["validation/square"]) for line in read_log(tmp_path) if "validation/square" in line] == [
+        (40, 3.0),
+        (51, 2.0),
+    ]
 
 
 def test_last_step_must_be_finite(tmp_path: Path) -> None:

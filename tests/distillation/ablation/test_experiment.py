@@ -1,6 +1,7 @@
 """The arms match their names, and a stopped sweep continues."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from processes import is_locked
 from distillation.ablation import experiment
 from distillation.ablation.experiment import BASE, arm_recipes, one_shot_recipe, run_sweep, with_other_blocks, with_seed
 from distillation.recipe import Recipe, load_recipe
-from distillation.run_plan import plan_run, run_identity
+from distillation.run_plan import plan_run
 from distillation.teacher import EMBEDDED
 from distillation.train import distil
 from sdbench.arrays import F64
@@ -105,7 +106,7 @@ def test_committed_results_are_those_of_these_recipes(missed: dict[str, F64]) ->
         for seed in range(3):
             committed = experiment._read(folder / "vega" / f"{arm.replace(' ', '-')}-{seed}.json")
             assert committed is not None
-            assert committed.identity == run_identity(with_seed(way, seed), "scenes", plans[arm], SCENES_DIGEST, "cpu")
+            assert committed.identity == replace(plans[arm], recipe=with_seed(way, seed)).identity(SCENES_DIGEST, "cpu")
 
 
 def test_another_version_or_other_data_trains_every_arm_again_and_keeps_the_earlier_result(

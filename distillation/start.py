@@ -1,0 +1,88 @@
+"""The student that a run starts from, in place of a cut of its teacher: one that was exported from another run, for example."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distillation.prune import student_config
+from distillation.recipe import Recipe
+from sdbench.disk import file_digest, read_json
+from sdbench.errors import UserError
+from sdbench.models.architectures import Config, depths, resnet_counts, unet_config
+from sdbench.models.checks import check_finite
+from sdbench.models.files import weight_files
+from sdbench.models.loading import build_part, read_part
+
+
+@dataclass(frozen=True)
+class Start:
+    """The student that a run starts from.
+
+    Attributes:
+        folder: of its UNet.
+        stage: number of the recipe's stage whose student has its shape; the run starts there.
+        digest: SHA-256 (hex) of its configuration and weights.
+        provenance: how it was made, from its provenance.json; None without one.
+    """
+
+    folder: Path
+    stage: int
+    digest: str
+    provenance: dict[str, Any] | None
+
+    @property
+    def licences(self) -> list[str | None]:
+        """The licences that it inherited, as in its provenance; of an unknown student, one that is not named."""
+        return [None] if self.provenance is None else list(self.provenance["licences"])
+
+    def unet(self) -> nn.Module:
+        """The UNet, in float32 on the CPU.
+
+        Raises:
+            UserError: weights are damaged or not finite.
+        """
+        unet = read_part("unet", self.folder, torch.float32)
+        check_finite(unet, "unet", self.folder)
+        return unet
+
+
+def open_start(folder: Path, recipe: Recipe) -> Start:
+    """The student in a folder, if a stage of the recipe has its shape. Reads its weights once, for their digest.
+
+    Args:
+        folder: a pipeline or a UNet in diffusers layout.
+
+    Raises:
+        UserError: there is none, it is damaged, or no stage has its shape.
+    """
+    unet = folder / "unet" if (folder / "model_index.json").is_file() else folder
+    if not (unet / "config.json").is_file():
+        raise UserError(f"no student in {folder}; expected a pipeline or a UNet in diffusers layout. `distillation export` writes one")
+    network: Any = build_part("unet", unet, sixteen_bit=False)
+    found = _shape(network.config)
+    teacher = unet_config(recipe.teacher)
+    shapes = [_shape(student_config(teacher, plan)) for plan in recipe.plans]
+    if found not in shapes:
+        stages = ", ".join(f"{stage.name} {sum(shape[0].values())}" for stage, shape in zip(recipe.stages, shapes, strict=True))
+        raise UserError(
+            f"the student in {folder} has the shape of no stage of recipe {recipe.name!r}: it has {sum(found[0].values())} transformer "
+            f"blocks, the stages have: {stages}. Name a student that this recipe makes, or write a recipe with a stage of its shape"
+        )
+    files = [unet / "config.json", *weight_files(unet, "unet", sixteen_bit=False)[1]]
+    digest = hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
+    note = folder / "provenance.json"
+    return Start(unet.resolve(), shapes.index(found), digest, read_json(note, _check_provenance, part=note) if note.is_file() else None)
+
+
+def _check_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
+    list(provenance["licences"])
+    return provenance
+
+
+def _shape(config: Config) -> tuple[dict[str, int], dict[str, int], str | None]:
+    """Number of transformer blocks per attention and of resnets per block, and the type of the middle."""
+    return depths(config), resnet_counts(config), config["mid_block_type"]

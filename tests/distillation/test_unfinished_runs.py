@@ -1,0 +1,239 @@
+"""The student of a run that was stopped or goes on: what is exported of it, and how another run starts from it."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+from tiny import tiny_unet, with_unet
+from torch import nn
+
+from distillation import train
+from distillation.cli import main
+from distillation.data import batches
+from distillation.provenance import Provenance
+from distillation.prune import prune
+from distillation.recipe import Recipe
+from distillation.run_folder import Run, open_run
+from distillation.run_plan import check_start, plan_run
+from distillation.start import Start, open_start
+from distillation.taps import Tap
+from distillation.train import distil
+from sdbench.disk import locked, read_json, write_json
+from sdbench.errors import UserError
+from sdbench.models.digest import weights_digest
+from sdbench.models.spec import resolve
+from sdbench.training.diffusion import Batch
+from sdbench.training.loop import NotFiniteError, Schedule, fit
+
+STEPS = 5  # two in the first stage, three in the second
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def stopped(vega: Recipe, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was stopped before its last step; it saved after each."""
+
+    def stopping(*arguments: Any) -> Callable[[int], Batch]:
+        of_step = batches.numbered_batches(*arguments)
+
+        def batch(number: int) -> Batch:
+            if number == STEPS - 1:
+                raise KeyboardInterrupt
+            return of_step(number)
+
+        return batch
+
+    work = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "fit", partial(fit, save_every_s=-1))
+        patch.setattr(train, "numbered_batches", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            distil(vega, "scenes", [teacher_folder], work, work / "never", steps=STEPS)
+    (folder,) = work.glob("vega-*")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(stopped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command line writes of it while another process trains."""
+    out, before = tmp_path_factory.mktemp("exported") / "student", [*stopped.rglob("*")]
+    with locked(stopped / ".lock"):
+        assert main(["export", str(stopped), "--out", str(out)]) == 0
+    assert [*stopped.rglob("*")] == before
+    return out
+
+
+@pytest.fixture
+def run(stopped: Path, vega: Recipe, teacher_folder: Path, tmp_path: Path) -> Run:
+    """The run in a copy of its folder."""
+    copied = shutil.copytree(stopped, tmp_path / "run")
+    return Run(copied, plan_run(vega, "scenes", [teacher_folder], STEPS), "data", 8)
+
+
+def test_the_newest_average_is_exported_as_a_pipeline(stopped: Path, exported: Path, teacher_folder: Path) -> None:
+    assert resolve(str(exported), name="student").architecture == "vega"
+    found = StableDiffusionXLPipeline.from_pretrained(exported).unet.state_dict()
+    average, last = (load_file(stopped / "2-depth" / "step-00000002" / f"{name}.safetensors") for name in ("average", "model"))
+    assert found.keys() == average.keys()
+    assert all(torch.equal(tensor, average[name]) for name, tensor in found.items())
+    assert not torch.equal(average["conv_in.weight"], last["conv_in.weight"])
+    assert (exported / "vae" / WEIGHTS).read_bytes() == (teacher_folder / "vae" / WEIGHTS).read_bytes()
+    assert sorted(path.name for path in (exported / "losses").iterdir()) == ["1-half.jsonl", "2-depth.jsonl"]
+
+
+def test_its_provenance_says_that_the_run_was_not_finished(stopped: Path, exported: Path, vega: Recipe, teacher_folder: Path) -> None:
+    noted = read_json(exported / "provenance.json")
+    assert noted["unfinished"] == {"stage": "depth", "step": 4, "steps": STEPS, "weights": "moving average"}
+    assert [(stage["name"], stage["steps"], set(stage["losses"])) for stage in noted["stages"]] == [
+        ("half", 2, {"task", "output", "feature"}),
+        ("depth", 2, set()),
+    ]
+    assert (noted["steps"], noted["images"], noted["passes"]) == (4, 8, 4 * 2 / 8)
+    assert noted["data_digest"] == read_json(stopped / "identity.json")["data"]
+    assert (noted["recipe_digest"], noted["start"]) == (vega.digest, None)
+    assert noted["teacher_digest"] == weights_digest(resolve(str(teacher_folder), name="teacher"))
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    assert "# vega, family scenes, unfinished\n" in card
+    assert "**The run was not finished**: this student is that of stage `depth` after step 4 of 5 (weights: moving average)." in card
+    assert "- stage `depth`, 2 steps\n" in card
+
+
+def test_an_older_checkpoint_or_stage_is_exported_where_there_is_no_newer_one(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    depth = run.folder / "2-depth"
+    (depth / "step-00000002" / "average.safetensors").write_bytes(b"cut short")
+    run.export(tmp_path / "older", unet_only=True)
+    said = capsys.readouterr().err
+    assert f"cannot read checkpoint {depth / 'step-00000002'}: ValueError: average.safetensors is not as it was written\n" in said
+    assert "the run is not finished; its student is that of stage `depth` after step 3 of 5 (weights: moving average)\n" in said
+    (depth / "step-00000001" / "digests.json").unlink()
+    with pytest.raises(UserError, match=r"cannot read checkpoint .*step-00000002: .*; there is none that can be read"):
+        run.export(tmp_path / "none", unet_only=True)
+    shutil.rmtree(depth)
+    first = run.export(tmp_path / "first", unet_only=True)
+    assert read_json(first / "provenance.json")["unfinished"]["stage"] == "half"
+    assert (first / WEIGHTS).read_bytes() == (run.folder / "1-half" / "student" / WEIGHTS).read_bytes()
+    shutil.rmtree(run.folder / "1-half")
+    with pytest.raises(UserError, match=r"run has neither a finished stage nor a checkpoint yet"):
+        run.export(tmp_path / "none", unet_only=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_is_no_run_or_has_another_teacher_now_is_refused(run: Run, teacher_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"no run that trains in .*2-depth: it has no request\.json\. Expected the folder of a run, such as"
+    ):
+        open_run(run.folder / "2-depth")
+    request = read_json(run.folder / "request.json")
+    other = with_unet(teacher_folder, tmp_path / "other", tiny_unet("sdxl", 1))
+    write_json(run.folder / "request.json", request | {"teachers": [str(other)]})
+    with pytest.raises(UserError, match=r"is not what is there now; it differs in: teachers\. The teacher has to be in .*other, as it was"):
+        open_run(run.folder)
+    write_json(run.folder / "request.json", {key: request[key] for key in ("recipe", "family")})
+    with pytest.raises(UserError, match=r"request\.json is damaged \(KeyError: 'start'\)"):
+        open_run(run.folder)
+
+
+def test_a_run_starts_from_a_student_in_its_stage(
+    vega: Recipe, teacher_folder: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts, asked = list[dict[str, torch.Tensor]](), list[tuple[list[Tap], int]]()
+
+    def stepped(model: nn.Module, loss: Callable[[int], object], schedule: Schedule, folder: Path, **_: Any) -> nn.Module:
+        starts.append(model.state_dict())
+        loss(schedule.steps - 1)
+        (folder / "log.jsonl").touch()
+        return model
+
+    def noted(_: object, __: object, taps: list[Tap], number: int) -> dict[str, torch.Tensor]:
+        asked.append((taps, number))
+        return {"task": torch.tensor(0.0)}
+
+    monkeypatch.setattr(train, "fit", stepped)
+    monkeypatch.setattr(train, "batch_loss_terms", noted)
+    start = open_start(exported, vega)
+    assert start == replace(open_start(exported / "unet", vega), provenance=start.provenance), "a UNet alone will do"
+    out = distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=3, start=start, unet_only=True)
+    (begun,), expected = starts, load_file(exported / "unet" / WEIGHTS)
+    assert begun.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in begun.items())
+    assert asked == [(plan_run(vega, "scenes", [teacher_folder]).taps[1], number) for number in (2, 3)]
+    (run,) = (tmp_path / "work").glob("vega-*")
+    assert [path.name for path in run.iterdir() if path.is_dir()] == ["1-depth"]
+    assert read_json(run / "identity.json")["start"] == start.digest
+    noted_by_run, noted_before = (read_json(folder / "provenance.json") for folder in (out, exported))
+    assert noted_by_run["start"] == {"digest": start.digest, "provenance": noted_before}
+    assert [(stage["name"], stage["steps"]) for stage in noted_by_run["stages"]] == [("depth", 3)]
+    assert noted_by_run["unfinished"] is None
+    assert "Training started from another student; `provenance.json`" in (out / "README.md").read_text(encoding="utf-8")
+    again = open_run(run)
+    assert (again.plan.start, again.plan.segments) == (start, plan_run(vega, "scenes", [teacher_folder], 3, start).segments)
+
+
+def test_the_student_that_a_run_starts_from_is_part_of_the_run_and_its_licences_stay(vega: Recipe, teacher_folder: Path) -> None:
+    starts = [
+        None,
+        *(Start(teacher_folder, 1, digest, {"licences": ["openrail++"]}) for digest in "ab"),
+        Start(teacher_folder, 1, "c", None),
+    ]
+    plan = plan_run(vega, "scenes", [teacher_folder], STEPS)
+    identities = [replace(plan, start=start).identity("data", "cpu") for start in starts]
+    assert [identity.get("start") for identity in identities] == [None, "a", "b", "c"]
+    assert "start" not in identities[0], "runs from a teacher keep theirs"
+    licences = [Provenance.from_run(vega, plan.teachers, tiny_unet(), start=start).licences for start in starts[1:]]
+    assert licences == [[None, "openrail++"], [None, "openrail++"], [None]], "the tiny teacher has none"
+
+
+def test_a_student_of_another_shape_or_width_is_no_start(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no student in .*; expected a pipeline or a UNet in diffusers layout"):
+        open_start(tmp_path, vega)
+    tiny_unet("ssd-1b").save_pretrained(tmp_path / "other")
+    with pytest.raises(
+        UserError, match=r"the shape of no stage of recipe 'vega': it has 34 transformer blocks, the stages have: half \d+, depth 15\. Name"
+    ):
+        open_start(tmp_path / "other", vega)
+    teacher = UNet2DConditionModel.from_pretrained(teacher_folder / "unet")
+    prune(teacher, vega.plans[0]).save_pretrained(tmp_path / "half")
+    half = open_start(tmp_path / "half", vega)
+    plan = plan_run(vega, "scenes", [teacher_folder], STEPS, half)
+    assert [segment.stage for segment in plan.segments] == [0, 1], "later stages cut it further"
+    check_start(plan)
+    tiny_unet("vega", block_out_channels=[4, 8, 32]).save_pretrained(tmp_path / "wide")
+    with pytest.raises(UserError, match=r"is not one of the teacher in .*: its '.*' has shape \[.*\], expected \[.*\]\. Name another"):
+        check_start(plan_run(vega, "scenes", [teacher_folder], STEPS, open_start(tmp_path / "wide", vega)))
+
+
+@pytest.mark.usefixtures("fake_estimates")
+def test_a_dry_run_describes_only_the_stages_that_are_left(
+    teacher_folder: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "vega", "--teacher", str(teacher_folder), "--from", str(exported), "--steps", "1", "--out", str(tmp_path / "out")]
+    assert main([*words, "--work", str(tmp_path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"this run: starts from {exported}, a student of stage depth\n" in said + "\n"
+    assert "\nstage depth: 1 steps" in said, "too few for both stages"
+    assert "stage half" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_tells_how_to_go_on_from_what_was_trained(
+    run: Run, vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: nn.Module, __: object, ___: Schedule, folder: Path, **____: Any) -> None:
+        (folder / "step-00000001").mkdir()
+        raise NotFiniteError("the loss is not finite")
+
+    monkeypatch.setattr(train, "fit", failing)
+    said = r"not finite\. To keep what was trained: distillation export .*vega-.* --out STUDENT, then the changed run with --from STUDENT"
+    with pytest.raises(UserError, match=said):
+        distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+    with pytest.raises(NotFiniteError, match=r"not finite$"), train._advise_export(replace(run, folder=tmp_path / "new")):
+        raise NotFiniteError("the loss is not finite")
