@@ -18,7 +18,7 @@ from sdbench.gate import floors, pairing
 from sdbench.gate.judging import pair_notes
 from sdbench.gate.pairing import Obstacle, Side
 from sdbench.gate.policy import Rule
-from sdbench.gate.verdicts import finite_or_none, format_change
+from sdbench.gate.verdicts import change_cell, finite_or_none, name_some
 from sdbench.records import Kind, Value
 from sdbench.stats import decisions, intervals
 from sdbench.stats.decisions import Bounds
@@ -26,7 +26,6 @@ from sdbench.stats.intervals import WinRate
 from sdbench.tables import Grid
 
 ALPHA = 0.05  # of each interval, and of any wrong "better" or "worse" that could not be chance
-_NAMED = 5  # metrics that a line of text names for one reason; JSON has them all
 JUDGES = ("preference.scenes", "pickscore.v1", "hpsv2.1", "imagereward.v1")  # scores by which an image wins against the other model's
 
 
@@ -57,9 +56,9 @@ class Difference:
     def cells(self) -> tuple[str, ...]:
         """The row of a table."""
         shown = [tables.format_count(value) if self.kind == "count" else tables.format_number(value) for value in (self.a, self.b)]
-        change = format_change(self.difference, self.low, self.high, relative=self.kind in ("probe", "count"))
+        change = change_cell((self.difference, self.low, self.high), self.a, self.b, relative=self.kind in ("probe", "count"))
         chance = " (could be chance)" if self.could_be_chance else ""
-        return f"{self.name} ({self.unit}){tables.ARROWS[self.direction]}", *shown, change, self.outcome + chance
+        return f"{self.name} ({self.unit}){tables.ARROWS[self.direction]}", self.outcome + chance, change, *shown
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Comparison:
 
     def grid(self) -> Grid:
         """The metrics, a row each."""
-        return Grid(("metric", "A", "B", "B - A (95 % interval)", "B is"), tuple(each.cells for each in self.differences))
+        return Grid(("metric", "B is", "B - A (95 % interval)", "A", "B"), tuple(each.cells for each in self.differences))
 
     def text(self, width: int = 160) -> str:
         """The comparison for a terminal."""
@@ -204,8 +203,7 @@ def _by_reason(measured: Mapping[str, Bounds | Obstacle], new: Side, old: Side) 
 
 def _describe_missing(by_reason: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     for reason, names in by_reason.items():
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        yield f"not compared: {', '.join(names[:_NAMED])}{more}: {reason}"
+        yield f"not compared: {name_some(names)}: {reason}"
 
 
 def _wins(new: Side, old: Side) -> Iterator[tuple[str, WinRate]]:

@@ -2,16 +2,19 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 from xml.etree import ElementTree as ET
 
 from sdbench import tables
 from sdbench.stats.decisions import Verdict
-from sdbench.tables import Grid
+from sdbench.tables import Grid, Noted
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "regressed": 1, "incomparable": 2, "inconclusive": 3}
 _MARKS = {"pass": "✅", "regressed": "❌", "incomparable": "⛔", "inconclusive": "❔", "skipped": "▫️"}
+_NAMED = 5  # metrics that a line of text names for one reason; JSON has them all
+_OVER_ROUNDS = "mean over paired rounds, so it can differ, even in sign, from that of the two medians"
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold
 
 
@@ -31,7 +34,7 @@ class Result:
     name: str
     verdict: Verdict | Literal["skipped"]
     reason: str
-    direction: str
+    direction: Literal["higher", "lower"]
     margin: float
     required: bool
     unit: str = ""
@@ -69,7 +72,7 @@ class Report:
     """The verdict on a candidate, and the reasons for it.
 
     Attributes:
-        why: the reason for the verdict, in a sentence.
+        why: the reason for the verdict, in a sentence that names the metrics one by one; see `explanation`.
         differences: what makes the records incomparable as a whole.
         notes: what a reader should know although the gate does not weigh it.
         inputs: None where the gate failed before it had any.
@@ -89,12 +92,23 @@ class Report:
         """0 pass, 1 regressed, 2 incomparable, 3 inconclusive."""
         return EXIT_CODES[self.verdict]
 
+    @property
+    def explanation(self) -> str:
+        """`why` for readers: metrics that share a reason, such as a GPU out of memory, are named together."""
+        by_reason = dict[str, list[str]]()
+        for result in self.results:
+            if result.verdict == self.verdict:
+                by_reason.setdefault(result.reason, []).append(result.name)
+        one_by_one = "; ".join(f"{result.name}: {result.reason}" for result in self.results if result.verdict == self.verdict)
+        return self.why.replace(one_by_one, "; ".join(f"{name_some(names)}: {reason}" for reason, names in by_reason.items()))
+
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON types, and the version of this form; an infinite bound is null."""
         results = [{key: finite_or_none(item) for key, item in asdict(result).items()} for result in self.results]
         return {
             "schema_version": tables.JSON_VERSION,
             **asdict(self),
+            "why": self.explanation,
             "results": results,
             "differences": list(self.differences),
             "notes": list(self.notes),
@@ -102,20 +116,24 @@ class Report:
         }
 
     def grid(self, *, marks: bool = False) -> Grid:
-        """The metrics, a row each; with `marks`, an emoji before each verdict."""
-        header = ("metric", "verdict", "candidate", "baseline", "difference (one-sided bounds)", "margin", "why")
+        """The metrics, a row each, the reasons as notes; with `marks`, an emoji before each verdict.
+
+        Where a run stops when sure, the bounds are wider: they hold at all looks together with the confidence that the title states.
+        """
+        level = f" {100 * (1 - self.inputs.alpha):g} %" if self.inputs else ""
+        header = ("metric", "verdict", f"difference (one-sided{level} bounds)", "margin", "candidate", "baseline")
         return Grid(header, tuple(_row(result, f"{_MARKS[result.verdict]} " if marks else "") for result in self.results))
 
     def text(self, width: int = 160) -> str:
         """The report for a terminal: the reason, then the metrics."""
         table = tables.text(self.grid(), width) if self.results else ""
-        return "\n\n".join(filter(None, [f"{self.verdict}: {self.why}", table, _bullets(self)])) + "\n"
+        return "\n\n".join(filter(None, [f"{self.verdict}: {self.explanation}", table, _bullets(self)])) + "\n"
 
     def markdown(self) -> str:
         """The report as Markdown, for CI pages and pull requests."""
         title = " ".join(f"### {_MARKS[self.verdict]} {self.verdict}: {self.candidate} against {self.baseline}".split())
         inputs = "\n".join(f"- {key}: {value}" for key, value in _input_texts(self).items())
-        title, why, notes, inputs = map(tables.escape_markdown, (title, " ".join(self.why.split()), _bullets(self), inputs))
+        title, why, notes, inputs = map(tables.escape_markdown, (title, " ".join(self.explanation.split()), _bullets(self), inputs))
         table = tables.markdown(self.grid(marks=True)) if self.results else ""
         return "\n\n".join(filter(None, [title, why, table, notes, inputs])) + "\n"
 
@@ -131,7 +149,7 @@ class Report:
             for key, value in inputs.items():
                 ET.SubElement(properties, "property", name=key, value=_xml_safe(value))
         cases = [
-            _add_case(suite, "verdict", self.verdict, self.why),
+            _add_case(suite, "verdict", self.verdict, self.explanation),
             *(_add_case(suite, result.name, result.verdict, f"{result.reason}: {format_difference(result)}") for result in self.results),
         ]
         for key, kind in (("tests", None), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
@@ -153,11 +171,34 @@ def format_change(difference: float, low: float, high: float, *, relative: bool)
     return ends[0] if low == high else f"{ends[0]} ({ends[1]}..{ends[2]})"
 
 
+def change_cell(change: Sequence[float], a: float | None, b: float | None, *, relative: bool) -> str:
+    """The cell of a difference and its ends between the values a and b; with a note where it is not what these two give.
+
+    Rounds that were measured in turns are compared one by one, so the mean of their ratios is not the ratio of the two medians.
+    """
+    shown = format_change(*change, relative=relative)
+    if not (relative and a and b) or _format_signed(b / a - 1, relative) == _format_signed(change[0], relative):
+        return shown
+    return Noted(f"{shown} ({_OVER_ROUNDS})", shown, _OVER_ROUNDS)
+
+
+def name_some(names: Sequence[str]) -> str:
+    """Names in a list, the first five and the number of the others."""
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
 def _row(result: Result, mark: str) -> tuple[str, ...]:
+    name = (f"{result.name} ({result.unit})" if result.unit else result.name) + tables.ARROWS[result.direction]
+    verdict = Noted(f"{mark}{result.verdict}: {result.reason}", f"{mark}{result.verdict}", result.reason)
+    if result.difference is None or result.low is None or result.high is None:
+        difference = "none"
+    else:
+        change = (result.difference, result.low, result.high)
+        difference = change_cell(change, result.baseline, result.candidate, relative=result.relative)
+    loss = -result.margin if result.direction == "higher" else result.margin  # as a difference
+    margin = f"{100 * loss:+zg} %" if result.relative else f"{loss:+zg}"
     values = (tables.format_number(value) if value is not None else "none" for value in (result.candidate, result.baseline))
-    margin = f"{100 * result.margin:g} %" if result.relative else f"{result.margin:g}"
-    name = f"{result.name} ({result.unit})" if result.unit else result.name
-    return name, mark + result.verdict, *values, format_difference(result), margin, result.reason
+    return name, verdict, difference, margin, *values
 
 
 def _bullets(report: Report) -> str:

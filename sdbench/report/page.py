@@ -19,7 +19,7 @@ from sdbench.leaderboard.standings import Row, Section
 from sdbench.report import image_wall, sections
 
 FILE_NAME = "report.html"
-COLUMNS = {"setting": "words", "verdict": "words", "why": "prose", "protocol": "prose", "source": "prose"}  # title -> class; else numbers
+COLUMNS = {"setting": "words", "verdict": "words", "protocol": "prose", "source": "prose"}  # title -> class; else numbers
 _HERE = Path(__file__).parent
 
 

@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 
 from sdbench import api, records, suites
 from sdbench.errors import UserError
-from sdbench.gate import floors, policy
+from sdbench.gate import comparison, floors, policy
 from sdbench.gate.judging import Level
 from sdbench.gate.judging import judge as judge_sides
 from sdbench.gate.pairing import Side
@@ -664,6 +664,35 @@ def test_report_text_matches_the_golden_file(teacher: Measurement, tmp_path: Pat
     rules = {name: rule for name, rule in SHIPPED.suites["quality"].items() if name.startswith(("latency", "memory", "scene"))}
     report = judge(candidate, baseline, tmp_path, Policy(alpha=0.05, suites={"quality": rules}))
     assert report.text(width=140) == (GOLDEN / "gate.txt").read_text(encoding="utf-8")
+
+
+def test_one_reason_for_many_metrics_is_told_once(teacher: Measurement, tmp_path: Path) -> None:
+    candidate = make_measurement()
+    for name in ("fd.scenes", "clip_score.scenes", "scene_accuracy"):
+        candidate = with_value(candidate, name, state="failed", reason="CUDA out of memory", value=None, low=None, high=None)
+    report = judge(candidate, teacher, tmp_path)
+    assert report.why.count("CUDA out of memory") == 3
+    assert report.explanation == (
+        "scenes-student and scenes-teacher cannot be compared: fd.scenes, clip_score.scenes, scene_accuracy: candidate is failed: "
+        "CUDA out of memory. Not compared: memory.peak_allocated."
+    )
+
+
+@pytest.mark.parametrize(("run", "shown"), [("c411", "-18.4 % "), ("another", "+5.0 % ")])
+def test_a_difference_over_paired_rounds_that_is_not_that_of_the_medians_says_so(run: str, shown: str, tmp_path: Path) -> None:
+    """Rounds of 1, 2, 3 s against 0.5, 2.1, 3.1 s: the medians rise by 5 %, and the mean ratio is (0.5 x 1.05 x 31/30)^(1/3), 0.816."""
+    name = "latency.pipeline.p50"
+    sides = [
+        with_value(make_measurement(run=own), name, samples=tuple((seconds,) for seconds in rounds), value=rounds[1])
+        for own, rounds in (("c411", (1.0, 2.0, 3.0)), (run, (0.5, 2.1, 3.1)))
+    ]
+    folders = [save_record(side, tmp_path / side[0].run / str(place)) for place, side in enumerate(sides)]
+    report = judge_folders(folders[1], folders[0], single_rule(name, direction="lower", margin=0.05))
+    compared = comparison.compare(folders[0], folders[1], tmp_path)
+    cells = next(each.cells for each in compared.differences if each.name == name)
+    for cell in (report.grid().rows[0][2], cells[2]):
+        assert cell.startswith(shown)
+        assert cell.endswith("differ, even in sign, from that of the two medians)") == (run == "c411")
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_comparison_is_printed_as_a_table(tmp_path: Path) -> None:
     text = re.sub(r"/[0-9a-f]{16}\)", "/<digest>)", found.text(width=120).replace(f"{tmp_path}/", ""))  # pyarrow writes the scores' bytes
     assert text == (GOLDEN / "compare.txt").read_text(encoding="utf-8")
     assert found._repr_markdown_().startswith("### after compared with before\n\n- A, the baseline: before (")
-    assert "| clip_score.scenes (100 cos) ↑ | 30.06 | 28.08 | -1.98 (-2.04..-1.92) | worse |" in found._repr_markdown_().replace("\\", "")
+    assert "| clip_score.scenes (100 cos) ↑ | worse | -1.98 (-2.04..-1.92) | 30.06 | 28.08 |" in found._repr_markdown_().replace("\\", "")
 
 
 def test_comparison_as_json_has_null_for_an_infinite_bound(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Verdicts as JUnit XML and Markdown, which no content can break."""
+"""Verdicts as text, Markdown and JUnit XML, which no content can break."""
 
 from dataclasses import replace
 from typing import Literal
@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from sdbench.gate.verdicts import Report, Result, format_difference
+from sdbench.gate.verdicts import Inputs, Report, Result, format_difference
 from sdbench.stats.decisions import Verdict
 
 
@@ -49,7 +49,7 @@ def test_hostile_text_is_escaped() -> None:
     text = report.markdown()
     assert "<b>" not in text
     row = next(line for line in text.splitlines() if line.startswith("| a "))
-    assert row.replace("\\|", "").count("|") == 8
+    assert row.replace("\\|", "").count("|") == 7
 
 
 def test_reason_cannot_forge_a_verdict_in_markdown() -> None:
@@ -68,5 +68,37 @@ def test_markdown_has_verdict_reason_and_every_metric() -> None:
     text = MIXED.markdown()
     assert text.startswith("### ❌ regressed: x against y\n\nx is worse\n")
     assert text.count("\n| ") == 7
-    assert "| ❔ inconclusive |" in text
-    assert text.endswith("- one note\n")
+    assert "| ❔ inconclusive ¹ |" in text
+    assert text.endswith("¹ because\n\n- one note\n")
+
+
+def test_row_says_which_direction_is_better_and_its_margin_is_a_difference() -> None:
+    loss, time = result("accuracy", "pass"), result("latency", "regressed")
+    slower, free = replace(time, direction="lower", margin=0.05, relative=True, unit="s"), replace(loss, margin=0)
+    rows = Report("regressed", "so", "x", "y", (loss, slower, free)).grid().rows
+    assert [(row[0], row[3]) for row in rows] == [("accuracy (share) ↑", "-0.5"), ("latency (s) ↓", "+5 %"), ("accuracy (share) ↑", "+0")]
+
+
+@pytest.mark.parametrize(("alpha", "shown"), [(0.05, "95 %"), (0.025, "97.5 %"), (0.1, "90 %")])
+def test_bounds_have_the_level_of_the_policy(alpha: float, shown: str) -> None:
+    report = replace(MIXED, inputs=Inputs("a", "b", "b", "quality@1", "gate.toml", alpha))
+    assert f"difference (one-sided {shown} bounds)" in report.markdown()
+    assert "difference (one-sided bounds)" in MIXED.markdown()
+
+
+def test_metrics_that_share_a_reason_are_named_together_wherever_the_verdict_is_explained() -> None:
+    reason = "candidate is failed: CUDA out of memory; 80 GiB"
+    failed = [result(f"metric.{number}", "incomparable", reason) for number in range(12)]
+    results = (*failed, result("other", "incomparable", "n is 1 against 2"), result("fine", "pass", reason))
+    # As the gate words it, see `judging._explain`.
+    why = "x and y cannot be compared: " + "; ".join(f"{each.name}: {each.reason}" for each in results[:-1]) + ". Not compared: z."
+    report = Report("incomparable", why, "x", "y", results)
+    expected = (
+        "x and y cannot be compared: metric.0, metric.1, metric.2, metric.3, metric.4 and 7 more: candidate is failed: CUDA out of memory; "
+        "80 GiB; other: n is 1 against 2. Not compared: z."
+    )
+    assert report.text().startswith(f"incomparable: {expected}\n\n")
+    assert f"\n\n{expected}\n\n" in report.markdown()
+    assert report.to_json()["why"] == expected
+    assert ET.fromstring(report.junit().encode())[0][0].get("message") == expected
+    assert report.text().count(reason) == 2  # once more below the table
