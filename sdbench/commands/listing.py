@@ -74,5 +74,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
     for finding in checks.examine(arguments.results, places_from(arguments).work):
         findings.append(finding)
         print_answer(f"{'ok ' if finding.is_ok else 'BAD' if finding.is_fatal else '-- '} {finding.text}", arguments)
+    n_bad = sum(finding.is_fatal and not finding.is_ok for finding in findings)
+    n_lacking = sum(not finding.is_ok for finding in findings) - n_bad
+    print_answer(f"must be put right (BAD): {n_bad or 'nothing'}; lacking for some commands (--): {n_lacking or 'nothing'}", arguments)
     print_json([{"ok": finding.is_ok, "fatal": finding.is_fatal, "text": finding.text} for finding in findings], arguments)
-    return BAD_INPUT if any(finding.is_fatal and not finding.is_ok for finding in findings) else 0
+    return BAD_INPUT if n_bad else 0

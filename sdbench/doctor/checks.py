@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 
 from sdbench.errors import UserError
 from sdbench.machine import version
+from sdbench.records import Value
 from sdbench.run.profiles import FULL_SIZE_GIB
 from sdbench.scenes import embedded
 from sdbench.tables import format_number
@@ -53,11 +54,16 @@ def _packages() -> Iterator[Finding]:
     except metadata.PackageNotFoundError:
         yield Finding(False, "packages: not checked, because sdbench is not installed but runs from a folder; install it: pip install -e .")
         return
+    fitting = []
     for requirement in map(Requirement, required):
         installed = version(requirement.name)
-        is_ok = installed is not None and requirement.specifier.contains(installed, prereleases=True)
-        advice = "" if is_ok else f", needed is {requirement}: pip install '{requirement}'"
-        yield Finding(is_ok, f"{requirement.name} {installed or 'is not installed'}{advice}", is_fatal=True)
+        found = f"{requirement.name} {installed or 'is not installed'}"
+        if installed is not None and requirement.specifier.contains(installed, prereleases=True):
+            fitting.append(found)
+        else:
+            yield Finding(False, f"{found}, needed is {requirement}: pip install '{requirement}'", is_fatal=True)
+    if fitting:
+        yield Finding(True, f"packages: {', '.join(fitting)}", is_fatal=True)
 
 
 def _device() -> Finding:
@@ -150,10 +156,14 @@ def _metrics() -> Iterator[Finding]:
         if one.complaints:
             yield Finding(False, f"metric {one.name} misbehaves on golden images: {'; '.join(one.complaints)}", is_fatal=True)
         elif one.values is not None:
-            numbers = [f"{name} {value.state if value.value is None else format_number(value.value)}" for name, value in one.values.items()]
-            yield Finding(True, f"metric {one.name} behaves on golden images: {', '.join(numbers)}", is_fatal=True)
+            numbers = ", ".join(f"{name} {_format(value)}" for name, value in one.values.items())
+            yield Finding(True, f"metric {one.name} behaves on golden images: {numbers}", is_fatal=True)
     if not_tried := [one.name for one in judgements if one.values is None]:
         yield Finding(False, f"metrics not tried, because weights or a GPU are missing: {', '.join(not_tried)}")
+
+
+def _format(value: Value) -> str:
+    return value.state if value.value is None else format_number(round(value.value, 6))  # equal images are 1e-16 apart, not 0
 
 
 def _published_values() -> Iterator[Finding]:

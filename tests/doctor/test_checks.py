@@ -6,20 +6,44 @@ from pathlib import Path
 
 import pytest
 
+from sdbench import cli
 from sdbench.doctor import checks
 
 
 def test_old_or_missing_packages_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "requires", lambda _: ["numpy>=2.0", "torch>=99", "nowhere>=1"])
+    monkeypatch.setattr(metadata, "requires", lambda _: ["numpy>=2.0", "torch>=99", "nowhere>=1", "scipy"])
     found = [*checks._packages()]
-    assert [(finding.is_ok, finding.is_fatal) for finding in found] == [(True, True), (False, True), (False, True)]
-    assert found[0].text == f"numpy {metadata.version('numpy')}"
-    assert re.match(r"torch 2\.\S+, needed is torch>=99: pip install 'torch>=99'$", found[1].text)
-    assert found[2].text.startswith("nowhere is not installed, needed is nowhere>=1: pip install")
+    assert [(finding.is_ok, finding.is_fatal) for finding in found] == [(False, True), (False, True), (True, True)]
+    assert re.match(r"torch 2\.\S+, needed is torch>=99: pip install 'torch>=99'$", found[0].text)
+    assert found[1].text.startswith("nowhere is not installed, needed is nowhere>=1: pip install")
+    assert found[2].text == f"packages: numpy {metadata.version('numpy')}, scipy {metadata.version('scipy')}"
     monkeypatch.undo()
-    assert all(finding.is_ok for finding in checks._packages())
+    assert [finding.is_ok for finding in checks._packages()] == [True]
     monkeypatch.setattr(metadata, "requires", lambda _: metadata.version("nowhere"))
     assert [finding.is_fatal for finding in checks._packages()] == [False]
+
+
+WELL, LACKING, BAD = (
+    checks.Finding(True, "well", is_fatal=True),
+    checks.Finding(False, "lacking"),
+    checks.Finding(False, "bad", is_fatal=True),
+)
+
+
+@pytest.mark.parametrize(
+    ("findings", "last", "code"),
+    [
+        ([WELL], "must be put right (BAD): nothing; lacking for some commands (--): nothing", 0),
+        ([LACKING, WELL, LACKING], "must be put right (BAD): nothing; lacking for some commands (--): 2", 0),
+        ([BAD, LACKING, WELL], "must be put right (BAD): 1; lacking for some commands (--): 1", 2),
+    ],
+)
+def test_doctor_ends_with_how_much_is_wrong(
+    findings: list[checks.Finding], last: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checks, "examine", lambda *_: iter(findings))
+    assert cli.main(["doctor"]) == code
+    assert capsys.readouterr().out.splitlines()[-1] == last
 
 
 def test_doctor_tells_what_compiled_settings_lack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ def test_complaints_about_golden_values(name: str, direction: str, numbers: dict
 
 def test_doctor_reports_which_metrics_behave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = {name: Value(name="kid", kind="set", direction="lower", unit="", value=1.0) for name in NAMES}
+    values["gray"] = values["gray"].model_copy(update={"value": -2.2e-16})
     judgements = [
         golden.Judgement("kid", values),
         golden.Judgement("fid.clean", None),
@@ -145,7 +146,7 @@ def test_doctor_reports_which_metrics_behave(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(golden, "judge_metrics", lambda: judgements)
     assert cli.main(["doctor"]) == 2
     text = capsys.readouterr().out
-    assert "ok  metric kid behaves on golden images: healthy 1.000, black 1" in text
+    assert "ok  metric kid behaves on golden images: healthy 1.000, black 1.000, gray 0, noise 1.000" in text
     assert "BAD metric cmmd misbehaves on golden images: black images get 1" in text
     assert "--  metrics not tried, because weights or a GPU are missing: fid.clean" in text
     assert cli.main(["doctor", "--json"]) == 2
