@@ -65,7 +65,10 @@ def add_overrides(command: argparse.ArgumentParser) -> None:
 def add_scoring(command: "argparse._ActionsContainer") -> None:
     """Add the options for the settings in `SCORING`."""
     command.add_argument(
-        "--metrics", nargs="+", metavar="NAME", help="image metrics to measure instead of the suite's; `sdbench suites` shows names"
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="image metrics to measure instead of the suite's; `sdbench suites NAME` shows those of one",
     )
     command.add_argument("--reference", help="reference statistics for the distances; `sdbench reference list` shows them")
 

@@ -56,12 +56,17 @@ def describe(suite: Suite, runs: Path) -> list[str]:
     return [*([f"not on this disk: {fetched}"] if fetched else []), *(f"missing: {what}" for what in missing_inputs(suite, runs))]
 
 
+def sizes(files: Iterable[RemoteFile]) -> dict[str, int]:
+    """The repositories of files, with the bytes of each."""
+    found: dict[str, int] = {}
+    for file in files:
+        found[file.repository] = found.get(file.repository, 0) + file.size_bytes
+    return found
+
+
 def sizes_text(files: Iterable[RemoteFile]) -> str:
     """The repositories of files, with how much of each they are; empty without files."""
-    sizes: dict[str, int] = {}
-    for file in files:
-        sizes[file.repository] = sizes.get(file.repository, 0) + file.size_bytes
-    return ", ".join(f"{place} ({size_text(size)})" for place, size in sizes.items())
+    return ", ".join(f"{place} ({size_text(size)})" for place, size in sizes(files).items())
 
 
 def fetch_evaluators(metrics: Iterable[str]) -> list[str]:
