@@ -206,8 +206,8 @@ def format_value(value: Value | None, usual_n: int | None = None) -> str:
     if value.kind == "count":
         return format_count(value.value)
     n = f" [n={value.n}]" if usual_n is not None and value.n != usual_n else ""
-    is_condition = value.kind == "probe" and value.direction == "neither"  # such as the number of threads, as exact as it is written
-    shown = format_count(value.value) if is_condition else format_estimate(value.value, value.low, value.high) + n
+    is_condition = value.kind == "probe" and value.direction == "neither"  # such as threads, or clocks in MHz, which take no suffix
+    shown = f"{float(format_number(value.value)):g}" if is_condition else format_estimate(value.value, value.low, value.high) + n
     return Noted(f"{shown} ({value.note})", shown, value.note) if value.note else shown
 
 

@@ -214,3 +214,9 @@ def test_condition_of_a_measurement_has_only_the_digits_that_it_was_written_with
     condition = Value(name="machine.threads", kind="probe", direction="neither", unit="threads", value=number, n=5)
     assert format_value(condition) == expected
     assert format_value(condition.model_copy(update={"direction": "lower"})) != expected
+
+
+@pytest.mark.parametrize(("number", "expected"), [(1980.0, "1980"), (10501.0, "10501"), (412.35, "412.4")])
+def test_condition_takes_no_suffix_in_front_of_its_unit(number: float, expected: str) -> None:
+    clock = Value(name="machine.memory_clock", kind="probe", direction="neither", unit="MHz", value=number, n=5)
+    assert format_value(clock) == expected
