@@ -103,14 +103,18 @@ def _fetch(options: argparse.Namespace) -> object:
 
 
 def _make(options: argparse.Namespace) -> object:
-    from distillation.data.draw import draw_images
+    from distillation.data.draw import draw_images, native_size_px
     from distillation.teacher import fetch_folder
     from sdbench.machine import choose_device
+    from sdbench.settings import Sampling
+    from sdbench.validation import validate
 
-    device = choose_device(options.device)
-    arguments = {name: getattr(options, name) for name in ("steps", "guidance_scale", "batch", "size_px", "n", "seed")}
-    arguments |= {"device": device, "dtype": options.dtype or _default_dtype(device), "part": options.part or (1, 1)}
-    return draw_images(options.prompts, fetch_folder(options.teacher), options.out, **arguments)
+    device, teacher = choose_device(options.device), fetch_folder(options.teacher)
+    settings = {name: getattr(options, name) for name in ("steps", "guidance_scale", "batch")}
+    settings |= {"size_px": options.size_px or native_size_px(teacher), "dtype": options.dtype or _default_dtype(device)}
+    sampling = validate(Sampling, settings, "sampling")
+    part = options.part or (1, 1)
+    return draw_images(options.prompts, teacher, options.out, sampling, n=options.n, seed=options.seed, device=device, part=part)
 
 
 def _default_dtype(device: str) -> str:
