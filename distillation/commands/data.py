@@ -4,7 +4,7 @@ import argparse
 from contextlib import suppress
 from pathlib import Path
 
-from distillation.commands.options import TEACHER, AddCommand, positive_int
+from distillation.commands.options import MAX_UNDECODABLE, TEACHER, AddCommand, positive_int
 from distillation.data.download import FetchRules
 from sdbench.arguments import add_command, add_device, add_part, show
 from sdbench.errors import UndecodableError
@@ -136,5 +136,6 @@ def _show(options: argparse.Namespace) -> object:
     ranges = (f"{name} {min(values)}..{max(values)} px" for name, values in sides.items() if values)
     lines = [f"name: {images.name}", f"images: {len(images):,}", f"digest: {images.digest}", f"sizes: {', '.join(ranges) or 'none'}"]
     if undecodable := len(images) - len(sizes):
-        lines.append(f"cannot be decoded: {undecodable:,}, by their headers; run leaves out up to 1 % of the images")
+        limit = f"run leaves out up to {MAX_UNDECODABLE:.0%} of the images, or more with --max-undecodable"
+        lines.append(f"cannot be decoded, by their headers, or without a caption: {undecodable:,}; {limit}")
     return "\n".join([*lines, "first captions:", *(f"  {caption}" for caption in images.captions[:CAPTIONS_SHOWN])])

@@ -17,6 +17,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from sdbench.errors import MissingError, UserError, describe_error, unknown_name
 from sdbench.models.spec import HUB_NAME, path_of
 
+ROWS_LISTED = 100
 METADATA = ("metadata.jsonl", "metadata.csv")
 READERS = {".parquet": "parquet", ".tar": "webdataset", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
 
@@ -132,14 +133,18 @@ def read_captions(rows: Rows, column: str) -> list[str]:
     """Read a text column of all rows, each of which must have a caption.
 
     Raises:
-        UserError: see `read_texts`; or a row has no caption.
+        UserError: see `read_texts`; or rows have no caption.
     """
-    captions = []
-    for row, caption in enumerate(read_texts(rows, column)):
-        if not (caption and caption.strip()):
-            raise UserError(f"{rows.name}: row {row} has no caption; found {caption!r}. Write one, or remove the row")
-        captions.append(caption)
+    captions = [caption or "" for caption in read_texts(rows, column)]
+    if missing := [row for row, caption in enumerate(captions) if not caption.strip()]:
+        raise UserError(f"{rows.name}: no caption in {list_rows(missing)}. Write these captions, or remove the rows")
     return captions
+
+
+def list_rows(rows: Sequence[int]) -> str:
+    """Row numbers in words: `row 3`; `rows 3, 5, 8`; of many the first ones."""
+    more = f" and {len(rows) - ROWS_LISTED:,} more" if len(rows) > ROWS_LISTED else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:ROWS_LISTED]))}{more}"
 
 
 def _holds_bytes(kind: Any) -> bool:

@@ -57,6 +57,10 @@ class CaptionedImages(Protocol):
     def captions(self) -> Sequence[str]:
         """One caption for each image."""
 
+    @property
+    def max_undecodable(self) -> float:
+        """The share of the images that may be left out because `read` cannot decode them."""
+
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Read images as a VAE takes them.
 
@@ -117,7 +121,7 @@ class LatentPool:
             lambda: [_digest(images.digest, kind, pipeline_folder, parts) for parts in (["vae"], text_parts)]
         )
         n, chunk_size = len(images.captions), max(1, ENCODE_BATCH_PX[kind] // images.size_px**2)
-        latents = RowFile(work / f"latents-{images_digest}.npy", n, chunk_size, self.encode_images, images.read)
+        latents = RowFile(work / f"latents-{images_digest}.npy", n, chunk_size, self.encode_images, images.read, images.max_undecodable)
         captions = RowFile(work / f"captions-{captions_digest}.npy", n, 64, self.embed_captions)
         unconditional = RowFile(work / f"unconditional-{captions_digest}.npy", 1, 1, lambda _: self._embed([""]))
         files = [latents, captions] if _has_zero_unconditional(pipeline_folder) else [latents, captions, unconditional]

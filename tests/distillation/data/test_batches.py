@@ -104,12 +104,25 @@ def test_several_sources_are_concatenated(folder: Path, tmp_path: Path) -> None:
 
 def test_first_images_are_those_of_the_source_and_some_to_spare(folder: Path) -> None:
     sources = [str(folder)] * 40
-    squares, first = (open_square_images(sources, None, SIDE, n) for n in (None, 198))
+    squares, first = (open_square_images(sources, None, SIDE, n, 0.01) for n in (None, 198))
     assert first.captions == squares.captions[:200]
     assert torch.equal(first.read(np.array([3]))[0], squares.read(np.array([3]))[0])
     assert first.digest == hashlib.sha256(f"{squares.digest} 200".encode()).hexdigest()
     enough = open_square_images(sources, None, SIDE, 40 * N)
     assert (enough.captions, enough.digest) == (squares.captions, squares.digest), "encoded once, for a run too"
+
+
+def test_captions_may_be_missing_up_to_a_share_of_all_images(folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
+    captions = [" ", "black", None, "black"]
+    write_json_lines(tmp_path / "metadata.jsonl", [{"file_name": "black.png", "text": caption} for caption in captions])
+    both = [str(tmp_path), str(folder)]  # 10 images
+    assert len(open_square_images(both, None, SIDE, max_undecodable=0.2).captions) == 4 + N
+    said = rf"no caption in rows 0, 2 of {tmp_path.name}\. At most 19 % of 10 images may be left out"
+    with pytest.raises(UserError, match=said):
+        open_square_images(both, None, SIDE, max_undecodable=0.19)
+    with pytest.raises(UserError, match=rf"no caption in row 0 of {tmp_path.name}\. At most 0 % of 2 images"):
+        open_square_images(both, None, SIDE, 2)
 
 
 def test_an_epoch_is_as_many_images_as_there_are(recipe: Recipe) -> None:

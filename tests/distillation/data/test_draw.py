@@ -297,7 +297,10 @@ def test_the_command_line_makes_and_shows(prompts: Path, teacher_folder: Path, t
         assert main(["data", "show", str(out)]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[3] == ("sizes: none" if number == 2 else "sizes: width 16..16 px, height 16..16 px, smaller side 16..16 px")
-        assert lines[4] == f"cannot be decoded: {number + 1}, by their headers; run leaves out up to 1 % of the images"
+        assert lines[4] == (
+            f"cannot be decoded, by their headers, or without a caption: {number + 1}; run leaves out up to 1% of the images, or more with "
+            "--max-undecodable"
+        )
     assert main(["data", "show", str(tmp_path / "nothing")]) == 2
     assert "distillation: nothing to read at " in capsys.readouterr().err
 
