@@ -72,7 +72,10 @@ def add_steps(command: argparse.ArgumentParser) -> None:
 def add_data(command: argparse.ArgumentParser, help_text: str) -> None:
     """Add `--data`, `--caption-column` and `--max-undecodable`."""
     command.add_argument("--data", action="append", help=f"{help_text}; may be repeated to join several sources")
-    command.add_argument("--caption-column", help="column of --data with the captions (default: caption, text, prompt or clean_prompts)")
+    command.add_argument(
+        "--caption-column",
+        help="column with the captions, in those --data that have it (default, also in the others: caption, text, prompt or clean_prompts)",
+    )
     command.add_argument(
         "--max-undecodable",
         type=number_between(float, 0, 0.5),

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distillation.data.images import Images, open_images
+from distillation.data.images import Images, open_sources
 from distillation.recipe_tables import Training
 from sdbench.arrays import U8
 from sdbench.assets.sources import list_rows
@@ -98,13 +98,12 @@ def crop_square(image: Image.Image, size_px: int) -> tuple[U8, tuple[int, ...]]:
 def open_square_images(
     sources: Sequence[str], caption_column: str | None, size_px: int, n: int | None = None, max_undecodable: float = 0.0
 ) -> SquareImages:
-    """Open the sources that a command line names, each with `open_images`; see `SquareImages`.
+    """Open the sources that a command line names, with `open_sources`; see `SquareImages`.
 
     Raises:
         UserError: a source cannot be read, or too many captions are missing.
     """
-    opened = [open_images(source, caption_column=caption_column) for source in sources]
-    return SquareImages(opened, size_px, n, max_undecodable)
+    return SquareImages(open_sources(sources, caption_column), size_px, n, max_undecodable)
 
 
 def scene_pool(n: int, work: Path) -> Pool:

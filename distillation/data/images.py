@@ -8,7 +8,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from datasets import Dataset
 from PIL import Image
 
 from sdbench.assets.prompts import COLUMNS
-from sdbench.assets.sources import open_image, read_rows, read_texts
+from sdbench.assets.sources import Rows, open_image, read_rows, read_texts
 from sdbench.assets.weights import user_cache
 from sdbench.disk import write_bytes
 from sdbench.errors import UndecodableError, UserError
@@ -145,8 +145,23 @@ def open_images(source: str, *, caption_column: str | None = None) -> Images:
     Raises:
         UserError: there is no such source, it is empty or cannot be read, or a column is missing or ambiguous.
     """
-    rows = read_rows(source)
-    column = rows.column(caption_column, COLUMNS, "--caption-column")
+    (images,) = open_sources([source], caption_column)
+    return images
+
+
+def open_sources(sources: Sequence[str], caption_column: str | None) -> list[Images]:
+    """Open several sources as `open_images` does; those without a column `caption_column` have the default.
+
+    Raises:
+        UserError: see `open_images`; a column is missing if no source has it.
+    """
+    tables = [read_rows(source) for source in sources]
+    has_column = [caption_column in rows.dataset.column_names for rows in tables]
+    named = [caption_column if has or not any(has_column) else None for has in has_column]
+    return [_captioned(rows, rows.column(column, COLUMNS, "--caption-column")) for rows, column in zip(tables, named, strict=True)]
+
+
+def _captioned(rows: Rows, column: str) -> Images:
     captions = [caption or "" for caption in read_texts(rows, column)]
     return Images(rows.name, rows.version and f"{rows.version}\0{column}", captions, rows.images())
 

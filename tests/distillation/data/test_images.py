@@ -20,7 +20,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import EpsImagePlugin, ExifTags, Image
 from synthetic_images import damaged_exif, png
 
-from distillation.data.images import open_images
+from distillation.data.images import open_images, open_sources
 from sdbench.assets.sources import list_rows, read_captions, read_rows
 from sdbench.errors import UndecodableError, UserError
 
@@ -312,6 +312,16 @@ def test_a_caption_column_can_be_named(tmp_path: Path) -> None:
     assert open_images(str(folder), caption_column="prompt").captions == ["b"]
     with pytest.raises(UserError, match="unknown column of both 'promt'; did you mean 'prompt'"):
         open_images(str(folder), caption_column="promt")
+
+
+def test_of_several_sources_a_named_caption_column_is_that_of_those_that_have_it(tmp_path: Path) -> None:
+    both, other = ({"file_name": "in/0.png", "text": "a", "prompt": "b"}, {"file_name": "in/0.png", "caption": "c"})
+    sources = [str(image_folder(tmp_path / str(number), [row])) for number, row in enumerate((both, other, both))]
+    assert [images.captions for images in open_sources(sources, "prompt")] == [["b"], ["c"], ["b"]]
+    with pytest.raises(UserError, match="text and prompt of its columns"):
+        open_sources(sources, "caption")
+    with pytest.raises(UserError, match="unknown column of 0 'promt'; did you mean 'prompt'"):
+        open_sources(sources, "promt")
 
 
 PCX = bytes.fromhex("0a05010800000000ff00ff00").ljust(65, b"\0") + b"\1\0\0"  # its palette would be 769 bytes before its end
