@@ -69,7 +69,7 @@ class Images:
         return digest
 
     def _content_digest(self) -> str:
-        """SHA-256 over the digests of each caption and of each image's bytes."""
+        """SHA-256 over the digests of each caption and of each image's bytes; one that is missing has zeros."""
         digest = hashlib.sha256()
         pairs = zip(self.captions, self.rows, strict=True)
         bar = progress(pairs, desc=f"reading {self.name}", total=len(self), unit="image")

@@ -28,6 +28,7 @@ from sdbench.training.loop import draw_rows
 from sdbench.training.processes import broadcast_from_main
 from sdbench.training.row_files import RowFile, fill_and_load
 
+ENCODING = 1  # raised with any change to how images are turned, converted, scaled, cropped or encoded, or captions embedded
 ENCODE_BATCH_PX = {  # pixels in one pass of the VAE; another number changes the last bits of latents
     "cpu": 64 * 64 * 64,  # the latents of the shipped students were made with this
     "cuda": 4 * 1024 * 1024,  # an image of 1024 px takes about 2 GB: some four tensors of 128 channels
@@ -215,7 +216,7 @@ def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 
 def _digest(images: str, device: str, folder: Path, parts: Sequence[str]) -> str:
-    sha256 = hashlib.sha256(f"{images}\0{device}".encode())
+    sha256 = hashlib.sha256(f"{ENCODING}\0{images}\0{device}".encode())
     for path in (file for part in parts for file in part_files(folder / part, part)):
         sha256.update(path.name.encode() + bytes.fromhex(file_digest(path)))
     return sha256.hexdigest()[:16]

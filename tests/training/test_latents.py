@@ -206,6 +206,17 @@ def test_latents_of_another_kind_of_device_are_not_reused(teacher_folder: Path, 
     assert asked[1] == asked[2]
 
 
+def test_all_is_computed_again_once_it_is_computed_in_another_way(
+    teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[set[Path]]
+) -> None:
+    for encoding in (1, 2, 1):
+        monkeypatch.setattr(latents_module, "ENCODING", encoding)
+        with pytest.raises(InterruptedError):
+            LatentPool(teacher_folder, pool, tmp_path)
+    assert asked[0] == asked[2]
+    assert not asked[0] & asked[1]
+
+
 @pytest.mark.parametrize(
     ("changed", "recomputed"), [("vae", "latents"), ("text_encoder", "captions"), ("text_encoder_2", "captions"), ("tokenizer", "captions")]
 )

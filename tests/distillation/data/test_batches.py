@@ -29,7 +29,7 @@ from distillation.train import distil
 from sdbench.disk import read_json, write_json_lines
 from sdbench.errors import UserError
 from sdbench.training.diffusion import predict
-from sdbench.training.latents import LatentPool
+from sdbench.training.latents import ENCODING, LatentPool
 from sdbench.training.loop import fit
 
 N, SIDE = 6, 16
@@ -75,6 +75,12 @@ def test_a_square_is_whole_however_the_scale_is_rounded(side: int) -> None:
     cut, conditioning = crop_square(Image.new("RGB", (side + 9, side), "white"), 16)
     assert cut.min() == 255
     assert conditioning[2:] == (0, round((side + 9) * 16 / side - 16) // 2, 16, 16)
+
+
+def test_squares_change_only_with_the_encoding_that_latents_are_kept_under() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8))
+    cut, conditioning = crop_square(noise, 16)
+    assert (ENCODING, hashlib.sha256(cut.tobytes()).hexdigest()[:8], conditioning) == (1, "6f15fc8f", (37, 53, 0, 3, 16, 16))
 
 
 def test_squares_are_read_in_order(folder: Path) -> None:
