@@ -17,7 +17,7 @@ from distillation.estimate import (
 from distillation.plan import MIDDLE_ATTENTION
 from distillation.prune import prune
 from distillation.recipe import Recipe
-from distillation.recipe_tables import TeacherShare, Training
+from distillation.recipe_tables import ScenesTraining, TeacherShare, Training
 from distillation.taps import Tap, resolve_taps
 from sdbench.disk import size_text
 from sdbench.models.architectures import PARTS, Family, pooled_width, unet_config
@@ -221,9 +221,10 @@ def _training_lines(recipe: Recipe, family: Family, settings: Training, *, of_ru
 
 def _work_lines(settings: Training, estimate: _Estimate) -> list[str]:
     passes = FORWARD_EQUIVALENTS[settings.checkpointing]
+    n_images = settings.images if isinstance(settings, ScenesTraining) else 1000
     return [
         (
-            f"  disk: {size_text(1000 * estimate.cached_bytes)} for latents and embeddings of 1,000 images; "
+            f"  disk: {size_text(n_images * estimate.cached_bytes)} for latents and embeddings of {n_images:,} images; "
             f"{size_text(estimate.checkpoint_bytes)} for checkpoints"
         ),
         f"  forward pass of an image: teacher {_format_macs(estimate.teacher_macs)}",

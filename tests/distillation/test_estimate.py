@@ -32,6 +32,7 @@ from distillation.plan import Plan
 from distillation.recipe import load_recipe
 from distillation.taps import collect_outputs, resolve_taps
 from distillation.teacher import EMBEDDED
+from sdbench.disk import size_text
 from sdbench.models.architectures import depths, unet_config
 from sdbench.models.loading import build_on_meta
 from sdbench.probes.work import empty_input
@@ -259,6 +260,11 @@ def test_a_run_states_the_disk_that_its_images_and_checkpoints_take() -> None:
     text = describe_recipe(load_recipe("vega"), "sdxl", n_images=1_000_000)["text"]
     # 4 x 128^2 and 77 x 2048 + 1280 numbers of 2 bytes an image; three checkpoints of weights, moments and average, here 1 GB each
     assert "\nthis run: 458 GB of disk for latents, embeddings and checkpoints\n" in text
+
+
+def test_the_plan_of_the_embedded_family_is_for_the_images_that_its_recipe_renders() -> None:
+    needed = size_text(12_288 * 2 * (4 * 16**2 + 20 * TEXT + 64))
+    assert f"disk: {needed} for latents and embeddings of 12,288 images; " in describe_recipe(load_recipe("vega"), "scenes")["text"]
 
 
 @pytest.mark.parametrize(
