@@ -33,6 +33,7 @@ def describe_recipe(
     steps: int | None = None,
     teachers: Sequence[str] = (),
     n_images: int | None = None,
+    copied_bytes: int = 0,
     tflops: float | None = None,
     usd_per_hour: float | None = None,
 ) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def describe_recipe(
         steps: in total over all stages; default: the recipe's.
         teachers: names of the teachers, to describe a particular run.
         n_images: number of training images of that run.
+        copied_bytes: disk that its sources take in the cache of `datasets`; see `SquareImages`.
         tflops: 10^12 FLOPs per second that a GPU reaches in training; default: an assumption that the text states.
         usd_per_hour: price of a GPU; without it the text has no cost. For the embedded family, which trains on CPUs, GPU time is left out
             too, unless this or `tflops` is given.
@@ -66,7 +68,7 @@ def describe_recipe(
         f"teacher: {estimate.teacher_parameters:,} parameters",
         *_stage_lines(recipe, settings, estimate),
         *_training_lines(recipe, family, settings, of_run=bool(teachers)),
-        *_run_lines(recipe, settings, estimate, teachers, n_images),
+        *_run_lines(recipe, settings, estimate, teachers, n_images, copied_bytes),
         f"taps: {len(estimate.taps)} (student <- teacher, channels x height x width)",
         *(f"  {tap}" for tap in estimate.taps),
     ]
@@ -173,7 +175,9 @@ def _estimate(recipe: Recipe, family: Family, settings: Training) -> _Estimate:
     )
 
 
-def _run_lines(recipe: Recipe, settings: Training, estimate: _Estimate, teachers: Sequence[str], n_images: int | None) -> Iterator[str]:
+def _run_lines(
+    recipe: Recipe, settings: Training, estimate: _Estimate, teachers: Sequence[str], n_images: int | None, copied_bytes: int
+) -> Iterator[str]:
     """What a particular run has of its own: teachers, images, and the disk that they take."""
     if teachers:
         shares = zip(teachers, recipe.teacher_shares(len(teachers)), strict=True)
@@ -181,8 +185,11 @@ def _run_lines(recipe: Recipe, settings: Training, estimate: _Estimate, teachers
         yield f"this run: teachers {', '.join(names)}"
     if n_images:
         yield f"this run: {settings.describe_epochs(n_images, settings.steps)}"
-        disk = n_images * estimate.cached_bytes + estimate.checkpoint_bytes
-        yield f"this run: {size_text(disk)} of disk for latents, embeddings and checkpoints"
+        segments = recipe.segments(settings.steps, len(teachers) or 1)
+        students = sum(4 * estimate.stages[segment.stage].parameters for segment in segments)  # in float32, kept once trained
+        disk = n_images * estimate.cached_bytes + estimate.checkpoint_bytes + students
+        copied = f", and {size_text(copied_bytes)} in the cache of `datasets`" if copied_bytes else ""
+        yield f"this run: {size_text(disk)} of disk for latents, embeddings, checkpoints and the students of finished stages{copied}"
 
 
 def _stage_lines(recipe: Recipe, settings: Training, estimate: _Estimate) -> list[str]:

@@ -159,6 +159,7 @@ def _dry_run(
         steps=options.steps,
         teachers=[name or "the embedded teacher" for name in names],
         n_images=len(images.captions) if images else recipe.scenes.images,
+        copied_bytes=images.copied_bytes if images else 0,
         tflops=options.tflops,
         usd_per_hour=options.usd_per_hour,
     )

@@ -72,6 +72,12 @@ class SquareImages:
         left_out = len(self.captions) < self._ends[-1]
         return hashlib.sha256(f"{whole} {len(self.captions)}".encode()).hexdigest() if left_out else whole
 
+    @property
+    def copied_bytes(self) -> int:
+        """Disk that copies of the sources take in the cache of `datasets`; of image folders, only the tables of captions are copied."""
+        files = {cached["filename"] for source in self._sources for cached in source.rows.cache_files}
+        return sum(Path(file).stat().st_size for file in files)
+
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Read images as SDXL trains on them; see `CaptionedImages.read`."""
         images = (source.image(own_row) for source, own_row in map(self._locate, rows.tolist()))

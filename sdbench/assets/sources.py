@@ -2,6 +2,7 @@
 
 import errno
 import io
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from glob import escape, glob
@@ -9,11 +10,12 @@ from pathlib import Path
 from tarfile import BLOCKSIZE, NUL
 from typing import Any, Self
 
-from datasets import Dataset, Features, Value, disable_progress_bars, load_dataset_builder
+from datasets import Dataset, DatasetBuilder, Features, Value, disable_progress_bars, load_dataset_builder
 from datasets import Image as ImageColumn
 from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from sdbench.disk import size_text
 from sdbench.errors import MissingError, UserError, describe_error, unknown_name
 from sdbench.models.spec import HUB_NAME, path_of
 
@@ -91,7 +93,7 @@ def read_rows(what: str, split: str = "train") -> Rows:
 
     Raises:
         MissingError: a Hub dataset is neither cached nor reachable.
-        UserError: there is no such source or split, it is empty, or it cannot be read.
+        UserError: there is no such source or split, it is empty, it cannot be read, or the disk has no room for a copy of it.
     """
     if captioned := _read_captioned_files(path_of(what).resolve()):
         if split != "train":
@@ -101,8 +103,11 @@ def read_rows(what: str, split: str = "train") -> Rows:
     disable_progress_bars()  # "Generating train split"; those of downloads are huggingface_hub's, and stay
     try:
         builder = load_dataset_builder(**arguments)
+        _check_room(what, builder)
         builder.download_and_prepare()
         dataset = builder.as_dataset(split=split)
+    except UserError:
+        raise
     except Exception as error:  # `datasets` passes on whatever its readers raise
         reason = describe_error(error.__cause__ or error)  # the type of the outer one says only that something failed
         if arguments == {"path": what}:
@@ -112,6 +117,24 @@ def read_rows(what: str, split: str = "train") -> Rows:
     if builder.repo_id:
         return Rows(what, dataset, f"{what}/{builder.config.name}@{builder.hash}")
     return Rows(path_of(what).resolve().name, dataset, None)
+
+
+def _check_room(what: str, builder: DatasetBuilder) -> None:
+    """Check that the disk holds the copy that `datasets` makes of local files; that of a Hub dataset is left to itself.
+
+    Raises:
+        UserError: it does not.
+    """
+    cache = Path(builder.cache_dir)
+    if cache.exists() or builder.repo_id:
+        return
+    needed = sum(Path(file).stat().st_size for files in (builder.config.data_files or {}).values() for file in files)
+    free = shutil.disk_usage(next(folder for folder in cache.parents if folder.exists())).free
+    if needed > free:
+        raise UserError(
+            f"{what} takes {size_text(needed)} once more in the cache of `datasets`, {cache}; {size_text(free)} are free. Make room, name "
+            "another cache with the environment variable HF_DATASETS_CACHE, or unpack the images into a folder, which is read in place"
+        )
 
 
 def read_texts(rows: Rows, column: str, n: int | None = None) -> list[str | None]:

@@ -9,6 +9,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -22,6 +23,7 @@ from synthetic_images import damaged_exif, png
 
 from distillation.data.images import open_images, open_sources
 from sdbench.assets.sources import list_rows, read_captions, read_rows
+from sdbench.disk import size_text
 from sdbench.errors import UndecodableError, UserError
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -418,6 +420,26 @@ def test_images_of_another_format_than_the_first_of_a_tar_are_named_with_the_way
         UndecodableError, match=r"row 6 .*Of these tars only \.png files are read, as the first images are; convert the others"
     ):
         images.image(6)
+
+
+def test_a_copy_for_which_the_disk_has_no_room_is_not_begun(tmp_path: Path, datasets_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, read_in_place = parquet_folder(tmp_path / "shards"), text_folder(tmp_path / "texts")
+    sizes = [path.stat().st_size for path in folder.iterdir()]
+    asked = list[Path]()
+
+    def free(path: Path) -> SimpleNamespace:
+        asked.append(path)
+        return SimpleNamespace(free=sum(sizes) - 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", free)
+        with pytest.raises(UserError, match=rf"shards takes {size_text(sum(sizes))} once more in the cache .*HF_DATASETS_CACHE"):
+            open_images(str(folder))
+        assert open_images(str(read_in_place)).captions == CAPTIONS
+        sizes[0] += 1
+        assert open_images(str(folder)).captions == CAPTIONS
+    assert asked == [datasets_cache] * 2
+    assert open_images(str(folder)).captions == CAPTIONS
 
 
 def test_an_invalid_source_is_refused(tmp_path: Path) -> None:
