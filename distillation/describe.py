@@ -17,7 +17,7 @@ from distillation.estimate import (
 from distillation.plan import MIDDLE_ATTENTION
 from distillation.prune import prune
 from distillation.recipe import Recipe
-from distillation.recipe_tables import TeacherShare, Training
+from distillation.recipe_tables import ScenesTraining, TeacherShare, Training
 from distillation.taps import Tap, resolve_taps
 from sdbench.disk import size_text
 from sdbench.models.architectures import PARTS, Family, pooled_width, unet_config
@@ -34,6 +34,7 @@ def describe_recipe(
     first_stage: int = 0,
     teachers: Sequence[str] = (),
     n_images: int | None = None,
+    copied_bytes: int = 0,
     tflops: float | None = None,
     usd_per_hour: float | None = None,
 ) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def describe_recipe(
         first_stage: number of the first stage that is trained.
         teachers: names of the teachers, to describe a particular run.
         n_images: number of training images of that run.
+        copied_bytes: disk that its sources take in the cache of `datasets`; see `SquareImages`.
         tflops: 10^12 FLOPs per second that a GPU reaches in training; default: an assumption that the text states.
         usd_per_hour: price of a GPU; without it the text has no cost. For the embedded family, which trains on CPUs, GPU time is left out
             too, unless this or `tflops` is given.
@@ -68,7 +70,7 @@ def describe_recipe(
         f"teacher: {estimate.teacher_parameters:,} parameters",
         *_stage_lines(recipe, settings, estimate),
         *_training_lines(recipe, family, settings, of_run=bool(teachers)),
-        *_run_lines(recipe, settings, estimate, teachers, n_images),
+        *_run_lines(recipe, settings, estimate, teachers, n_images, copied_bytes),
         f"taps: {len(estimate.taps)} (student <- teacher, channels x height x width)",
         *(f"  {tap}" for tap in estimate.taps),
     ]
@@ -176,7 +178,9 @@ def _estimate(recipe: Recipe, family: Family, settings: Training, first_stage: i
     )
 
 
-def _run_lines(recipe: Recipe, settings: Training, estimate: _Estimate, teachers: Sequence[str], n_images: int | None) -> Iterator[str]:
+def _run_lines(
+    recipe: Recipe, settings: Training, estimate: _Estimate, teachers: Sequence[str], n_images: int | None, copied_bytes: int
+) -> Iterator[str]:
     """What a particular run has of its own: teachers, images, and the disk that they take."""
     if teachers:
         shares = zip(teachers, recipe.teacher_shares(len(teachers)), strict=True)
@@ -184,8 +188,11 @@ def _run_lines(recipe: Recipe, settings: Training, estimate: _Estimate, teachers
         yield f"this run: teachers {', '.join(names)}"
     if n_images:
         yield f"this run: {settings.describe_epochs(n_images, settings.steps)}"
-        disk = n_images * estimate.cached_bytes + estimate.checkpoint_bytes
-        yield f"this run: {size_text(disk)} of disk for latents, embeddings and checkpoints"
+        segments = recipe.segments(settings.steps, len(teachers) or 1)
+        students = sum(4 * estimate.stages[segment.stage].parameters for segment in segments)  # in float32, kept once trained
+        disk = n_images * estimate.cached_bytes + estimate.checkpoint_bytes + students
+        copied = f", and {size_text(copied_bytes)} in the cache of `datasets`" if copied_bytes else ""
+        yield f"this run: {size_text(disk)} of disk for latents, embeddings, checkpoints and the students of finished stages{copied}"
 
 
 def _stage_lines(recipe: Recipe, settings: Training, estimate: _Estimate) -> list[str]:
@@ -224,9 +231,10 @@ def _training_lines(recipe: Recipe, family: Family, settings: Training, *, of_ru
 
 def _work_lines(settings: Training, estimate: _Estimate) -> list[str]:
     passes = FORWARD_EQUIVALENTS[settings.checkpointing]
+    n_images = settings.images if isinstance(settings, ScenesTraining) else 1000
     return [
         (
-            f"  disk: {size_text(1000 * estimate.cached_bytes)} for latents and embeddings of 1,000 images; "
+            f"  disk: {size_text(n_images * estimate.cached_bytes)} for latents and embeddings of {n_images:,} images; "
             f"{size_text(estimate.checkpoint_bytes)} for checkpoints"
         ),
         f"  forward pass of an image: teacher {_format_macs(estimate.teacher_macs)}",

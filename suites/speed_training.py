@@ -85,6 +85,7 @@ class Noise:
 
     n: int
     size_px: int
+    max_undecodable = 0.0
 
     @property
     def digest(self) -> str:

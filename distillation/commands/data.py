@@ -4,7 +4,7 @@ import argparse
 from contextlib import suppress
 from pathlib import Path
 
-from distillation.commands.options import TEACHER, AddCommand, positive_int
+from distillation.commands.options import MAX_UNDECODABLE, TEACHER, AddCommand, positive_int
 from distillation.data.download import FetchRules
 from sdbench.arguments import add_command, add_device, add_part, show
 from sdbench.errors import UndecodableError
@@ -103,14 +103,18 @@ def _fetch(options: argparse.Namespace) -> object:
 
 
 def _make(options: argparse.Namespace) -> object:
-    from distillation.data.draw import draw_images
+    from distillation.data.draw import draw_images, native_size_px
     from distillation.teacher import fetch_folder
     from sdbench.machine import choose_device
+    from sdbench.settings import Sampling
+    from sdbench.validation import validate
 
-    device = choose_device(options.device)
-    arguments = {name: getattr(options, name) for name in ("steps", "guidance_scale", "batch", "size_px", "n", "seed")}
-    arguments |= {"device": device, "dtype": options.dtype or _default_dtype(device), "part": options.part or (1, 1)}
-    return draw_images(options.prompts, fetch_folder(options.teacher), options.out, **arguments)
+    device, teacher = choose_device(options.device), fetch_folder(options.teacher)
+    settings = {name: getattr(options, name) for name in ("steps", "guidance_scale", "batch")}
+    settings |= {"size_px": options.size_px or native_size_px(teacher), "dtype": options.dtype or _default_dtype(device)}
+    sampling = validate(Sampling, settings, "sampling")
+    part = options.part or (1, 1)
+    return draw_images(options.prompts, teacher, options.out, sampling, n=options.n, seed=options.seed, device=device, part=part)
 
 
 def _default_dtype(device: str) -> str:
@@ -132,5 +136,6 @@ def _show(options: argparse.Namespace) -> object:
     ranges = (f"{name} {min(values)}..{max(values)} px" for name, values in sides.items() if values)
     lines = [f"name: {images.name}", f"images: {len(images):,}", f"digest: {images.digest}", f"sizes: {', '.join(ranges) or 'none'}"]
     if undecodable := len(images) - len(sizes):
-        lines.append(f"cannot be decoded: {undecodable:,}, by their headers; run leaves out up to 1 % of the images")
+        limit = f"run leaves out up to {MAX_UNDECODABLE:.0%} of the images, or more with --max-undecodable"
+        lines.append(f"cannot be decoded, by their headers, or without a caption: {undecodable:,}; {limit}")
     return "\n".join([*lines, "first captions:", *(f"  {caption}" for caption in images.captions[:CAPTIONS_SHOWN])])

@@ -13,6 +13,7 @@ from sdbench.models.architectures import Family
 
 Command = Callable[[argparse.Namespace], int]  # returns the process's exit code
 AddCommand = Callable[[str, Command, str], argparse.ArgumentParser]  # from name, command and help text
+MAX_UNDECODABLE = 0.01  # share of the images that may be left out, unless the user says otherwise
 WORK = Path("results/runs/distillation")  # ignored by git
 TEACHER = "folder of a complete pipeline, a name such as sdxl, or owner/name on the Hub (default: the embedded teacher)"
 
@@ -69,9 +70,19 @@ def add_steps(command: argparse.ArgumentParser) -> None:
 
 
 def add_data(command: argparse.ArgumentParser, help_text: str) -> None:
-    """Add `--data` and `--caption-column`."""
+    """Add `--data`, `--caption-column` and `--max-undecodable`."""
     command.add_argument("--data", action="append", help=f"{help_text}; may be repeated to join several sources")
-    command.add_argument("--caption-column", help="column of --data with the captions (default: caption, text, prompt or clean_prompts)")
+    command.add_argument(
+        "--caption-column",
+        help="column with the captions, in those --data that have it (default, also in the others: caption, text, prompt or clean_prompts)",
+    )
+    command.add_argument(
+        "--max-undecodable",
+        type=number_between(float, 0, 0.5),
+        default=MAX_UNDECODABLE,
+        metavar="SHARE",
+        help="leave out images that are missing or damaged or have no caption, up to this share of all (default: %(default)s)",
+    )
 
 
 def check_data(options: argparse.Namespace) -> None:

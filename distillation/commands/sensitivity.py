@@ -142,5 +142,5 @@ def _open_images(options: argparse.Namespace, teacher: "Teacher", like: Recipe, 
 
     if options.data:
         size_px = like.size_px("scenes" if teacher.spec.family == "scenes" else "sdxl")
-        return open_square_images(options.data, options.caption_column, size_px, n)
+        return open_square_images(options.data, options.caption_column, size_px, n, options.max_undecodable)
     return scene_pool(n, options.work)

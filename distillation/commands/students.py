@@ -124,7 +124,8 @@ def _run(options: argparse.Namespace) -> int:
         check_named_teacher(name, recipe, options.family)
     local = {name: folder for name in names if (folder := local_folder(name))}
     open_teachers(recipe, options.family, [*local.values()])
-    images = open_square_images(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
+    size_px, share = recipe.size_px(options.family), options.max_undecodable
+    images = open_square_images(options.data, options.caption_column, size_px, max_undecodable=share) if options.data else None
     check_images(options.family, images)
     if options.dry_run:
         show(_dry_run(options, recipe, names, local, images, start))
@@ -195,6 +196,7 @@ def _dry_run(
         first_stage=start.stage if start else 0,
         teachers=[name or "the embedded teacher" for name in names],
         n_images=len(images.captions) if images else recipe.scenes.images,
+        copied_bytes=images.copied_bytes if images else 0,
         tflops=options.tflops,
         usd_per_hour=options.usd_per_hour,
     )

@@ -15,14 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distillation.data.images import Images, open_images
+from distillation.data.images import Images, open_sources
 from distillation.recipe_tables import Training
 from sdbench.arrays import U8
+from sdbench.assets.sources import list_rows
+from sdbench.errors import UserError
 from sdbench.scenes.networks import to_pixels
 from sdbench.scenes.training.pool import Pool
 from sdbench.training.diffusion import Batch
 from sdbench.training.latents import LatentPool
-from sdbench.training.row_files import MAX_UNDECODABLE
 
 Made = TypeVar("Made")
 
@@ -34,13 +35,29 @@ class SquareImages:
 
     Args:
         n: number of images that are needed; of more, the first ones are taken, with spares for those that cannot be decoded. Default: all.
+        max_undecodable: share of the images that may be left out because they or their captions are missing or damaged; less than 1.
+
+    Raises:
+        UserError: more captions are missing.
     """
 
-    def __init__(self, sources: Sequence[Images], size_px: int, n: int | None = None) -> None:
-        self._sources, self.size_px = sources, size_px
+    def __init__(self, sources: Sequence[Images], size_px: int, n: int | None = None, max_undecodable: float = 0.0) -> None:
+        self._sources, self.size_px, self.max_undecodable = sources, size_px, max_undecodable
         captions = [caption for source in sources for caption in source.captions]
-        self.captions = captions if n is None else captions[: math.ceil(n / (1 - MAX_UNDECODABLE))]
+        self.captions = captions if n is None else captions[: math.ceil(n / (1 - max_undecodable))]
         self._ends = list(itertools.accumulate(map(len, sources)))
+        self._check_captions()
+
+    def _check_captions(self) -> None:
+        """Check before hours of encoding what is known without reading an image."""
+        missing = [self._locate(row) for row, caption in enumerate(self.captions) if not caption.strip()]
+        if len(missing) > self.max_undecodable * len(self.captions):
+            by_source = itertools.groupby(missing, lambda place: place[0].name)
+            where = "; ".join(f"{list_rows([row for _, row in places])} of {name}" for name, places in by_source)
+            raise UserError(
+                f"no caption in {where}. At most {100 * self.max_undecodable:.3g} % of {len(self.captions):,} images may be left out. "
+                "Write these captions, remove the rows, or raise --max-undecodable"
+            )
 
     @property
     def digest(self) -> str:
@@ -49,20 +66,29 @@ class SquareImages:
         Reads all images of a local source, once.
 
         Raises:
-            UserError: an image is missing or cannot be read.
+            UserError: an image is there and cannot be read.
         """
         whole = hashlib.sha256(" ".join([*(source.digest for source in self._sources), str(self.size_px)]).encode()).hexdigest()
         left_out = len(self.captions) < self._ends[-1]
         return hashlib.sha256(f"{whole} {len(self.captions)}".encode()).hexdigest() if left_out else whole
 
+    @property
+    def copied_bytes(self) -> int:
+        """Disk that copies of the sources take in the cache of `datasets`; of image folders, only the tables of captions are copied."""
+        files = {cached["filename"] for source in self._sources for cached in source.rows.cache_files}
+        return sum(Path(file).stat().st_size for file in files)
+
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Read images as SDXL trains on them; see `CaptionedImages.read`."""
-        squares, time_ids = zip(*(crop_square(self._image(int(row)), self.size_px) for row in rows), strict=True)
+        images = (source.image(own_row) for source, own_row in map(self._locate, rows.tolist()))
+        squares, time_ids = zip(*(crop_square(image, self.size_px) for image in images), strict=True)
         return to_pixels(np.stack(squares)), torch.tensor(time_ids, dtype=torch.float32)
 
-    def _image(self, row: int) -> Image.Image:
-        source = bisect.bisect_right(self._ends, row)
-        return self._sources[source].image(row - self._ends[source] + len(self._sources[source]))
+    def _locate(self, row: int) -> tuple[Images, int]:
+        """The source of an image, and its row there."""
+        number = bisect.bisect_right(self._ends, row)
+        source = self._sources[number]
+        return source, row - self._ends[number] + len(source)
 
 
 def crop_square(image: Image.Image, size_px: int) -> tuple[U8, tuple[int, ...]]:
@@ -75,13 +101,15 @@ def crop_square(image: Image.Image, size_px: int) -> tuple[U8, tuple[int, ...]]:
     return np.asarray(square, np.uint8), (height, width, top, left, size_px, size_px)
 
 
-def open_square_images(sources: Sequence[str], caption_column: str | None, size_px: int, n: int | None = None) -> SquareImages:
-    """Open the sources that a command line names, each with `open_images`; see `SquareImages`.
+def open_square_images(
+    sources: Sequence[str], caption_column: str | None, size_px: int, n: int | None = None, max_undecodable: float = 0.0
+) -> SquareImages:
+    """Open the sources that a command line names, with `open_sources`; see `SquareImages`.
 
     Raises:
-        UserError: a source cannot be read.
+        UserError: a source cannot be read, or too many captions are missing.
     """
-    return SquareImages([open_images(source, caption_column=caption_column) for source in sources], size_px, n)
+    return SquareImages(open_sources(sources, caption_column), size_px, n, max_undecodable)
 
 
 def scene_pool(n: int, work: Path) -> Pool:

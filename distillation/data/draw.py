@@ -25,7 +25,6 @@ from sdbench.notes import print_note
 from sdbench.settings import Sampling
 from sdbench.store import Store
 from sdbench.suites import Noise
-from sdbench.validation import validate
 
 SETTINGS_FILE = "made.json"
 
@@ -34,12 +33,8 @@ def draw_images(
     prompts: Path,
     teacher: Path,
     out: Path,
+    sampling: Sampling,
     *,
-    steps: int,
-    guidance_scale: float,
-    dtype: str,
-    batch: int,
-    size_px: int | None = None,
     n: int | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -51,22 +46,16 @@ def draw_images(
         prompts: text file with one caption per line; empty lines are skipped.
         teacher: folder of a complete pipeline.
         out: new or empty folder, or one from an earlier run with the same teacher, sampling, seed and type of device.
-        steps: of the pipeline's own scheduler.
-        batch: images per call; the last batch is padded.
-        size_px: width and height; default: the teacher's native size.
         n: only the first n captions.
         part: (k, n): draw only every n-th batch, starting with the k-th, so that n commands can share a folder; the last one finishes it.
 
     Raises:
-        UserError: the captions cannot be read or are too few, the teacher or device is missing, or a setting is out of range.
+        UserError: the captions cannot be read or are too few, or the teacher or device is missing.
         UserError: `out` holds something else or cannot be written, the device has too little memory, or an image holds NaN.
     """
     captions, spec = read_caption_lines(prompts, n), pipeline_spec(teacher)
-    size_px = size_px or _native_size_px(teacher)
-    settings = {"steps": steps, "guidance_scale": guidance_scale, "size_px": size_px, "dtype": dtype, "batch": batch}
-    sampling = validate(Sampling, settings, "sampling")
     identity = {
-        "teacher": weights_digest(spec, dtype=dtype),
+        "teacher": weights_digest(spec, dtype=sampling.dtype),
         "sampling": sampling.model_dump(),
         "seed": seed,
         "device": device.partition(":")[0],
@@ -74,19 +63,19 @@ def draw_images(
     _check_same_settings(out, identity)
     store = Store(out, identity)
     jobs = [Job(str(row), 0, caption, digest([store.folder.name, row, caption])) for row, caption in enumerate(captions)]
-    own = select_part(jobs, batch, part)
+    own = select_part(jobs, sampling.batch, part)
     if store.missing([job.image_id for job in own]):
         with explain_out_of_memory(device, "to load the teacher"):
-            draw = make_sampler(load(spec, dtype=dtype, device=device), sampling, Noise(seed=seed))
+            draw = make_sampler(load(spec, dtype=sampling.dtype, device=device), sampling, Noise(seed=seed))
 
         def draw_and_claim(group: list[Job]) -> U8:
             images = draw(group)
             _claim_folder(out, identity)  # only now: settings with which nothing can be drawn, for lack of memory say, claim no folder
             return images
 
-        fewer = ["draw fewer with --batch"] if batch > 1 else []
-        with explain_out_of_memory(device, f"to draw {batch} images at once", fewer):
-            generate(own, store, batch, draw_and_claim, "teacher")
+        fewer = ["draw fewer with --batch"] if sampling.batch > 1 else []
+        with explain_out_of_memory(device, f"to draw {sampling.batch} images at once", fewer):
+            generate(own, store, sampling.batch, draw_and_claim, "teacher")
     if missing := store.missing([job.image_id for job in jobs]):
         print_note(f"{out}: {len(jobs) - len(missing)} of {len(jobs)} images; the other parts draw the rest")
     else:
@@ -121,9 +110,13 @@ def read_caption_lines(path: Path, n: int | None = None) -> list[str]:
     return captions[:n]
 
 
-def _native_size_px(teacher: Path) -> int:
-    """The side in px of the images that a pipeline was trained for."""
-    unet, vae = (read_model_json(teacher / part / "config.json") for part in ("unet", "vae"))
+def native_size_px(folder: Path) -> int:
+    """The side in px of the images that the pipeline in a folder was trained for.
+
+    Raises:
+        UserError: the configuration of its UNet or VAE cannot be read.
+    """
+    unet, vae = (read_model_json(folder / part / "config.json") for part in ("unet", "vae"))
     return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
 
 

@@ -8,7 +8,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from datasets import Dataset
 from PIL import Image
 
 from sdbench.assets.prompts import COLUMNS
-from sdbench.assets.sources import open_image, read_captions, read_rows
+from sdbench.assets.sources import Rows, open_image, read_rows, read_texts
 from sdbench.assets.weights import user_cache
 from sdbench.disk import write_bytes
 from sdbench.errors import UndecodableError, UserError
@@ -28,6 +28,7 @@ from sdbench.notes import progress
 from sdbench.store import FORMATS, turn_upright, upright_size
 
 DAMAGE = (None, errno.ENOENT, errno.EINVAL)  # `errno` if the image is at fault: for Pillow, missing, or an offset before its start
+MISSING = bytes(32)  # in place of the SHA-256 of an image that is not there
 
 
 @dataclass(frozen=True)
@@ -55,23 +56,40 @@ class Images:
         hour for a million images. It is therefore stored in the user's cache, and valid while every file keeps its path, size and time.
 
         Raises:
-            UserError: an image is missing or cannot be read.
+            UserError: an image is there and cannot be read.
         """
         if self.version:
             return hashlib.sha256(self.version.encode()).hexdigest()
         cache_file = user_cache() / "images" / _cache_key(self)
         if cache_file.is_file():
             return cache_file.read_text(encoding="utf-8")
-        digest = _content_digest(self)
+        digest = self._content_digest()
         with suppress(UserError):  # without a writable cache, the images are read each time
             write_bytes(cache_file, digest.encode())
         return digest
+
+    def _content_digest(self) -> str:
+        """SHA-256 over the digests of each caption and of each image's bytes; one that is missing has zeros."""
+        digest = hashlib.sha256()
+        pairs = zip(self.captions, self.rows, strict=True)
+        bar = progress(pairs, desc=f"reading {self.name}", total=len(self), unit="image")
+        for row, (caption, columns) in enumerate(bar):
+            (image,) = columns.values()
+            try:
+                with open_image(image) as file:
+                    content = hashlib.file_digest(file, "sha256").digest()
+            except OSError as error:
+                if error.errno not in DAMAGE:
+                    raise self._unreadable(row, image, error) from error
+                content = MISSING
+            digest.update(hashlib.sha256(caption.encode()).digest() + content)
+        return digest.hexdigest()
 
     def image(self, row: int) -> Image.Image:
         """The image, 8-bit RGB, upright: transparency on white, the upper 8 of 16 bits; colour profiles are not applied.
 
         Raises:
-            UndecodableError: the image is missing or cannot be decoded.
+            UndecodableError: the image or its caption is missing, or it cannot be decoded.
             UserError: it cannot be read now; it may be whole.
         """
         with self._open(row) as image:
@@ -82,7 +100,7 @@ class Images:
         """Width and height of the upright image in px, from its header.
 
         Raises:
-            UndecodableError: the image is missing, or its header is damaged.
+            UndecodableError: the image or its caption is missing, or its header is damaged.
             UserError: it cannot be read now; it may be whole.
         """
         with self._open(row) as image:
@@ -90,6 +108,8 @@ class Images:
 
     @contextmanager
     def _open(self, row: int) -> Iterator[Image.Image]:
+        if not self.captions[row].strip():
+            raise UndecodableError(f"{self.name}: row {row} has no caption. Write one, or remove the row")
         (image,) = self.rows[row].values()
         try:
             with open_image(image) as file, Image.open(file, formats=FORMATS) as opened:
@@ -97,10 +117,21 @@ class Images:
         except MemoryError:
             raise
         except Exception as error:  # decoders of damaged files raise nearly anything
-            what = f"{self.name}: {_describe(row, self.captions[row], image)}"
             if isinstance(error, OSError) and error.errno not in DAMAGE:
-                raise UserError(f"{what} cannot be read: {error.strerror}. See to that, and run the same command again") from error
-            raise UndecodableError(f"{what} cannot be decoded: {error}. Replace it, or remove the row") from error
+                raise self._unreadable(row, image, error) from error
+            raise UndecodableError(f"{self._describe(row, image)} cannot be decoded: {error}. {self._advice(image)}") from error
+
+    def _unreadable(self, row: int, image: dict[str, Any] | None, error: OSError) -> UserError:
+        return UserError(f"{self._describe(row, image)} cannot be read: {error.strerror}. See to that, and run the same command again")
+
+    def _describe(self, row: int, image: dict[str, Any] | None) -> str:
+        return f"{self.name}: the image {(image and image['path']) or 'without a name'} of row {row} ({self.captions[row]!r})"
+
+    def _advice(self, image: dict[str, Any] | None) -> str:
+        """What to do about an image that cannot be decoded, or that `datasets` has dropped."""
+        if image is None and self.rows.info.builder_name == "webdataset":
+            return f"Of these tars only .{self.rows.column_names[0]} files are read, as the first images are; convert the others"
+        return "Replace it, or remove the row"
 
 
 def open_images(source: str, *, caption_column: str | None = None) -> Images:
@@ -112,11 +143,27 @@ def open_images(source: str, *, caption_column: str | None = None) -> Images:
         caption_column: column of captions; default: the one named in `COLUMNS`.
 
     Raises:
-        UserError: there is no such source, it is empty or cannot be read, a column is missing or ambiguous, or a row has no caption.
+        UserError: there is no such source, it is empty or cannot be read, or a column is missing or ambiguous.
     """
-    rows = read_rows(source)
-    column = rows.column(caption_column, COLUMNS, "--caption-column")
-    return Images(rows.name, rows.version and f"{rows.version}\0{column}", read_captions(rows, column), rows.images())
+    (images,) = open_sources([source], caption_column)
+    return images
+
+
+def open_sources(sources: Sequence[str], caption_column: str | None) -> list[Images]:
+    """Open several sources as `open_images` does; those without a column `caption_column` have the default.
+
+    Raises:
+        UserError: see `open_images`; a column is missing if no source has it.
+    """
+    tables = [read_rows(source) for source in sources]
+    has_column = [caption_column in rows.dataset.column_names for rows in tables]
+    named = [caption_column if has or not any(has_column) else None for has in has_column]
+    return [_captioned(rows, rows.column(column, COLUMNS, "--caption-column")) for rows, column in zip(tables, named, strict=True)]
+
+
+def _captioned(rows: Rows, column: str) -> Images:
+    captions = [caption or "" for caption in read_texts(rows, column)]
+    return Images(rows.name, rows.version and f"{rows.version}\0{column}", captions, rows.images())
 
 
 def _cache_key(images: Images) -> str:
@@ -133,27 +180,6 @@ def _stat(file: str | None) -> os.stat_result | None:
         return Path(file).stat() if file else None
     except OSError:
         return None
-
-
-def _content_digest(images: Images) -> str:
-    """SHA-256 over the digests of each caption and of each image's bytes."""
-    digest = hashlib.sha256()
-    pairs = zip(images.captions, images.rows, strict=True)
-    bar = progress(pairs, desc=f"reading {images.name}", total=len(images), unit="image")
-    for row, (caption, columns) in enumerate(bar):
-        (image,) = columns.values()
-        try:
-            with open_image(image) as file:
-                digest.update(hashlib.sha256(caption.encode()).digest() + hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise UserError(
-                f"{images.name}: {_describe(row, caption, image)} cannot be read: {error.strerror}. Put it there, or remove the row"
-            ) from error
-    return digest.hexdigest()
-
-
-def _describe(row: int, caption: str, image: dict[str, Any] | None) -> str:
-    return f"the image {(image and image['path']) or 'without a name'} of row {row} ({caption!r})"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

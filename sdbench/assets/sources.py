@@ -2,6 +2,7 @@
 
 import errno
 import io
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from glob import escape, glob
@@ -9,14 +10,16 @@ from pathlib import Path
 from tarfile import BLOCKSIZE, NUL
 from typing import Any, Self
 
-from datasets import Dataset, Features, Value, disable_progress_bars, load_dataset_builder
+from datasets import Dataset, DatasetBuilder, Features, Value, disable_progress_bars, load_dataset_builder
 from datasets import Image as ImageColumn
 from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from sdbench.disk import size_text
 from sdbench.errors import MissingError, UserError, describe_error, unknown_name
 from sdbench.models.spec import HUB_NAME, path_of
 
+ROWS_LISTED = 100
 METADATA = ("metadata.jsonl", "metadata.csv")
 READERS = {".parquet": "parquet", ".tar": "webdataset", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
 
@@ -90,7 +93,7 @@ def read_rows(what: str, split: str = "train") -> Rows:
 
     Raises:
         MissingError: a Hub dataset is neither cached nor reachable.
-        UserError: there is no such source or split, it is empty, or it cannot be read.
+        UserError: there is no such source or split, it is empty, it cannot be read, or the disk has no room for a copy of it.
     """
     if captioned := _read_captioned_files(path_of(what).resolve()):
         if split != "train":
@@ -100,8 +103,11 @@ def read_rows(what: str, split: str = "train") -> Rows:
     disable_progress_bars()  # "Generating train split"; those of downloads are huggingface_hub's, and stay
     try:
         builder = load_dataset_builder(**arguments)
+        _check_room(what, builder)
         builder.download_and_prepare()
         dataset = builder.as_dataset(split=split)
+    except UserError:
+        raise
     except Exception as error:  # `datasets` passes on whatever its readers raise
         reason = describe_error(error.__cause__ or error)  # the type of the outer one says only that something failed
         if arguments == {"path": what}:
@@ -111,6 +117,24 @@ def read_rows(what: str, split: str = "train") -> Rows:
     if builder.repo_id:
         return Rows(what, dataset, f"{what}/{builder.config.name}@{builder.hash}")
     return Rows(path_of(what).resolve().name, dataset, None)
+
+
+def _check_room(what: str, builder: DatasetBuilder) -> None:
+    """Check that the disk holds the copy that `datasets` makes of local files; that of a Hub dataset is left to itself.
+
+    Raises:
+        UserError: it does not.
+    """
+    cache = Path(builder.cache_dir)
+    if cache.exists() or builder.repo_id:
+        return
+    needed = sum(Path(file).stat().st_size for files in (builder.config.data_files or {}).values() for file in files)
+    free = shutil.disk_usage(next(folder for folder in cache.parents if folder.exists())).free
+    if needed > free:
+        raise UserError(
+            f"{what} takes {size_text(needed)} once more in the cache of `datasets`, {cache}; {size_text(free)} are free. Make room, name "
+            "another cache with the environment variable HF_DATASETS_CACHE, or unpack the images into a folder, which is read in place"
+        )
 
 
 def read_texts(rows: Rows, column: str, n: int | None = None) -> list[str | None]:
@@ -132,14 +156,18 @@ def read_captions(rows: Rows, column: str) -> list[str]:
     """Read a text column of all rows, each of which must have a caption.
 
     Raises:
-        UserError: see `read_texts`; or a row has no caption.
+        UserError: see `read_texts`; or rows have no caption.
     """
-    captions = []
-    for row, caption in enumerate(read_texts(rows, column)):
-        if not (caption and caption.strip()):
-            raise UserError(f"{rows.name}: row {row} has no caption; found {caption!r}. Write one, or remove the row")
-        captions.append(caption)
+    captions = [caption or "" for caption in read_texts(rows, column)]
+    if missing := [row for row, caption in enumerate(captions) if not caption.strip()]:
+        raise UserError(f"{rows.name}: no caption in {list_rows(missing)}. Write these captions, or remove the rows")
     return captions
+
+
+def list_rows(rows: Sequence[int]) -> str:
+    """Row numbers in words: `row 3`; `rows 3, 5, 8`; of many the first ones."""
+    more = f" and {len(rows) - ROWS_LISTED:,} more" if len(rows) > ROWS_LISTED else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:ROWS_LISTED]))}{more}"
 
 
 def _holds_bytes(kind: Any) -> bool:

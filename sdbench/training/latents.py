@@ -28,6 +28,7 @@ from sdbench.training.loop import draw_rows
 from sdbench.training.processes import broadcast_from_main
 from sdbench.training.row_files import RowFile, fill_and_load
 
+ENCODING = 1  # raised with any change to how images are turned, converted, scaled, cropped or encoded, or captions embedded
 ENCODE_BATCH_PX = {  # pixels in one pass of the VAE; another number changes the last bits of latents
     "cpu": 64 * 64 * 64,  # the latents of the shipped students were made with this
     "cuda": 4 * 1024 * 1024,  # an image of 1024 px takes about 2 GB: some four tensors of 128 channels
@@ -56,6 +57,10 @@ class CaptionedImages(Protocol):
     @property
     def captions(self) -> Sequence[str]:
         """One caption for each image."""
+
+    @property
+    def max_undecodable(self) -> float:
+        """The share of the images that may be left out because `read` cannot decode them."""
 
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Read images as a VAE takes them.
@@ -118,7 +123,7 @@ class LatentPool:
             lambda: [_digest(images.digest, kind, pipeline_folder, parts) for parts in (["vae"], text_parts)]
         )
         n, chunk_size = len(images.captions), max(1, ENCODE_BATCH_PX[kind] // images.size_px**2)
-        latents = RowFile(work / f"latents-{images_digest}.npy", n, chunk_size, self.encode_images, images.read)
+        latents = RowFile(work / f"latents-{images_digest}.npy", n, chunk_size, self.encode_images, images.read, images.max_undecodable)
         captions = RowFile(work / f"captions-{captions_digest}.npy", n, 64, self.embed_captions)
         unconditional = RowFile(work / f"unconditional-{captions_digest}.npy", 1, 1, lambda _: self._embed([""]))
         files = [latents, captions] if _has_zero_unconditional(pipeline_folder) else [latents, captions, unconditional]
@@ -216,7 +221,7 @@ def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 
 def _digest(images: str, device: str, folder: Path, parts: Sequence[str]) -> str:
-    sha256 = hashlib.sha256(f"{images}\0{device}".encode())
+    sha256 = hashlib.sha256(f"{ENCODING}\0{images}\0{device}".encode())
     for path in (file for part in parts for file in part_files(folder / part, part)):
         sha256.update(path.name.encode() + bytes.fromhex(file_digest(path)))
     return sha256.hexdigest()[:16]

@@ -1,7 +1,7 @@
 """Arrays on disk that take hours to compute: a row for each image or caption, computed once, chunk by chunk.
 
 A computation that was killed resumes where it stopped. The processes of a distributed run share the chunks, and threads read
-the images of the next chunks ahead. Images that cannot be decoded are left out with a message, up to one in a hundred.
+the images of the next chunks ahead. Images that cannot be decoded are left out with a message, up to a share of them.
 """
 
 import shutil
@@ -27,7 +27,6 @@ from sdbench.training.processes import broadcast_from_main, rank_and_local_size
 
 READERS = 8  # threads that read and decode the next images while the device encodes
 FLUSH_EVERY_S = 30.0  # at most so much encoding is lost when a process is killed or the machine goes down
-MAX_UNDECODABLE = 0.01  # share of the images that may be left out
 
 Rows = npt.NDArray[np.int64]
 
@@ -40,6 +39,7 @@ class RowFile:
         path: of the complete file.
         compute: makes a tensor for each field from what `read` returned, with a row for each row number.
         read: reads the input of `compute` for some row numbers; runs in threads.
+        max_undecodable: share of the rows that may be left out because their images cannot be decoded.
     """
 
     path: Path
@@ -47,6 +47,7 @@ class RowFile:
     chunk_size: int
     compute: Callable[[Any], dict[str, Tensor]]
     read: Callable[[Rows], Any] = lambda rows: rows
+    max_undecodable: float = 0.0
 
     @property
     def part_path(self) -> Path:
@@ -82,14 +83,18 @@ def fill_and_load(*files: RowFile) -> list[npt.NDArray[np.void]]:
     One run at a time: another that needs the same rows waits for them.
 
     Raises:
-        UserError: the disk has too little space, a file is damaged or has no rows, or too many images cannot be decoded.
+        UserError: the disk has too little space, or a file is damaged or has no rows.
+        UndecodableError: too many images cannot be decoded; what was computed is kept.
     """
-    with ExitStack() as alone:
-        broadcast_from_main(lambda: alone.enter_context(locked(files[0].path.parent / ".lock")))
-        for file, is_complete in zip(files, broadcast_from_main(lambda: _create_missing(files)), strict=True):
-            if not is_complete:
-                _fill(file)
-                broadcast_from_main(partial(_finish, file))
+    try:
+        with ExitStack() as alone:
+            broadcast_from_main(lambda: alone.enter_context(locked(files[0].path.parent / ".lock")))
+            for file, is_complete in zip(files, broadcast_from_main(lambda: _create_missing(files)), strict=True):
+                if not is_complete:
+                    _fill(file)
+                    broadcast_from_main(partial(_finish, file))
+    except UndecodableError as error:
+        raise error.followed_by(_limit(files)) from error
     return [load_array(file.path, "r") for file in files]
 
 
@@ -106,8 +111,11 @@ def _create_missing(files: Sequence[RowFile]) -> list[bool]:
         fields = ", ".join(name for dtype in dtypes for name in dtype.names or ())
         raise UserError(
             f"{folder} has {size_text(free)} free; {size_text(needed)} are needed for {fields} of {files[0].n:,} images. Make room, or "
-            "name another folder with --work"
+            f"name another folder with --work{_sizes('. Made for other images or models: ', _files_of_others(files))}"
         )
+    for file in files:
+        if file.path.exists():
+            _check_left_out(file, len(file.undecodable_rows()))
     for file, dtype in zip(new, dtypes, strict=True):
         file.marks_path.unlink(missing_ok=True)
         create_array(file.part_path, dtype, (file.n,))
@@ -121,7 +129,7 @@ def _row_dtype(file: RowFile) -> np.dtype[np.void]:
         try:
             tensors = file.compute(file.read(np.array([row])))
         except UndecodableError:
-            if row < MAX_UNDECODABLE * file.n:
+            if row < file.max_undecodable * file.n:
                 continue
             raise
         return np.dtype([(name, tensor.cpu().numpy().dtype, tuple(tensor.shape[1:])) for name, tensor in tensors.items()])
@@ -144,7 +152,7 @@ def _fill(file: RowFile) -> None:
             for rows, result in _compute_chunk(file, chunk, wait_for_input):
                 if isinstance(result, UndecodableError):
                     undecodable += 1
-                    if undecodable > MAX_UNDECODABLE * file.n:  # of all processes together, `_finish` checks
+                    if undecodable > file.max_undecodable * file.n:  # of all processes together, `_finish` checks
                         raise result
                     print_note(f"left out: {result}")
                     continue
@@ -197,16 +205,40 @@ def _finish(file: RowFile) -> None:
     """Give the complete file its name, and remove its marks.
 
     Raises:
-        UserError: the processes together have left out too many images.
+        UndecodableError: the processes together have left out too many images.
     """
     undecodable = np.flatnonzero(np.fromfile(file.marks_path, np.uint8) == 0)
-    if len(undecodable) > MAX_UNDECODABLE * file.n:
-        raise UserError(
-            f"{len(undecodable):,} of {file.n:,} images cannot be decoded, those reported above as left out; "
-            f"at most {MAX_UNDECODABLE:.0%} may be left out. Replace them, or remove their rows"
-        )
+    _check_left_out(file, len(undecodable))
     file.undecodable_path.unlink(missing_ok=True)  # of a file that was deleted, or of a run that was killed here
     if len(undecodable):
         np.save(file.undecodable_path, undecodable)
     file.part_path.rename(file.path)
     file.marks_path.unlink()
+
+
+def _check_left_out(file: RowFile, n: int) -> None:
+    """Check that no more images were left out than may be, be it by this run or, in a complete file, by one that might leave out more."""
+    if n > file.max_undecodable * file.n:
+        raise UndecodableError(f"{n:,} of {file.n:,} images cannot be decoded, those reported as left out")
+
+
+def _limit(files: Sequence[RowFile]) -> str:
+    """How many images may be left out, and the ways to go on where there are more."""
+    started = [path for file in files for path in (file.path, file.part_path) if path.exists()]
+    return (
+        f"At most {100 * max(file.max_undecodable for file in files):.3g} % of the images may be left out. To leave out more, raise "
+        "--max-undecodable, which keeps all that is encoded; after a change to an image or a row, all are encoded again"
+        f"{_sizes(', and these files are of no use: ', started)}"
+    )
+
+
+def _files_of_others(files: Sequence[RowFile]) -> list[Path]:
+    """The files in the folder with rows of the same kinds, complete or not, that are not these."""
+    own = {path for file in files for path in (file.path, file.part_path)}
+    found = {path for file in files for path in file.path.parent.glob(f"{file.path.stem.partition('-')[0]}-*")}
+    return sorted(path for path in found - own if path.suffixes in ([".npy"], [".part"]))
+
+
+def _sizes(title: str, paths: Sequence[Path]) -> str:
+    """The title, and the paths with their sizes; nothing if there are none."""
+    return title + ", ".join(f"{path} ({size_text(path.stat().st_size)})" for path in paths) if paths else ""

@@ -12,6 +12,7 @@ from distillation.cli import main
 from distillation.commands import students
 from distillation.commands.options import training_device
 from distillation.recipe import load_recipe
+from sdbench.disk import write_json_lines
 from sdbench.errors import UserError
 from sdbench.models.architectures import unet_config
 from sdbench.models.loading import build_on_meta
@@ -110,6 +111,18 @@ def test_a_dry_run_checks_and_makes_nothing(teacher_folder: Path, tmp_path: Path
 def test_a_column_of_captions_without_data_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--caption-column", "text"]) == 2
     assert "--caption-column names a column of --data, which is not given" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("datasets_cache")
+@pytest.mark.parametrize("words", [["run", "vega", "--dry-run"], ["sensitivity"]])
+@pytest.mark.parametrize(("more", "limit"), [([], 1), (["--max-undecodable", "0.2"], 20)])
+def test_the_share_of_images_to_leave_out_is_chosen(
+    words: list[str], more: list[str], limit: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"file_name": f"{row}.png", "text": "" if row == 3 else "a"} for row in range(4)]
+    write_json_lines(tmp_path / "metadata.jsonl", rows)
+    assert main([*words, "--data", str(tmp_path), *more]) == 2
+    assert f"no caption in row 3 of {tmp_path.name}. At most {limit} % of 4 images may be left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])

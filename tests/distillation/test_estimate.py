@@ -32,6 +32,7 @@ from distillation.plan import Plan
 from distillation.recipe import load_recipe
 from distillation.taps import collect_outputs, resolve_taps
 from distillation.teacher import EMBEDDED
+from sdbench.disk import size_text
 from sdbench.models.architectures import depths, unet_config
 from sdbench.models.loading import build_on_meta
 from sdbench.probes.work import empty_input
@@ -240,6 +241,7 @@ def test_a_full_size_run_is_estimated_without_weights(
     assert "estimate at 1024 px" in said
     assert "teacher 3,380.6 GMAC" in said
     # 4 x 128^2 and 77 x 2048 + 1280 numbers of 2 bytes; three times 12 bytes for each parameter of the first stage
+    assert re.search(r"this run: .* of finished stages, and \d+ bytes in the cache of `datasets`\n", said)
     assert "disk: 449 MB for latents and embeddings of 1,000 images; 41.1 GB for checkpoints" in said
     steps = [float(number) for number in re.findall(r"([\d.e+]+) FLOP a step", said)]
     assert steps[1] == pytest.approx(2 * (3.3806 + 3.75 * 1.4112) * 1e12 * 16 * 8, rel=1e-3)
@@ -255,10 +257,23 @@ def test_a_full_size_run_is_estimated_without_weights(
 
 
 @pytest.mark.usefixtures("fake_estimates")
-def test_a_run_states_the_disk_that_its_images_and_checkpoints_take() -> None:
-    text = describe_recipe(load_recipe("vega"), "sdxl", n_images=1_000_000)["text"]
-    # 4 x 128^2 and 77 x 2048 + 1280 numbers of 2 bytes an image; three checkpoints of weights, moments and average, here 1 GB each
-    assert "\nthis run: 458 GB of disk for latents, embeddings and checkpoints\n" in text
+def test_a_run_states_the_disk_that_it_takes() -> None:
+    recipe = load_recipe("ssd-1b")
+    described = describe_recipe(recipe, "sdxl", teachers=["a", "b", "c"], n_images=1_000_000, copied_bytes=2 * 10**12)
+    first, last = (4 * stage["parameters"] for stage in described["stages"])
+    # 4 x 128^2 and 77 x 2048 + 1280 numbers of 2 bytes an image; three checkpoints of weights, moments and average, here 1 GB each; the
+    # students that the first teacher leaves after each stage, and the others after the last
+    needed = 2 * (4 * 128**2 + 77 * 2048 + 1280) * 10**6 + 9 * 10**9 + first + 3 * last
+    said = f"{size_text(needed)} of disk for latents, embeddings, checkpoints and the students of finished stages"
+    assert f"\nthis run: {said}, and 2 TB in the cache of `datasets`\n" in described["text"]
+    uncopied = describe_recipe(recipe, "sdxl", teachers=["a", "b", "c"], n_images=1_000_000)["text"]
+    assert f"\nthis run: {said}\n" in uncopied
+
+
+@pytest.mark.usefixtures("fake_estimates")
+def test_the_plan_of_the_embedded_family_is_for_the_images_that_its_recipe_renders() -> None:
+    needed = size_text(12_288 * 2 * (4 * 16**2 + 20 * TEXT + 64))
+    assert f"disk: {needed} for latents and embeddings of 12,288 images; " in describe_recipe(load_recipe("vega"), "scenes")["text"]
 
 
 @pytest.mark.parametrize(

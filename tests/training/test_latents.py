@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -217,6 +218,17 @@ def test_latents_of_another_kind_of_device_are_not_reused(teacher_folder: Path, 
     assert asked[1] == asked[2]
 
 
+def test_all_is_computed_again_once_it_is_computed_in_another_way(
+    teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[set[Path]]
+) -> None:
+    for encoding in (1, 2, 1):
+        monkeypatch.setattr(latents_module, "ENCODING", encoding)
+        with pytest.raises(InterruptedError):
+            LatentPool(teacher_folder, pool, tmp_path)
+    assert asked[0] == asked[2]
+    assert not asked[0] & asked[1]
+
+
 @pytest.mark.parametrize(
     ("changed", "recomputed"), [("vae", "latents"), ("text_encoder", "captions"), ("text_encoder_2", "captions"), ("tokenizer", "captions")]
 )
@@ -271,6 +283,7 @@ class InterruptingPool:
 
     def __init__(self, pool: Pool, stop: int | None) -> None:
         self.digest, self.captions, self.size_px = pool.digest, pool.captions, 256  # so large that only few are encoded at once
+        self.max_undecodable = 0.0
         self._pool, self._stop, self.rows_read = pool, stop, list[int]()
 
     def read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -390,7 +403,7 @@ def test_rows_are_marked_every_half_minute(tmp_path: Path, monkeypatch: pytest.M
 
 def test_an_image_that_can_be_decoded_again_is_left_out_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damaged = {7}
-    file = RowFile(tmp_path / "kept.npy", 100, 10, squares_of, refuse_damaged(damaged))
+    file = RowFile(tmp_path / "kept.npy", 100, 10, squares_of, refuse_damaged(damaged), 0.01)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -420,6 +433,16 @@ def test_insufficient_disk_space_is_reported_before_encoding(
     ):
         LatentPool(teacher_folder, pool, tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == [".lock"]
+
+
+def test_where_the_disk_is_full_files_of_other_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("kept-a.npy", "kept-b.part", "kept-c.npy", "kept-a.left-out.npy", "other-a.npy"):
+        (tmp_path / name).write_bytes(bytes(2000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    files = [RowFile(tmp_path / f"kept-{name}.npy", 4, 2, squares_of) for name in ("c", "d")]
+    listed = f"{tmp_path / 'kept-a.npy'} (2 kB), {tmp_path / 'kept-b.part'} (2 kB)"
+    with pytest.raises(UserError, match=re.escape(f"with --work. Made for other images or models: {listed}") + "$"):
+        row_files.fill_and_load(*files)
 
 
 def fill_shared_file(folder: Path, fails_at: int | None = None) -> None:
@@ -460,7 +483,7 @@ def test_processes_of_another_machine_leave_the_encoding_to_the_first(tmp_path: 
 def fill_file_of_damaged_images(folder: Path, damaged: set[int]) -> None:
     distributed.init_process_group("gloo")
     try:
-        row_files.fill_and_load(RowFile(folder / "kept.npy", 200, 1, squares_of, refuse_damaged(damaged)))
+        row_files.fill_and_load(RowFile(folder / "kept.npy", 200, 1, squares_of, refuse_damaged(damaged), 0.01))
     except UserError as error:
         (folder / f"error.{distributed.get_rank()}").write_text(str(error), encoding="utf-8")
         raise
@@ -498,8 +521,9 @@ def test_one_process_resumes_where_two_were_stopped(tmp_path: Path) -> None:
 class DamagedPool:
     """The pool's captioned images, repeated up to `n`; the rows in `damaged` cannot be decoded."""
 
-    def __init__(self, pool: Pool, n: int, damaged: set[int], size_px: int = 256) -> None:
+    def __init__(self, pool: Pool, n: int, damaged: set[int], size_px: int = 256, max_undecodable: float = 0.01) -> None:
         self.digest, self.size_px, self._pool, self._damaged = f"damaged {damaged}", size_px, pool, damaged
+        self.max_undecodable = max_undecodable
         self.captions = [pool.captions[row % 8] for row in range(n)]
 
     def read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -524,11 +548,33 @@ def test_a_few_undecodable_images_are_left_out_and_reported(
 
 
 def test_many_undecodable_images_are_an_error_that_keeps_progress(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    damaged = {5, 7, 9}
     for _ in range(2):
-        with pytest.raises(UndecodableError, match="row 9 is damaged"):
-            LatentPool(teacher_folder, DamagedPool(pool, 200, {5, 7, 9}), tmp_path)
+        with pytest.raises(UndecodableError, match=r"row 9 is damaged\. At most 1 % of the images may be left out\. .* --max-undecodable"):
+            LatentPool(teacher_folder, DamagedPool(pool, 200, damaged), tmp_path)
     (marks,) = tmp_path.glob("latents-*.done")
     assert np.flatnonzero(np.fromfile(marks, np.uint8) == 1).tolist() == [0, 1, 2, 3, 4, 6, 8]
+
+
+def test_a_higher_limit_goes_on_where_the_lower_one_ended(tmp_path: Path) -> None:
+    computed = list[int]()
+
+    def squares(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        computed.extend(rows.tolist())
+        return squares_of(rows)
+
+    low = RowFile(tmp_path / "kept-a.npy", 100, 1, squares, refuse_damaged({30, 40, 60}), 0.02)
+    high = replace(low, max_undecodable=0.03)
+    with pytest.raises(UndecodableError) as caught:
+        row_files.fill_and_load(low)
+    size = size_text(low.part_path.stat().st_size)
+    assert str(caught.value).endswith(f"are encoded again, and these files are of no use: {low.part_path} ({size})")
+    computed.clear()
+    row_files.fill_and_load(high)
+    assert computed == list(range(61, 100))
+    assert high.undecodable_rows().tolist() == [30, 40, 60]
+    with pytest.raises(UndecodableError, match=r"3 of 100 images cannot be decoded, those reported as left out\. At most 2 %"):
+        row_files.fill_and_load(low)
 
 
 def test_if_all_images_are_damaged_only_the_first_few_are_read(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ class Pool:
     """`n` rendered scenes of a split as one memory-mapped array; implements `sdbench.training.latents.CaptionedImages`."""
 
     size_px = SIZE_PX
+    max_undecodable = 0.0
 
     def __init__(self, folder: Path, n: int, split: Split = "train", seed: int = 0) -> None:
         self.n, self.split, self.seed = n, split, seed

@@ -29,7 +29,7 @@ from distillation.train import distil
 from sdbench.disk import read_json, write_json_lines
 from sdbench.errors import UserError
 from sdbench.training.diffusion import predict
-from sdbench.training.latents import LatentPool
+from sdbench.training.latents import ENCODING, LatentPool
 from sdbench.training.loop import fit
 
 N, SIDE = 6, 16
@@ -77,6 +77,12 @@ def test_a_square_is_whole_however_the_scale_is_rounded(side: int) -> None:
     assert conditioning[2:] == (0, round((side + 9) * 16 / side - 16) // 2, 16, 16)
 
 
+def test_squares_change_only_with_the_encoding_that_latents_are_kept_under() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8))
+    cut, conditioning = crop_square(noise, 16)
+    assert (ENCODING, hashlib.sha256(cut.tobytes()).hexdigest()[:8], conditioning) == (1, "6f15fc8f", (37, 53, 0, 3, 16, 16))
+
+
 def test_squares_are_read_in_order(folder: Path) -> None:
     squares = SquareImages([open_images(str(folder))], SIDE)
     pixels, time_ids = squares.read(np.array([5, 0]))
@@ -104,12 +110,25 @@ def test_several_sources_are_concatenated(folder: Path, tmp_path: Path) -> None:
 
 def test_first_images_are_those_of_the_source_and_some_to_spare(folder: Path) -> None:
     sources = [str(folder)] * 40
-    squares, first = (open_square_images(sources, None, SIDE, n) for n in (None, 198))
+    squares, first = (open_square_images(sources, None, SIDE, n, 0.01) for n in (None, 198))
     assert first.captions == squares.captions[:200]
     assert torch.equal(first.read(np.array([3]))[0], squares.read(np.array([3]))[0])
     assert first.digest == hashlib.sha256(f"{squares.digest} 200".encode()).hexdigest()
     enough = open_square_images(sources, None, SIDE, 40 * N)
     assert (enough.captions, enough.digest) == (squares.captions, squares.digest), "encoded once, for a run too"
+
+
+def test_captions_may_be_missing_up_to_a_share_of_all_images(folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
+    captions = [" ", "black", None, "black"]
+    write_json_lines(tmp_path / "metadata.jsonl", [{"file_name": "black.png", "text": caption} for caption in captions])
+    both = [str(tmp_path), str(folder)]  # 10 images
+    assert len(open_square_images(both, None, SIDE, max_undecodable=0.2).captions) == 4 + N
+    said = rf"no caption in rows 0, 2 of {tmp_path.name}\. At most 19 % of 10 images may be left out"
+    with pytest.raises(UserError, match=said):
+        open_square_images(both, None, SIDE, max_undecodable=0.19)
+    with pytest.raises(UserError, match=rf"no caption in row 0 of {tmp_path.name}\. At most 0 % of 2 images"):
+        open_square_images(both, None, SIDE, 2)
 
 
 def test_an_epoch_is_as_many_images_as_there_are(recipe: Recipe) -> None:

@@ -22,12 +22,18 @@ from sdbench.errors import UserError
 from sdbench.generate import initial_noise
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import resolve
+from sdbench.settings import Sampling
 from sdbench.store import Store
 from sdbench.suites import Noise
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
-SETTINGS: dict[str, Any] = {"steps": 2, "guidance_scale": 3.0, "dtype": "float32", "batch": 2, "seed": 5}
+SAMPLING = Sampling(steps=2, guidance_scale=3.0, size_px=SIZE_PX, dtype="float32", batch=2)
+SEED = 5
 CAPTIONS = ["a red square", "eine Tür", "a red square", "last", "very last"]
+
+
+def replaced(**settings: Any) -> Sampling:
+    return Sampling(**{**SAMPLING.model_dump(), **settings})
 
 
 def write_list(folder: Path) -> Path:
@@ -44,7 +50,7 @@ def prompts(tmp_path: Path) -> Path:
 def whole(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one run; tests must not change it."""
     folder = tmp_path_factory.mktemp("drawn")
-    return draw_images(write_list(folder), teacher_folder, folder / "whole", **SETTINGS)
+    return draw_images(write_list(folder), teacher_folder, folder / "whole", SAMPLING, seed=SEED)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -88,7 +94,7 @@ def test_parts_together_draw_the_same_as_one_run(
     out = tmp_path / "parts"
     for part, drawn in ((3, 1), (1, 3), (2, 5)):
         assert not (out / "metadata.jsonl").exists()
-        draw_images(prompts, teacher_folder, out, part=(part, 3), **SETTINGS)
+        draw_images(prompts, teacher_folder, out, SAMPLING, seed=SEED, part=(part, 3))
         assert (f"{out}: {drawn} of 5 images; the other parts draw the rest\n" in capsys.readouterr().err) == (drawn < 5)
     assert files(out) == files(whole)
 
@@ -119,12 +125,12 @@ def test_a_killed_run_continues_to_the_same_bytes(
 
     monkeypatch.setattr(Store, "put", third_fails)
     with pytest.raises(KeyboardInterrupt):
-        draw_images(prompts, teacher_folder, out, **SETTINGS)
+        draw_images(prompts, teacher_folder, out, SAMPLING, seed=SEED)
     assert {*puts} == {*order[:2], order[3]}, "the images of a batch are written side by side"
     with pytest.raises(UserError, match="nothing to read in"):
         open_images(str(out))
     monkeypatch.setattr(Store, "put", counted)
-    draw_images(prompts, teacher_folder, out, **SETTINGS)
+    draw_images(prompts, teacher_folder, out, SAMPLING, seed=SEED)
     assert sorted(puts) == sorted(order)
     assert files(out) == files(whole)
     assert len(files(out)) == len(CAPTIONS) + 3
@@ -143,37 +149,37 @@ def test_a_batch_that_does_not_fit_is_explained_and_a_smaller_one_may_follow(
         )
         for batch, advice in ((2, "draw fewer with --batch, or "), (1, "")):
             with pytest.raises(UserError, match=said.format(batch, advice)):
-                draw_images(prompts, teacher_folder, tmp_path / "out", **{**SETTINGS, "batch": batch})
+                draw_images(prompts, teacher_folder, tmp_path / "out", replaced(batch=batch), seed=SEED)
         patch.setattr(draw, "load", exhaust_memory)
         with pytest.raises(UserError, match="too little memory on cpu to load the teacher"):
-            draw_images(prompts, teacher_folder, tmp_path / "out", **SETTINGS)
-    assert draw_images(prompts, teacher_folder, tmp_path / "out", **SETTINGS) == tmp_path / "out"
+            draw_images(prompts, teacher_folder, tmp_path / "out", SAMPLING, seed=SEED)
+    assert draw_images(prompts, teacher_folder, tmp_path / "out", SAMPLING, seed=SEED) == tmp_path / "out"
 
 
 def test_damaged_settings_of_an_earlier_run_are_named(prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "made.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"made\.json is damaged .*; restore it, or move .*out away"):
-        draw_images(prompts, teacher_folder, tmp_path / "out", **SETTINGS)
+        draw_images(prompts, teacher_folder, tmp_path / "out", SAMPLING, seed=SEED)
 
 
 def test_only_new_captions_are_drawn(
     prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = draw_images(prompts, teacher_folder, tmp_path / "out", n=3, **SETTINGS)
+    out = draw_images(prompts, teacher_folder, tmp_path / "out", SAMPLING, n=3, seed=SEED)
     assert open_images(str(out)).captions == CAPTIONS[:3]
-    draw_images(prompts, teacher_folder, out, **SETTINGS)
+    draw_images(prompts, teacher_folder, out, SAMPLING, seed=SEED)
     assert len(puts) == 5
     prompts.write_text("\n".join([*CAPTIONS[:4], "changed"]), encoding="utf-8")
-    draw_images(prompts, teacher_folder, out, **SETTINGS)
+    draw_images(prompts, teacher_folder, out, SAMPLING, seed=SEED)
     assert len(puts) == 6
     assert open_images(str(out)).captions == [*CAPTIONS[:4], "changed"]
     monkeypatch.delattr(draw, "load")  # nothing is to be loaded if nothing is to be drawn
-    assert draw_images(prompts, teacher_folder, out, **SETTINGS) == out
+    assert draw_images(prompts, teacher_folder, out, SAMPLING, seed=SEED) == out
 
 
 def test_the_batch_size_changes_at_most_rounding(whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    at_once = draw_images(prompts, teacher_folder, tmp_path / "out", **{**SETTINGS, "batch": 5})
+    at_once = draw_images(prompts, teacher_folder, tmp_path / "out", replaced(batch=5), seed=SEED)
     for mine, theirs in zip(pixels(at_once), pixels(whole), strict=True):
         assert np.abs(mine - theirs).max() <= 1
 
@@ -198,7 +204,7 @@ def test_the_settings_are_recorded(whole: Path, teacher_folder: Path) -> None:
 def test_the_recorded_teacher_is_that_of_the_weights_that_were_read(prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
     both = Path(shutil.copytree(teacher_folder, tmp_path / "both"))
     StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(both, variant="fp16")
-    out = draw_images(prompts, both, tmp_path / "out", n=1, **{**SETTINGS, "dtype": "bfloat16"})
+    out = draw_images(prompts, both, tmp_path / "out", replaced(dtype="bfloat16"), n=1, seed=SEED)
     of_16_bit, of_32_bit = (weights_digest(resolve(str(both)), dtype=dtype) for dtype in ("bfloat16", "float32"))
     assert read_json(out / "made.json")["teacher"] == of_16_bit != of_32_bit
 
@@ -208,15 +214,19 @@ def test_versions_are_those_that_drew_the_images(
 ) -> None:
     for torch_version, n in (("1", 2), ("2", 2), ("3", 3), ("1", 4)):
         monkeypatch.setattr(draw, "package_versions", lambda version=torch_version: {"torch": version})
-        draw_images(prompts, teacher_folder, tmp_path / "out", n=n, **SETTINGS)
+        draw_images(prompts, teacher_folder, tmp_path / "out", SAMPLING, n=n, seed=SEED)
     assert read_json(tmp_path / "out" / "made.json")["versions"] == [{"torch": "1"}, {"torch": "3"}]
 
 
-@pytest.mark.parametrize(("name", "value", "said"), [("seed", 6, r"seed 5 \(now 6\)"), ("steps", 3, r"steps 2 \(now 3\)")])
-def test_a_folder_has_one_set_of_settings(whole: Path, prompts: Path, teacher_folder: Path, name: str, value: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("sampling", "seed", "said"), [(SAMPLING, 6, r"seed 5 \(now 6\)"), (replaced(steps=3), SEED, r"steps 2 \(now 3\)")]
+)
+def test_a_folder_has_one_set_of_settings(
+    whole: Path, prompts: Path, teacher_folder: Path, sampling: Sampling, seed: int, said: str
+) -> None:
     before = files(whole)
     with pytest.raises(UserError, match=rf"whole holds images drawn with other settings: {said}\."):
-        draw_images(prompts, teacher_folder, whole, n=1, **{**SETTINGS, name: value})
+        draw_images(prompts, teacher_folder, whole, sampling, n=1, seed=seed)
     assert files(whole) == before
 
 
@@ -236,20 +246,34 @@ def test_invalid_arguments_are_refused_before_anything_is_written(prompts: Path,
     blank.write_text("\n \n", encoding="utf-8")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").touch()
-    arguments: dict[str, Any] = {"prompts": prompts, "teacher": teacher_folder, "out": tmp_path / "out", **SETTINGS}
+    arguments: dict[str, Any] = {"prompts": prompts, "teacher": teacher_folder, "out": tmp_path / "out", "sampling": SAMPLING}
     refused: list[tuple[dict[str, Any], str]] = [
         ({"n": 6}, r"prompts\.txt holds 5 captions; expected 6\. Add some, or lower --n"),
         ({"prompts": blank}, r"blank\.txt holds 0 captions; expected at least 1"),
         ({"prompts": tmp_path / "nowhere.txt"}, r"prompts .*nowhere\.txt cannot be read"),
         ({"teacher": tmp_path}, "no teacher in"),
         *([] if torch.cuda.is_available() else [({"device": "cuda"}, "no device 'cuda' here")]),
-        ({"size_px": 12}, r"sampling: size_px: Input should be a multiple of 8 \(found 12\)"),
-        ({"guidance_scale": -1.0}, r"sampling: guidance_scale: Input should be greater than or equal to 0 \(found -1\.0\)"),
         ({"out": tmp_path / "taken"}, "taken exists; expected a new or empty folder"),
     ]
     for changed, said in refused:
         with pytest.raises(UserError, match=said):
             draw_images(**{**arguments, **changed})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--size-px", "12", "size_px: Input should be a multiple of 8"),
+        ("--guidance-scale", "-1", "guidance_scale: Input should be greater"),
+    ],
+)
+def test_invalid_settings_are_refused(
+    option: str, value: str, said: str, prompts: Path, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data", "make", str(prompts), "--teacher", str(teacher_folder), "--out", str(tmp_path / "out"), option, value]
+    assert main(words) == 2
+    assert f"distillation: sampling: {said}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -273,7 +297,10 @@ def test_the_command_line_makes_and_shows(prompts: Path, teacher_folder: Path, t
         assert main(["data", "show", str(out)]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[3] == ("sizes: none" if number == 2 else "sizes: width 16..16 px, height 16..16 px, smaller side 16..16 px")
-        assert lines[4] == f"cannot be decoded: {number + 1}, by their headers; run leaves out up to 1 % of the images"
+        assert lines[4] == (
+            f"cannot be decoded, by their headers, or without a caption: {number + 1}; run leaves out up to 1% of the images, or more with "
+            "--max-undecodable"
+        )
     assert main(["data", "show", str(tmp_path / "nothing")]) == 2
     assert "distillation: nothing to read at " in capsys.readouterr().err
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
-import re
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -20,8 +21,9 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import EpsImagePlugin, ExifTags, Image
 from synthetic_images import damaged_exif, png
 
-from distillation.data.images import open_images
-from sdbench.assets.sources import read_rows
+from distillation.data.images import open_images, open_sources
+from sdbench.assets.sources import list_rows, read_captions, read_rows
+from sdbench.disk import size_text
 from sdbench.errors import UndecodableError, UserError
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -56,11 +58,11 @@ def parquet_folder(folder: Path) -> Path:
     return folder
 
 
-def tar(path: Path) -> Path:
-    path.parent.mkdir(parents=True)
+def tar(path: Path, names: Sequence[str] = ("000.png", "001.png", "002.png", "003.png")) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
-        for row, (caption, content) in enumerate(zip(CAPTIONS, FILES, strict=True)):
-            for name, data in ((f"{row:03}.png", content), (f"{row:03}.txt", caption.encode())):
+        for image, caption, content in zip(names, itertools.cycle(CAPTIONS), itertools.cycle(FILES), strict=False):
+            for name, data in ((image, content), (f"{image.partition('.')[0]}.txt", caption.encode())):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
@@ -186,14 +188,11 @@ def test_of_bytes_and_declared_images_the_images_are_read(tmp_path: Path) -> Non
     np.testing.assert_array_equal(np.asarray(open_images(str(tmp_path / "both.parquet")).image(0)), ARRAYS[0])
 
 
-def test_a_missing_empty_or_undecodable_caption_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_undecodable_caption_file_is_refused(tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "texts")
     caption = folder / "1_name" / "2.txt"
     caption.write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"1_name/2\.txt is not UTF-8"):
-        open_images(str(folder))
-    caption.write_text("\n", encoding="utf-8")
-    with pytest.raises(UserError, match="texts: row 2 has no caption"):
         open_images(str(folder))
     caption.unlink()
     with pytest.raises(
@@ -295,12 +294,6 @@ def test_a_missing_hub_dataset_is_an_error_with_a_way_out() -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        (
-            [{"file_name": "in/0.png", "text": "a"}, {"file_name": "in/9.png", "text": "b"}],
-            r"in/9\.png of row 1 \('b'\) cannot be read: No such",
-        ),
-        ([{"file_name": "in/0.png", "text": "a"}, {"file_name": "in/1.png"}], "row 1 has no caption; found None"),
-        ([{"file_name": "in/0.png", "text": " "}], "row 0 has no caption; found ' '"),
         ([{"file_name": "in/0.png", "text": 3}], r"column 'text' holds .*int64.*; expected text"),
         (
             [{"file_name": "in/0.png", "title": "a"}],
@@ -321,6 +314,16 @@ def test_a_caption_column_can_be_named(tmp_path: Path) -> None:
     assert open_images(str(folder), caption_column="prompt").captions == ["b"]
     with pytest.raises(UserError, match="unknown column of both 'promt'; did you mean 'prompt'"):
         open_images(str(folder), caption_column="promt")
+
+
+def test_of_several_sources_a_named_caption_column_is_that_of_those_that_have_it(tmp_path: Path) -> None:
+    both, other = ({"file_name": "in/0.png", "text": "a", "prompt": "b"}, {"file_name": "in/0.png", "caption": "c"})
+    sources = [str(image_folder(tmp_path / str(number), [row])) for number, row in enumerate((both, other, both))]
+    assert [images.captions for images in open_sources(sources, "prompt")] == [["b"], ["c"], ["b"]]
+    with pytest.raises(UserError, match="text and prompt of its columns"):
+        open_sources(sources, "caption")
+    with pytest.raises(UserError, match="unknown column of 0 'promt'; did you mean 'prompt'"):
+        open_sources(sources, "promt")
 
 
 PCX = bytes.fromhex("0a05010800000000ff00ff00").ljust(65, b"\0") + b"\1\0\0"  # its palette would be 769 bytes before its end
@@ -346,7 +349,7 @@ def test_an_image_that_the_disk_does_not_give_is_not_called_damaged(tmp_path: Pa
     images = open_images(str(image_folder(tmp_path / "some")))
     (tmp_path / "some" / "in" / "1.png").unlink()
     (tmp_path / "some" / "in" / "1.png").symlink_to("1.png")
-    for read in (images.image, images.size):
+    for read in (images.image, images.size, lambda _: images.digest):
         with pytest.raises(UserError, match=r"in/1\.png of row 1 \('Übung, mit Komma'\) cannot be read: Too many levels") as caught:
             read(1)
         assert not isinstance(caught.value, UndecodableError)
@@ -370,10 +373,73 @@ def test_an_image_for_which_pillow_would_run_a_program_is_refused(tmp_path: Path
         images.image(0)
 
 
-def test_a_row_without_image_is_named(tmp_path: Path) -> None:
+def test_a_missing_image_has_zeros_in_the_digest_until_it_is_there(tmp_path: Path) -> None:
+    found = [hashlib.sha256(file).digest() for file in FILES]
+    captions = [hashlib.sha256(caption.encode()).digest() for caption in CAPTIONS]
+    found[1] = bytes(32)
+    with_hole = hashlib.sha256(b"".join(itertools.chain(*zip(captions, found, strict=True)))).hexdigest()
     table(files=[FILES[0], None, *FILES[2:]]).to_parquet(tmp_path / "holes.parquet")
-    with pytest.raises(UserError, match=re.escape("holes.parquet: the image without a name of row 1 ('Übung, mit Komma') cannot be read")):
-        _ = open_images(str(tmp_path / "holes.parquet")).digest
+    folder = image_folder(tmp_path / "folder")
+    (folder / "in" / "1.png").unlink()
+    for source in (tmp_path / "holes.parquet", folder):
+        images = open_images(str(source))
+        assert images.digest == with_hole
+        with pytest.raises(
+            UndecodableError, match=r"of row 1 \('Übung, mit Komma'\) cannot be decoded: .*\. Replace it, or remove the row"
+        ):
+            images.image(1)
+    (folder / "in" / "1.png").write_bytes(FILES[1])
+    assert open_images(str(folder)).digest == closed_form(CAPTIONS, FILES)
+
+
+def test_a_row_without_caption_counts_as_undecodable(tmp_path: Path) -> None:
+    folder = text_folder(tmp_path / "texts")
+    (folder / "1_name" / "2.txt").write_text("\n", encoding="utf-8")
+    table(captions=[*CAPTIONS[:2], None, CAPTIONS[3]]).to_parquet(tmp_path / "holes.parquet")
+    for source in (folder, tmp_path / "holes.parquet"):
+        images = open_images(str(source))
+        assert images.digest == closed_form([*CAPTIONS[:2], "", CAPTIONS[3]], FILES)
+        assert images.size(3) == (7, 7)
+        with pytest.raises(UndecodableError, match=f"{source.name}: row 2 has no caption"):
+            images.size(2)
+
+
+def test_where_each_row_must_have_a_caption_all_that_have_none_are_named(tmp_path: Path) -> None:
+    table(captions=[" ", "a", None, "b"]).to_parquet(tmp_path / "holes.parquet")
+    with pytest.raises(UserError, match=r"holes\.parquet: no caption in rows 0, 2\. Write"):
+        read_captions(read_rows(str(tmp_path / "holes.parquet")), "text")
+    assert list_rows([7]) == "row 7"
+    assert list_rows(range(102)).endswith(", 98, 99 and 2 more")
+
+
+def test_images_of_another_format_than_the_first_of_a_tar_are_named_with_the_way_out(tmp_path: Path) -> None:
+    archive = tar(tmp_path / "0.tar", [f"{row:03}.{'png' if row < 6 else 'jpg'}" for row in range(7)])
+    images = open_images(str(archive))
+    assert images.size(5) == (7, 5)
+    with pytest.raises(
+        UndecodableError, match=r"row 6 .*Of these tars only \.png files are read, as the first images are; convert the others"
+    ):
+        images.image(6)
+
+
+def test_a_copy_for_which_the_disk_has_no_room_is_not_begun(tmp_path: Path, datasets_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, read_in_place = parquet_folder(tmp_path / "shards"), text_folder(tmp_path / "texts")
+    sizes = [path.stat().st_size for path in folder.iterdir()]
+    asked = list[Path]()
+
+    def free(path: Path) -> SimpleNamespace:
+        asked.append(path)
+        return SimpleNamespace(free=sum(sizes) - 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", free)
+        with pytest.raises(UserError, match=rf"shards takes {size_text(sum(sizes))} once more in the cache .*HF_DATASETS_CACHE"):
+            open_images(str(folder))
+        assert open_images(str(read_in_place)).captions == CAPTIONS
+        sizes[0] += 1
+        assert open_images(str(folder)).captions == CAPTIONS
+    assert asked == [datasets_cache] * 2
+    assert open_images(str(folder)).captions == CAPTIONS
 
 
 def test_an_invalid_source_is_refused(tmp_path: Path) -> None:
