@@ -1,7 +1,6 @@
 """CLIP through open_clip, for CLIP scores, and for preference models with the same architecture."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
-from sdbench.encoders.inference import device, encode
+from sdbench.encoders.inference import device, encode, evaluator
 from sdbench.encoders.pixels import resize_shortest_edge
 from sdbench.encoders.towers import Towers, image_features, text_features
 
@@ -56,7 +55,7 @@ def load_weights(model: open_clip.CLIP, file: Path) -> open_clip.CLIP:
     return model.to(device())
 
 
-@cache
+@evaluator
 def load(backbone: str) -> Towers:
     """Load a backbone of `BACKBONES`.
 

@@ -6,7 +6,8 @@ So numbers are the same in a training loop, which may have set a lower precision
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from functools import _lru_cache_wrapper, cache
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from sdbench.disk import digest
 from sdbench.machine import version
 from sdbench.records import ENCODING_PACKAGES
 
+T = TypeVar("T")
 BLOCK = 64  # images in memory at a time, a multiple of every encoder's batch
 RUN_DEVICE: ContextVar[torch.device | None] = ContextVar("RUN_DEVICE", default=None)  # set by `memory.evaluators_on`
 _BACKENDS, _CUDNN, _MKLDNN = (cast("Any", kind) for kind in (torch.backends, torch.backends.cudnn, torch.backends.mkldnn))  # sparsely typed
@@ -27,6 +29,15 @@ _OLDER: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (  # 
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
     (lambda: _CUDNN.allow_tf32, lambda allowed: setattr(_CUDNN, "allow_tf32", allowed), False),
 )
+
+
+LOADERS: "list[_lru_cache_wrapper[Any]]" = []  # of evaluators, which `memory.release_evaluators` unloads
+
+
+def evaluator(load: Callable[..., T]) -> "_lru_cache_wrapper[T]":
+    """Decorate the function that loads a network of full size: it is kept in memory until evaluators are released."""
+    LOADERS.append(cached := cache(load))
+    return cached
 
 
 def device() -> torch.device:

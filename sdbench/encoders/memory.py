@@ -6,18 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from sdbench.encoders import clip, imagereward, inception, inference, perceptual, preference, vit
-
-LOADERS = (
-    clip.load,
-    imagereward.load,
-    inception.network,
-    perceptual.network,
-    preference.hps,
-    preference.pickscore,
-    vit.clip_network,
-    vit.dinov2_network,
-)
+from sdbench.encoders import inference
 
 
 @contextmanager
@@ -41,7 +30,7 @@ def evaluators_on(device: str) -> Iterator[None]:
 
 def release_evaluators() -> None:
     """Unload the networks, so that the GPU has room for another metric or a training loop; the next use loads them again."""
-    for load in LOADERS:
+    for load in inference.LOADERS:
         load.cache_clear()
     gc.collect()
     torch.cuda.empty_cache()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 
 from torch import Tensor
 from transformers import CLIPModel
@@ -10,7 +10,7 @@ from transformers import CLIPModel
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
 from sdbench.encoders import clip, pretrained
-from sdbench.encoders.inference import encode
+from sdbench.encoders.inference import encode, evaluator
 from sdbench.encoders.pixels import resize_longest_edge, resize_shortest_edge
 from sdbench.encoders.towers import Towers
 
@@ -36,7 +36,7 @@ def towers(model: CLIPModel, name: str) -> Towers:
     return Towers(name, weight.detach().exp().item(), images, texts)
 
 
-@cache
+@evaluator
 def pickscore() -> Towers:
     """Load PickScore v1.
 
@@ -49,7 +49,7 @@ def pickscore() -> Towers:
     return towers(model, f"pickscore.v1-{weights.digest(asset)[:12]}")
 
 
-@cache
+@evaluator
 def hps() -> Towers:
     """Load HPS v2.1: a CLIP ViT-H/14 whose images are resized by their longer edge.
 
