@@ -11,7 +11,7 @@ import torch
 from sdbench import schedulers
 from sdbench.arrays import U8
 from sdbench.assets.pipelines import fetch, missing_files
-from sdbench.encoders.memory import evaluators_on
+from sdbench.encoders.inference import evaluators_on
 from sdbench.errors import PartialError, UserError
 from sdbench.generate import Job, generate, make_sampler, render_scenes, select_part
 from sdbench.models.digest import weights_digest
