@@ -16,6 +16,15 @@ from safetensors import SafetensorError, safe_open
 from sdbench.errors import UserError
 
 T = TypeVar("T")
+PIPELINE_CLASS = "StableDiffusionXLPipeline"  # of diffusers
+PART_CLASSES = {  # part -> library and class, as in model_index.json
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "tokenizer_2": ("transformers", "CLIPTokenizer"),
+}
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
 SHARED_PARTS = tuple(part for part in STEMS if part != "unet")  # a student has its teacher's
 LORA_FILE = "pytorch_lora_weights.safetensors"

@@ -7,6 +7,8 @@ from sdbench.errors import UserError
 from sdbench.models import hub
 from sdbench.models.files import (
     LORA_FILE,
+    PART_CLASSES,
+    PIPELINE_CLASS,
     STEMS,
     checkpoint_kind,
     choose_lora_file,
@@ -18,16 +20,6 @@ from sdbench.models.files import (
 )
 from sdbench.models.spec import ModelSpec
 from sdbench.scenes.embedded import WEIGHTS
-
-PIPELINE_CLASS = "StableDiffusionXLPipeline"
-PART_CLASSES = {
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
-    "tokenizer": ("transformers", "CLIPTokenizer"),
-    "tokenizer_2": ("transformers", "CLIPTokenizer"),
-}
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from sdbench.models.files import (
     ADAPTER,
     LORA_FILE,
     MERGE_ADAPTER,
+    PART_CLASSES,
     Tensor,
     checkpoint_kind,
     read_config,
@@ -34,7 +35,7 @@ from sdbench.models.files import (
     strip_prefixes,
 )
 
-UNET_CLASS = "UNet2DConditionModel"
+_, UNET_CLASS = PART_CLASSES["unet"]
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 NAME_RULE = "use only letters, digits and .+-_, a letter or digit first"  # in words
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
