@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdbench.errors import UserError
 from sdbench.models.architectures import PARTS
-from sdbench.models.files import stated_prediction
+from sdbench.models.headers import stated_prediction
 from sdbench.models.loading import build_scheduler
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from sdbench.errors import UserError
-from sdbench.models.files import LDM_PREFIXES, Tensor
+from sdbench.models.files import LDM_PREFIXES
+from sdbench.models.headers import Tensor
 from sdbench.models.spec import OWN_BASE, example_base
 from sdbench.models.text_encoders import hub_key
 

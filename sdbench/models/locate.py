@@ -13,11 +13,10 @@ from sdbench.models.files import (
     checkpoint_kind,
     choose_lora_file,
     read_config,
-    read_header,
-    read_headers,
     read_model_json,
     weight_files,
 )
+from sdbench.models.headers import read_header, read_headers
 from sdbench.models.spec import ModelSpec
 from sdbench.scenes.embedded import WEIGHTS
 

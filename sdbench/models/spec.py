@@ -27,13 +27,12 @@ from sdbench.models.files import (
     LORA_FILE,
     MERGE_ADAPTER,
     PART_CLASSES,
-    Tensor,
     checkpoint_kind,
     read_config,
-    read_header,
     read_model_json,
     strip_prefixes,
 )
+from sdbench.models.headers import Tensor, read_header
 
 _, UNET_CLASS = PART_CLASSES["unet"]
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")

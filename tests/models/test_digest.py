@@ -12,7 +12,7 @@ from tiny import edit_json, tiny_unet
 from sdbench.errors import UserError
 from sdbench.models import digest as module
 from sdbench.models.digest import weights_digest
-from sdbench.models.files import Tensor, read_headers
+from sdbench.models.headers import Tensor, read_headers
 from sdbench.models.spec import resolve
 
 
