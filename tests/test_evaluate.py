@@ -25,7 +25,7 @@ from sdbench.api import measuring
 from sdbench.errors import UserError
 from sdbench.models import in_memory
 from sdbench.models.loading import load
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.records.names import is_probe
 from sdbench.reference import cards
 
