@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from distillation.teacher import STORED_DTYPES, Teacher
-from sdbench.models.files import SHARED_PARTS, read_headers, weight_files
+from sdbench.models.files import SHARED_PARTS, weight_files
+from sdbench.models.headers import read_headers
 from sdbench.models.text_encoders import PREFIX
 from sdbench.notes import print_note
 

@@ -14,10 +14,12 @@ from sdbench.errors import UserError
 from sdbench.models.architectures import Config, Family
 from sdbench.models.catalogue import CATALOGUE, TEACHERS
 from sdbench.models.digest import weights_digest
-from sdbench.models.files import read_headers, read_model_json, weight_files
+from sdbench.models.files import read_model_json, weight_files
+from sdbench.models.headers import read_headers
 from sdbench.models.loading import check_headers, load_unet
 from sdbench.models.locate import locate
-from sdbench.models.spec import ModelSpec, path_of, resolve
+from sdbench.models.resolve import resolve
+from sdbench.models.spec import ModelSpec, path_of
 from sdbench.scenes.embedded import WEIGHTS
 
 EMBEDDED = WEIGHTS / "pipeline"

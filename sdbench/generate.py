@@ -22,8 +22,8 @@ from torch import Tensor
 
 from sdbench.arrays import U8
 from sdbench.disk import digest
-from sdbench.encoders.inference import full_float32
 from sdbench.errors import UserError
+from sdbench.models.precision import full_float32
 from sdbench.notes import progress
 from sdbench.records.names import place_of_prompt
 from sdbench.scenes.grammar import parse

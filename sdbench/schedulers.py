@@ -16,11 +16,11 @@ from torch import Tensor
 
 from sdbench.errors import UserError
 from sdbench.models.architectures import PARTS
-from sdbench.models.files import stated_prediction
+from sdbench.models.headers import stated_prediction
 from sdbench.models.loading import build_scheduler
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
-from sdbench.settings import Sampling
+from sdbench.settings import CONFIGURED, Sampling
 
 SCHEDULERS = {  # those that a suite may name, besides the model's own
     "ddim": diffusers.DDIMScheduler,
@@ -44,8 +44,7 @@ def set_scheduler(pipeline: Any, sampling: Sampling) -> None:
                 f"the model's own scheduler, {type(pipeline.scheduler).__name__}, has no betas that {sampling.scheduler!r} could take "
                 "over; leave it to the model, with --scheduler model or scheduler = 'model' in a suite file"
             )
-        names = ("timestep_spacing", "prediction_type", "rescale_betas_zero_snr")
-        given = {name: value for name in names if (value := getattr(sampling, name)) is not None}
+        given = {name: value for name in CONFIGURED if (value := getattr(sampling, name)) is not None}
         pipeline.scheduler = SCHEDULERS[sampling.scheduler].from_config(pipeline.scheduler.config, **given)
 
 

@@ -6,8 +6,7 @@ A protocol that raises an error, or lacks its weights, gives a value that holds 
 from collections.abc import Sequence
 
 from sdbench.assets import catalogue, weights
-from sdbench.encoders.inference import device
-from sdbench.encoders.memory import release_evaluators
+from sdbench.encoders.inference import device, release_evaluators
 from sdbench.errors import MissingError, unknown_name
 from sdbench.models.out_of_memory import explain_out_of_memory, is_out_of_memory
 from sdbench.protocols import agreement, captions, diversity, sets, truth

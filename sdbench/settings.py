@@ -15,13 +15,14 @@ Scheduler = Literal["model", "ddim", "dpmpp", "euler", "euler-ancestral", "lcm",
 Pixels = Annotated[int, Field(gt=0, le=16_384, multiple_of=8)]
 Batch = Annotated[int, Field(gt=0, le=4096)]  # limits are far beyond any run: a digit too many is an error before anything is planned
 _PREDICTION = ("prediction_type", "rescale_betas_zero_snr")  # which all of these have in their configuration
+CONFIGURED = ("timestep_spacing", *_PREDICTION)  # settings that replace what a scheduler's configuration says
 # The options that each scheduler of diffusers supports; it would ignore any other in silence, or fail.
 SUPPORTED_SETTINGS: dict[Scheduler, tuple[str, ...]] = {
     "model": (),  # which scheduler that is, is known only once the pipeline is here
     "ddim": ("timestep_spacing", "eta", *_PREDICTION),
     "dpmpp": ("timestep_spacing", "timesteps", *_PREDICTION),
     "euler": ("timestep_spacing", "timesteps", *_PREDICTION),
-    "euler-ancestral": ("timestep_spacing", *_PREDICTION),
+    "euler-ancestral": CONFIGURED,
     "lcm": ("timesteps", *_PREDICTION),
     "tcd": ("timesteps", "eta", *_PREDICTION),
 }

@@ -17,7 +17,7 @@ from sdbench.generate import generate, list_jobs, make_sampler
 from sdbench.machine import environment
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.run.recording import plain_subject
 from sdbench.score import score
 from sdbench.store import Store

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from sdbench.arrays import F32
 from sdbench.assets import weights
 from sdbench.encoders import inception
-from sdbench.encoders.inference import device, exact_inference, full_float32
+from sdbench.encoders.inference import device, exact_inference
 from sdbench.encoders.resize import clean
+from sdbench.models.precision import full_float32
 from sdbench.probes.meters import synchronised_clock
 from sdbench.store import read_images
 

@@ -16,7 +16,7 @@ import torch
 from sdbench import suites
 from sdbench.generate import call_arguments
 from sdbench.machine import this_machine
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.probes import meters, setup
 from sdbench.probes.request import Request
 from sdbench.scenes.grammar import EXAMPLE

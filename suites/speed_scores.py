@@ -24,7 +24,7 @@ from transformers import CLIPImageProcessor
 from sdbench.encoders import clip
 from sdbench.encoders.inference import device, exact_inference
 from sdbench.encoders.pixels import resize_shortest_edge
-from sdbench.encoders.towers import image_features
+from sdbench.encoders.towers import Towers, image_features
 from sdbench.metrics.cosine import caption_score
 from sdbench.probes.meters import synchronised_clock
 from sdbench.scenes.grammar import scene_at
@@ -45,15 +45,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @cache
-def towers() -> clip.Clip:
+def model() -> open_clip.CLIP:
     torch.manual_seed(0)
-    return clip.Clip(clip.build(CONFIG).to(device()), "random")
+    return clip.build(CONFIG).to(device())
+
+
+def towers() -> Towers:
+    return clip.towers(model(), "random")
 
 
 @cache
 def peer() -> CLIPScore:
-    model = Adapted(for_transformers(towers().model, CONFIG))
-    return CLIPScore(model_name_or_path=lambda: (model, processor(224, CLIPImageProcessor))).to(device())
+    adapted = Adapted(for_transformers(model(), CONFIG))
+    return CLIPScore(model_name_or_path=lambda: (adapted, processor(224, CLIPImageProcessor))).to(device())
 
 
 def ours(files: list[Path]) -> float:
@@ -85,7 +89,7 @@ def stages(files: list[Path]) -> dict[str, Callable[[], Any]]:
 
     def encode() -> None:
         with exact_inference():
-            [image_features(towers().model, batch).cpu() for batch in prepared]
+            [image_features(model(), batch).cpu() for batch in prepared]
 
     return {
         "decode": partial(read_images, files, ""),

@@ -37,7 +37,7 @@ from distillation.taps import collect_outputs
 from distillation.train import StepContext, batch_loss_terms
 from sdbench.models.architectures import Family
 from sdbench.models.loading import load, load_unet
-from sdbench.models.spec import resolve as model
+from sdbench.models.resolve import resolve as model
 from sdbench.probes import ceilings, meters, profiling
 from sdbench.probes.work import unet_macs
 from sdbench.scenes.embedded import WEIGHTS

@@ -35,7 +35,7 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded_pipeline(tiny_pipeline: Path) -> Any:
     """The loaded tiny pipeline; copy it before changing it, which takes a quarter of the time of loading it again."""
     from sdbench.models.loading import load
-    from sdbench.models.spec import resolve
+    from sdbench.models.resolve import resolve
 
     return load(resolve(str(tiny_pipeline)), dtype="float32", device="cpu")
 

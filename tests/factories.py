@@ -12,7 +12,7 @@ from sdbench.gate.judging import judge
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.gate.verdicts import Report
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.probes.request import Request
 from sdbench.records import Environment, Machine, Model, Record, Scores, SuiteId, Value
 from sdbench.settings import Dtype, Sampling, Setting

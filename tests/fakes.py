@@ -1,7 +1,6 @@
 """A suite and rules to gate it by, and fake evaluators and probes, for tests of what a run does with them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from sdbench import records
 from sdbench.arrays import F32, U8
 from sdbench.encoders import scenes
 from sdbench.encoders.catalogue import TOWERS
+from sdbench.encoders.towers import Towers
 from sdbench.gate.policy import Policy, Rule
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
@@ -61,19 +61,9 @@ def letters(captions: Any) -> F32:
     return np.array([[1 + caption.count(letter) for letter in "aeiorl"] for caption in captions], np.float32)
 
 
-@dataclass
-class FakeTowers:
-    """An image and a text encoder with one name."""
-
-    name: str
-    images: Callable[[U8], F32] = colours
-    texts: Callable[[Any], F32] = letters
-    scale: float = 100.0
-
-
 def replace_towers(patch: pytest.MonkeyPatch, name: str, **changes: Any) -> None:
     """Replace the shipped towers of this name by fake ones."""
-    patch.setitem(TOWERS, name, lambda: FakeTowers(f"{name}.fake", **changes))
+    patch.setitem(TOWERS, name, lambda: replace(Towers(f"{name}.fake", 100.0, colours, letters), **changes))
 
 
 def replace_all_evaluators(patch: pytest.MonkeyPatch) -> None:

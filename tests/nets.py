@@ -8,7 +8,7 @@ from torch import nn
 
 from sdbench.arrays import F32
 from sdbench.encoders.inception import build
-from sdbench.encoders.memory import evaluators_on
+from sdbench.encoders.inference import evaluators_on
 
 
 def on_gpu_and_cpu(evaluate: Callable[[], F32]) -> tuple[F32, F32]:

@@ -11,7 +11,7 @@ from factories import make_measurement, save_record
 import sdbench
 from sdbench import api, suites
 from sdbench.errors import UserError
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.run import runner, until_verdict
 
 VEGA, QUALITY, FILE = resolve("scenes-vega"), suites.load("quality"), Path(__file__).parents[1] / "suites" / "quality.toml"

@@ -25,7 +25,7 @@ from sdbench.api import measuring
 from sdbench.errors import UserError
 from sdbench.models import in_memory
 from sdbench.models.loading import load
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.records.names import is_probe
 from sdbench.reference import cards
 
@@ -141,7 +141,7 @@ def test_evaluation_prints_as_a_table_and_a_verdict(few: suites.Suite, teacher: 
 
 def test_evaluation_leaves_the_state_of_a_training_loop_unchanged(few: suites.Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, released = copy_student(), list[int]()
-    monkeypatch.setattr("sdbench.encoders.memory.release_evaluators", lambda: released.append(1))  # GPU memory held by evaluators
+    monkeypatch.setattr("sdbench.encoders.inference.release_evaluators", lambda: released.append(1))  # GPU memory held by evaluators
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.unet.train().requires_grad_(requires_grad=True)
     pipeline.unet.mid_block.eval()

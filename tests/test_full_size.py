@@ -24,7 +24,7 @@ from sdbench.cli import main
 from sdbench.models.activation_scale import OUTPUT_STD_RANGE
 from sdbench.models.architectures import unet_config
 from sdbench.models.loading import load
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.scenes.training.pool import Pool
 
 
@@ -83,7 +83,7 @@ STEP = """
 import json, sys, time
 from sdbench.models.activation_scale import output_stds
 from sdbench.models.loading import load
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.probes.meters import peak_rss_mib
 from sdbench.probes.stages import Stages
 from sdbench.suites import load as suite

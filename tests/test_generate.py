@@ -34,7 +34,8 @@ from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.generate import Job, call_arguments, generate, initial_noise, list_jobs, make_sampler, render_scenes, select_part
 from sdbench.models.architectures import PARTS
-from sdbench.models.spec import ModelSpec, resolve
+from sdbench.models.resolve import resolve
+from sdbench.models.spec import ModelSpec
 from sdbench.scenes.grammar import parse
 from sdbench.schedulers import SCHEDULERS, check_prediction, describe
 from sdbench.settings import SUPPORTED_SETTINGS, Sampling, Scheduler

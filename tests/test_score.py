@@ -11,7 +11,7 @@ from fakes import IMAGES, METRICS, PROMPTS, colours, letters, replace_towers
 from subjects import make_subject
 
 from sdbench.arrays import F32, U8
-from sdbench.encoders import memory, scenes
+from sdbench.encoders import inference, scenes
 from sdbench.encoders.catalogue import TOWERS
 from sdbench.encoders.inference import device
 from sdbench.errors import MissingError, UserError
@@ -107,7 +107,7 @@ def test_metric_that_runs_out_of_memory_is_measured_once_more_without_the_other_
 
     def release() -> None:
         events.append("released")
-        memory.release_evaluators()
+        inference.release_evaluators()
 
     monkeypatch.setattr("sdbench.score.release_evaluators", release)
     replace_towers(monkeypatch, "clip.scenes", images=encode)

@@ -114,7 +114,7 @@ def until_verdict(
     Raises:
         UserError: bad input, as from the command line.
     """
-    from sdbench.encoders.memory import evaluators_on
+    from sdbench.encoders.inference import evaluators_on
     from sdbench.run.context import RunContext, check_models, prepare
     from sdbench.run.until_verdict import run_until_verdict
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from sdbench import suites
 from sdbench.errors import UserError
-from sdbench.models.spec import ModelSpec, path_of, resolve, with_name
+from sdbench.models.resolve import resolve
+from sdbench.models.spec import ModelSpec, path_of, with_name
 from sdbench.suites import Suite
 
-NamedModel = str | Path | ModelSpec  # what `sdbench run --model` takes, or what `sdbench.models.spec.resolve` returns
+NamedModel = str | Path | ModelSpec  # what `sdbench run --model` takes, or what `sdbench.models.resolve.resolve` returns
 NamedSuite = str | Path | Suite  # a suite's name or the path of its file, or what `sdbench.suites.load` returns
 
 

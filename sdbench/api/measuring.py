@@ -99,7 +99,7 @@ def score(
             accepts no such images, no metric of the suite can score them, or there is no such suite, metric or device.
     """
     _check_paths(images, prompts)
-    from sdbench.encoders.memory import evaluators_on
+    from sdbench.encoders.inference import evaluators_on
     from sdbench.run import external
     from sdbench.score import find_protocols
     from sdbench.score import score as score_subject

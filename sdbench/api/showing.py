@@ -40,7 +40,8 @@ def card(folder: str | Path, *, places: Places = Places(), base: str | None = No
     """
     from sdbench.leaderboard import standings
     from sdbench.models.digest import weights_digest
-    from sdbench.models.spec import path_of, resolve
+    from sdbench.models.resolve import resolve
+    from sdbench.models.spec import path_of
     from sdbench.report import card as cards
 
     spec = resolve(as_text(folder), base=base)

@@ -13,7 +13,8 @@ from sdbench.assets.weights import RemoteFile
 from sdbench.errors import UserError, describe_error
 from sdbench.models import hub
 from sdbench.models.catalogue import CATALOGUE
-from sdbench.models.files import LORA_FILE, SHARED_PARTS, STEMS, checkpoint_kind, choose_lora_file, choose_weight_files, read_header
+from sdbench.models.files import LORA_FILE, SHARED_PARTS, STEMS, checkpoint_kind, choose_lora_file, choose_weight_files
+from sdbench.models.headers import read_header
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.notes import print_note

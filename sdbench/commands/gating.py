@@ -153,7 +153,7 @@ def noise(arguments: argparse.Namespace) -> int:
     """Run `sdbench noise` and return 0."""
     from sdbench import api
     from sdbench.api.inputs import find_suite
-    from sdbench.models.spec import check_family, resolve
+    from sdbench.models.resolve import check_family, resolve
     from sdbench.records.names import is_probe
     from sdbench.tables import format_number
 

@@ -156,7 +156,7 @@ def _draw_part(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse
 def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     """The models and the suite that the options of `run` name."""
     from sdbench.api.inputs import find_suite
-    from sdbench.models.spec import resolve
+    from sdbench.models.resolve import resolve
 
     _check_until_verdict(arguments)
     if arguments.part:

@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace, runs: Path) -> "list[Card]":
         if name not in ENCODERS:
             raise unknown_name("encoder", name, ENCODERS)
     from sdbench.encoders import catalogue
-    from sdbench.encoders.memory import evaluators_on
+    from sdbench.encoders.inference import evaluators_on
     from sdbench.machine import choose_device
     from sdbench.reference.build import build, import_moments
 

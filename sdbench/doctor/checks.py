@@ -102,7 +102,7 @@ def _embedded() -> Iterator[Finding]:
 def _hub() -> Iterator[Finding]:
     from sdbench.assets.pipelines import is_cached
     from sdbench.models.catalogue import CATALOGUE
-    from sdbench.models.spec import resolve
+    from sdbench.models.resolve import resolve
 
     for name, entry in CATALOGUE.items():
         if entry.source == "hub":

@@ -11,7 +11,7 @@ import torch
 
 from sdbench.arrays import F64, U8
 from sdbench.encoders import clip
-from sdbench.encoders.clip import Clip
+from sdbench.encoders.towers import Towers
 from sdbench.errors import MissingError
 from sdbench.metrics.cosine import caption_score
 
@@ -31,7 +31,7 @@ class PublishedValue:
 
     what: str
     expected: float
-    compute: Callable[[Clip], F64]
+    compute: Callable[[Towers], F64]
 
 
 def noise_image(seed: int) -> U8:

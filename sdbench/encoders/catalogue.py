@@ -1,15 +1,15 @@
 """The encoders by name: those of set metrics, which references are built with, and those that score captioned images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
 from sdbench.encoders import clip, inception, preference, scenes, vit
 from sdbench.encoders.pixels import verified_rgb
 from sdbench.encoders.resize import INCEPTION_RESIZES
+from sdbench.encoders.towers import Towers
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,6 @@ class Encoder:
     features: Callable[[U8], F32]
     width: int
     batch: int
-
-
-class Towers(Protocol):
-    """Encoders of images and captions to one space; the cosine of a pair, times `scale`, is its score."""
-
-    @property
-    def name(self) -> str:
-        """The name and the digest of the weights, the key for stored features."""
-
-    @property
-    def scale(self) -> float:
-        """The factor of the cosine."""
-
-    def images(self, images: U8) -> F32:
-        """Embed images, N x H x W x 3 uint8 RGB; returns N x d."""
-
-    def texts(self, captions: Sequence[str]) -> F32:
-        """Embed captions; returns N x d."""
 
 
 def _full_size(name: str, asset: str, features: Callable[[U8], F32], width: int, batch: int) -> Encoder:

@@ -1,8 +1,6 @@
 """CLIP through open_clip, for CLIP scores, and for preference models with the same architecture."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,9 @@ from torch import Tensor
 
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
-from sdbench.encoders.inference import device, encode
+from sdbench.encoders.inference import device, encode, evaluator
 from sdbench.encoders.pixels import resize_shortest_edge
-from sdbench.encoders.towers import image_features, text_features
+from sdbench.encoders.towers import Towers, image_features, text_features
 
 Prepare = Callable[[U8, int, torch.device], Tensor]  # takes images, the side of the network's input and the device
 BATCH, CAPTIONS_BATCH = 16, 64  # fixed: another size may change the last digits of features
@@ -27,23 +25,17 @@ BACKBONES = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Clip:
-    """Both towers of a CLIP, with the preprocessing of images; see `catalogue.Towers` for `name` and `scale`."""
+def towers(model: open_clip.CLIP, name: str, prepare: Prepare = resize_shortest_edge) -> Towers:
+    """Both towers of a CLIP, with the preprocessing of images. Long captions are cut, and keep their end-of-text token."""
 
-    model: open_clip.CLIP
-    name: str
-    prepare: Prepare = resize_shortest_edge
-    scale: float = 100.0
+    def images(given: U8) -> F32:
+        weight, side = model.text_projection, model.visual.image_size[0]
+        return encode(given, lambda some: image_features(model, prepare(some, side, weight.device).to(weight.dtype)), BATCH)
 
-    def images(self, images: U8) -> F32:
-        """Embed images, N x H x W x 3 uint8 RGB; returns N x d."""
-        weight, side = self.model.text_projection, self.model.visual.image_size[0]
-        return encode(images, lambda some: image_features(self.model, self.prepare(some, side, weight.device).to(weight.dtype)), BATCH)
+    def texts(captions: Sequence[str]) -> F32:
+        return encode(tokenize(captions), lambda tokens: text_features(model, tokens), CAPTIONS_BATCH)
 
-    def texts(self, captions: Sequence[str]) -> F32:
-        """Embed captions; returns N x d. A long caption is cut, and keeps its end-of-text token."""
-        return encode(tokenize(captions), lambda tokens: text_features(self.model, tokens), CAPTIONS_BATCH)
+    return Towers(name, 100.0, images, texts)
 
 
 def tokenize(captions: Sequence[str]) -> Tensor:
@@ -63,8 +55,8 @@ def load_weights(model: open_clip.CLIP, file: Path) -> open_clip.CLIP:
     return model.to(device())
 
 
-@cache
-def load(backbone: str) -> Clip:
+@evaluator
+def load(backbone: str) -> Towers:
     """Load a backbone of `BACKBONES`.
 
     Raises:
@@ -74,7 +66,7 @@ def load(backbone: str) -> Clip:
     return load_asset(f"clip-{backbone}", BACKBONES[backbone], f"clip.{backbone}", resize_shortest_edge)
 
 
-def load_asset(asset: str, architecture: str, name: str, prepare: Prepare) -> Clip:
+def load_asset(asset: str, architecture: str, name: str, prepare: Prepare) -> Towers:
     """Load the weights of an asset into an architecture of open_clip.
 
     Raises:
@@ -82,4 +74,4 @@ def load_asset(asset: str, architecture: str, name: str, prepare: Prepare) -> Cl
     """
     file = weights.find(asset)  # fails before the network is built
     model = load_weights(build(open_clip.get_model_config(architecture)), file)
-    return Clip(model, f"{name}-{weights.digest(asset)[:12]}", prepare)
+    return towers(model, f"{name}-{weights.digest(asset)[:12]}", prepare)

@@ -7,7 +7,6 @@ salesforce/BLIP); the names of tensors as in transformers' `convert_blip_origina
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from sdbench.arrays import F32, U8
 from sdbench.assets import weights
 from sdbench.encoders import aesthetic
 from sdbench.encoders.aesthetic import Head
-from sdbench.encoders.inference import device, exact_inference
+from sdbench.encoders.inference import device, evaluator, exact_inference
 from sdbench.encoders.pixels import resize_shortest_edge
 from sdbench.errors import UserError
 from sdbench.models.checks import check_finite
@@ -124,7 +123,7 @@ def _rename(name: str) -> str:
     return name
 
 
-@cache
+@evaluator
 def load() -> ImageReward:
     """Load ImageReward v1.
 

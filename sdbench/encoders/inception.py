@@ -4,7 +4,6 @@ It is torchvision's Inception v3 with different pooling: average pooling exclude
 (Heusel et al. 2017; the port: Seitzer 2020). The tensors in the file have torchvision's names.
 """
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torchvision.models import inception as stock
 
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
-from sdbench.encoders.inference import device, encode
+from sdbench.encoders.inference import device, encode, evaluator
 from sdbench.encoders.resize import INCEPTION_RESIZES
 
 BATCH = 32  # fixed: another size changes the last digits of features
@@ -41,7 +40,7 @@ def features(resize: str, images: U8) -> F32:
     return encode(images, encode_batch, BATCH)
 
 
-@cache
+@evaluator
 def network(file: Path) -> nn.Module:
     """Load the network from a state dict, without its classifier; it maps N x 3 x 299 x 299 in -1..1 to N x 2048."""
     net: nn.Module = build()

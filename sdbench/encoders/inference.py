@@ -1,12 +1,15 @@
-"""How encoders run: on the device of the run, by batches, in full float32.
+"""How encoders run: on the device of the run, by batches, in full float32, and unloaded at its end.
 
-So numbers are the same in a training loop, which may have set a lower precision, as from the command line.
+So numbers are the same in a training loop, which may have set a lower precision, as from the command line, and the loop gets its memory
+back: the evaluators of full size take some 17 GB together.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from functools import _lru_cache_wrapper, cache
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,22 +19,51 @@ from sdbench import __version__
 from sdbench.arrays import F32, U8
 from sdbench.disk import digest
 from sdbench.machine import version
+from sdbench.models.precision import full_float32
 from sdbench.records import ENCODING_PACKAGES
 
+T = TypeVar("T")
 BLOCK = 64  # images in memory at a time, a multiple of every encoder's batch
-RUN_DEVICE: ContextVar[torch.device | None] = ContextVar("RUN_DEVICE", default=None)  # set by `memory.evaluators_on`
-_BACKENDS, _CUDNN, _MKLDNN = (cast("Any", kind) for kind in (torch.backends, torch.backends.cudnn, torch.backends.mkldnn))  # sparsely typed
-# torch has two sets of settings, and raises if an older one is read after a newer one was set to something else: both are set here.
-_NEWER = (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn, _MKLDNN.matmul, _MKLDNN.conv)
-_OLDER: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (  # getter, setter, and the value for full float32
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
-    (lambda: _CUDNN.allow_tf32, lambda allowed: setattr(_CUDNN, "allow_tf32", allowed), False),
-)
+_DEVICE: ContextVar[torch.device | None] = ContextVar("_DEVICE", default=None)  # set by `evaluators_on`
+_EVALUATORS: "list[_lru_cache_wrapper[Any]]" = []  # the functions that load those of full size
+
+
+def evaluator(load: Callable[..., T]) -> "_lru_cache_wrapper[T]":
+    """Decorate the function that loads a network of full size: it is kept in memory until evaluators are released."""
+    _EVALUATORS.append(cached := cache(load))
+    return cached
+
+
+@contextmanager
+def evaluators_on(device: str) -> Iterator[None]:
+    """Run full-size encoders on this device, and build all in float32, inside the block; free their memory at its end.
+
+    Args:
+        device: "cuda", "cuda:<index>", or anything else for the CPU.
+    """
+    release_evaluators()  # loaded ones may be on another device
+    token = _DEVICE.set(torch.device(device if device.startswith("cuda") else "cpu"))
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # a training loop may have set a lower one, for networks and for the constants of their inputs
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+        _DEVICE.reset(token)
+        release_evaluators()
+
+
+def release_evaluators() -> None:
+    """Unload the networks of full size, so that the GPU has room for another metric or a training loop; the next use loads them again."""
+    for load in _EVALUATORS:
+        load.cache_clear()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def device() -> torch.device:
     """The device that encoders run on: that of the run, or outside a run the GPU if there is one."""
-    return RUN_DEVICE.get() or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return _DEVICE.get() or torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def computed_by() -> str:
@@ -50,37 +82,3 @@ def exact_inference() -> Iterator[None]:
     """Run encoders in inference mode and full float32."""
     with full_float32(), torch.inference_mode():
         yield
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Inside the block, compute float32 tensors in full float32 and others in their own dtype, whatever the caller has set.
-
-    TF32, torch's default for convolutions on Ampere and later, keeps 10 of 23 mantissa bits; autocast keeps 10 or 7. With cuDNN's benchmark
-    on, the last digits depend on which algorithm happened to be the fastest.
-    """
-    newer, older, benchmark = [kind.fp32_precision for kind in _NEWER], [_read_setting(get) for get, _, _ in _OLDER], _CUDNN.benchmark
-    try:
-        for _, set_to, full in _OLDER:
-            set_to(full)
-        for kind in _NEWER:
-            kind.fp32_precision = "ieee"
-        _CUDNN.benchmark = False
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        _CUDNN.benchmark = benchmark
-        for (_, set_to, _), setting in zip(_OLDER, older, strict=True):
-            if setting is not None:
-                set_to(setting)
-        for kind, precision in zip(_NEWER, newer, strict=True):
-            # "none" goes on following the global setting.
-            kind.fp32_precision = "none" if precision == _BACKENDS.fp32_precision else precision
-
-
-def _read_setting(get: Callable[[], Any]) -> Any:
-    """An older setting; None if it contradicts the newer ones."""
-    try:
-        return get()
-    except RuntimeError:
-        return None

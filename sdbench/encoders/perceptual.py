@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import cache, reduce
+from functools import reduce
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torchmetrics.functional.image.lpips import _LPIPS  # it ships the weights o
 
 from sdbench.arrays import F64, U8
 from sdbench.assets import weights
-from sdbench.encoders.inference import device, exact_inference
+from sdbench.encoders.inference import device, evaluator, exact_inference
 from sdbench.encoders.pixels import verified_rgb
 
 BATCH = 8
@@ -81,7 +81,7 @@ def build_lpips(state: dict[str, Tensor]) -> nn.Module:
     return model.eval()
 
 
-@cache
+@evaluator
 def network() -> nn.Module:
     """Load LPIPS.
 

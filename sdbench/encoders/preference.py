@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 from torch import Tensor
 from transformers import CLIPModel
@@ -11,45 +10,34 @@ from transformers import CLIPModel
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
 from sdbench.encoders import clip, pretrained
-from sdbench.encoders.inference import encode
+from sdbench.encoders.inference import encode, evaluator
 from sdbench.encoders.pixels import resize_longest_edge, resize_shortest_edge
+from sdbench.encoders.towers import Towers
 
 HPS_ARCHITECTURE = "ViT-H-14"
 _preprocess = partial(resize_shortest_edge, corner=math.floor)  # as transformers' processor crops
 
 
-@dataclass(frozen=True, eq=False)
-class PickScore:
-    """PickScore, a CLIP of transformers; see `catalogue.Towers` for `name` and `scale`."""
+def towers(model: CLIPModel, name: str) -> Towers:
+    """Both towers of PickScore, a CLIP of transformers. open_clip tokenizes: it has the same vocabulary, and needs no files."""
+    weight, side = model.logit_scale, model.config.vision_config.image_size
 
-    model: CLIPModel
-    name: str
+    def image_features(some: U8) -> Tensor:
+        embedded: Tensor = model.get_image_features(pixel_values=_preprocess(some, side, weight.device).to(weight.dtype)).pooler_output
+        return embedded
 
-    @property
-    def scale(self) -> float:
-        """The factor of the cosine."""
-        factor: float = self.model.logit_scale.detach().exp().item()
-        return factor
+    def images(given: U8) -> F32:
+        return encode(given, image_features, clip.BATCH)
 
-    def images(self, images: U8) -> F32:
-        """Embed images, N x H x W x 3 uint8 RGB; returns N x d."""
-        weight, side = self.model.logit_scale, self.model.config.vision_config.image_size
+    def texts(captions: Sequence[str]) -> F32:
+        tokens = clip.tokenize(captions).to(weight.device)
+        return encode(tokens, lambda some: model.get_text_features(input_ids=some).pooler_output, clip.CAPTIONS_BATCH)
 
-        def features(some: U8) -> Tensor:
-            pixels = _preprocess(some, side, weight.device).to(weight.dtype)
-            embedded: Tensor = self.model.get_image_features(pixel_values=pixels).pooler_output
-            return embedded
-
-        return encode(images, features, clip.BATCH)
-
-    def texts(self, captions: Sequence[str]) -> F32:
-        """Embed captions; returns N x d. open_clip tokenizes: it has the same vocabulary, and needs no files."""
-        tokens = clip.tokenize(captions).to(self.model.logit_scale.device)
-        return encode(tokens, lambda some: self.model.get_text_features(input_ids=some).pooler_output, clip.CAPTIONS_BATCH)
+    return Towers(name, weight.detach().exp().item(), images, texts)
 
 
-@cache
-def pickscore() -> PickScore:
+@evaluator
+def pickscore() -> Towers:
     """Load PickScore v1.
 
     Raises:
@@ -58,11 +46,11 @@ def pickscore() -> PickScore:
     """
     asset = "pickscore-v1"
     model = pretrained.load_network(CLIPModel, weights.find(asset), safetensors=True)
-    return PickScore(model, f"pickscore.v1-{weights.digest(asset)[:12]}")
+    return towers(model, f"pickscore.v1-{weights.digest(asset)[:12]}")
 
 
-@cache
-def hps() -> clip.Clip:
+@evaluator
+def hps() -> Towers:
     """Load HPS v2.1: a CLIP ViT-H/14 whose images are resized by their longer edge.
 
     Raises:

@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import open_clip
@@ -15,6 +14,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from sdbench.arrays import F32, U8
 from sdbench.disk import file_digest
 from sdbench.encoders.inference import encode, exact_inference
+from sdbench.encoders.towers import Towers
 from sdbench.models.stock import silence_libraries
 from sdbench.models.text_encoders import token_ids
 from sdbench.scenes.attributes import read_layouts
@@ -25,31 +25,22 @@ from sdbench.scenes.networks import SceneNet, to_pixels
 BATCH, CAPTIONS_BATCH = 64, 512  # fixed: another size may change the last digits of features
 
 
-@dataclass(frozen=True, eq=False)
-class SceneTowers:
-    """Both towers of a CLIP, with the interface of `catalogue.Towers`.
+def towers(name: str, scale: float, image: Callable[[Tensor], Tensor], caption: Callable[[Tensor], Tensor]) -> Towers:
+    """Both towers of an evaluator.
 
-    Attributes:
+    Args:
         image: takes N x 3 x 64 x 64 in -1..1; returns N x 64.
         caption: takes token ids, N x tokens; returns N x 64.
     """
 
-    name: str
-    scale: float
-    image: Callable[[Tensor], Tensor]
-    caption: Callable[[Tensor], Tensor]
+    def texts(captions: Sequence[str]) -> F32:
+        return encode(token_ids(_tokenizer(), captions), caption, CAPTIONS_BATCH)
 
-    def images(self, images: U8) -> F32:
-        """Embed images, N x 64 x 64 x 3 uint8 RGB; returns N x 64."""
-        return _batched(self.image, images)
-
-    def texts(self, captions: Sequence[str]) -> F32:
-        """Embed captions; returns N x 64."""
-        return encode(token_ids(_tokenizer(), captions), self.caption, CAPTIONS_BATCH)
+    return Towers(name, scale, partial(_batched, image), texts)
 
 
 @cache
-def clip() -> SceneTowers:
+def clip() -> Towers:
     """Load the open_clip model.
 
     Raises:
@@ -58,11 +49,11 @@ def clip() -> SceneTowers:
     model = open_clip.CLIP(**json.loads(verified_path("evaluators/clip.json").read_text(encoding="utf-8")))
     model.load_state_dict(load_file(verified_path("evaluators/clip.safetensors")))
     model.eval()
-    return SceneTowers(encoder_id("clip"), 100.0, model.encode_image, model.encode_text)
+    return towers(encoder_id("clip"), 100.0, model.encode_image, model.encode_text)
 
 
 @cache
-def preference() -> SceneTowers:
+def preference() -> Towers:
     """Load the preference model.
 
     Raises:
@@ -70,7 +61,7 @@ def preference() -> SceneTowers:
     """
     silence_libraries()
     model = CLIPModel.from_pretrained(verified_path("evaluators/preference"), dtype=torch.float32).eval()
-    return SceneTowers(
+    return towers(
         encoder_id("preference"),
         model.logit_scale.detach().exp().item(),
         lambda images: model.get_image_features(pixel_values=images).pooler_output,

@@ -4,7 +4,6 @@ For both, images are resized with Pillow's bicubic filter, rounded to bytes.
 """
 
 import math
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from transformers import CLIPVisionModelWithProjection, Dinov2Model
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
 from sdbench.encoders import pretrained
-from sdbench.encoders.inference import device, encode
+from sdbench.encoders.inference import device, encode, evaluator
 from sdbench.encoders.pixels import normalise, pillow_bicubic
 
 BATCH = 16  # fixed: another size may change the last digits of features
@@ -73,7 +72,7 @@ def _crop_square(images: U8) -> U8:
     return images[:, top : top + side, left : left + side]
 
 
-@cache
+@evaluator
 def dinov2_network(folder: Path) -> Any:
     """Load DINOv2 from its folder, for normalised images, N x 3 x 224 x 224.
 
@@ -88,7 +87,7 @@ def dinov2_network(folder: Path) -> Any:
     return model
 
 
-@cache
+@evaluator
 def clip_network(folder: Path) -> Any:
     """Load CLIP's image tower from its folder, for normalised images, N x 3 x 336 x 336.
 

@@ -9,7 +9,8 @@ from sdbench import records, suites, tables
 from sdbench.errors import IncompleteError, UserError
 from sdbench.gate import baselines
 from sdbench.models.catalogue import CATALOGUE
-from sdbench.models.spec import NAME, ModelSpec, resolve
+from sdbench.models.resolve import resolve
+from sdbench.models.spec import NAME, ModelSpec
 from sdbench.records import Record, SuiteId
 from sdbench.suites import Suite
 

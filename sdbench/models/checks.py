@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from sdbench.errors import UserError
-from sdbench.models.files import LDM_PREFIXES, Tensor
-from sdbench.models.spec import OWN_BASE, example_base
+from sdbench.models.files import LDM_PREFIXES
+from sdbench.models.headers import Tensor
+from sdbench.models.resolve import OWN_BASE, example_base
 from sdbench.models.text_encoders import hub_key
 
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # of attention in VAEs before 2023

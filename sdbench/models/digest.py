@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sdbench.errors import UserError
-from sdbench.models.files import COPY_AGAIN, Tensor, read_headers, read_metadata, read_model_json
-from sdbench.models.locate import PART_CLASSES, ModelPaths, locate
+from sdbench.models.files import PART_CLASSES, read_model_json
+from sdbench.models.headers import COPY_AGAIN, Tensor, read_headers, read_metadata
+from sdbench.models.locate import ModelPaths, locate
 from sdbench.models.spec import ModelSpec
 
 RANDOM_SEED = 0

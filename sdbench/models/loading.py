@@ -16,7 +16,8 @@ from sdbench.errors import UserError, describe_error
 from sdbench.models import lora
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, depths_of_keys
 from sdbench.models.checks import check_checkpoint, check_finite, check_tensors
-from sdbench.models.files import SHARED_PARTS, read_config, read_header, read_headers, read_model_json, strip_prefixes, weight_files
+from sdbench.models.files import SHARED_PARTS, read_config, read_model_json, strip_prefixes, weight_files
+from sdbench.models.headers import read_header, read_headers
 from sdbench.models.locate import ModelPaths, locate
 from sdbench.models.random_weights import random_pipeline
 from sdbench.models.spec import ModelSpec

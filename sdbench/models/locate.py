@@ -7,27 +7,18 @@ from sdbench.errors import UserError
 from sdbench.models import hub
 from sdbench.models.files import (
     LORA_FILE,
+    PART_CLASSES,
+    PIPELINE_CLASS,
     STEMS,
     checkpoint_kind,
     choose_lora_file,
     read_config,
-    read_header,
-    read_headers,
     read_model_json,
     weight_files,
 )
+from sdbench.models.headers import read_header, read_headers
 from sdbench.models.spec import ModelSpec
 from sdbench.scenes.embedded import WEIGHTS
-
-PIPELINE_CLASS = "StableDiffusionXLPipeline"
-PART_CLASSES = {
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
-    "tokenizer": ("transformers", "CLIPTokenizer"),
-    "tokenizer_2": ("transformers", "CLIPTokenizer"),
-}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_
 from torch import nn
 
 from sdbench.errors import UserError
-from sdbench.models.files import MERGE_ADAPTER, read_header
+from sdbench.models.files import MERGE_ADAPTER
+from sdbench.models.headers import read_header
 from sdbench.models.stock import PIPELINE
 from sdbench.models.text_encoders import PREFIX
 

@@ -1,18 +1,17 @@
 """The stock classes of a pipeline and its parts, typed `Any`: strict type checking cannot follow the libraries' annotations."""
 
+from importlib import import_module
 from typing import Any
 
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+import diffusers
 from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
-PIPELINE: Any = StableDiffusionXLPipeline
-CLASSES: dict[str, Any] = {
-    "unet": UNet2DConditionModel,
-    "vae": AutoencoderKL,
-    "text_encoder": CLIPTextModel,
-    "text_encoder_2": CLIPTextModelWithProjection,
+from sdbench.models.files import PART_CLASSES, PIPELINE_CLASS, STEMS
+
+PIPELINE: Any = getattr(diffusers, PIPELINE_CLASS)
+CLASSES: dict[str, Any] = {  # of the parts that have weights
+    part: getattr(import_module(library), name) for part, (library, name) in PART_CLASSES.items() if part in STEMS
 }
 
 

@@ -36,7 +36,7 @@ _PACKAGES = (*DRAWING_PACKAGES, "pytest-benchmark")  # a finished round is reuse
 _CODE = (  # and with the same code of what runs and of how it is timed
     *("probes/stages", "probes/setup", "probes/meters", "probes/ceilings", "probes/capacity", "probes/monitor"),
     *("generate", "schedulers", "models/out_of_memory", "models/random_weights", "models/activation_scale"),
-    *("models/loading", "models/lora", "models/checks", "models/files"),  # in the time of a cold start
+    *("models/loading", "models/lora", "models/checks", "models/files", "models/headers"),  # in the time of a cold start
 )
 _MEASURING = tuple(Path(__file__).parents[1] / f"{name}.py" for name in _CODE)
 

@@ -13,7 +13,8 @@ from sdbench.generate import Job, list_jobs
 from sdbench.machine import slow_dtype_note, version
 from sdbench.models.loading import build_part, check_headers
 from sdbench.models.locate import check_local_files
-from sdbench.models.spec import ModelSpec, check_family
+from sdbench.models.resolve import check_family
+from sdbench.models.spec import ModelSpec
 from sdbench.records import DRAWING_PACKAGES, Model
 from sdbench.scenes.grammar import EXAMPLE, parse
 from sdbench.scenes.render import SIZE_PX

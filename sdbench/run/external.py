@@ -16,8 +16,7 @@ from PIL import Image
 from sdbench.arrays import U8
 from sdbench.assets.prompts import COLUMNS, read_lines
 from sdbench.disk import digest
-from sdbench.encoders.inference import BLOCK
-from sdbench.encoders.memory import evaluators_on
+from sdbench.encoders.inference import BLOCK, evaluators_on
 from sdbench.errors import UserError
 from sdbench.generate import Job
 from sdbench.models.catalogue import CATALOGUE

@@ -7,7 +7,8 @@ from typing import Literal
 from sdbench import suites
 from sdbench.errors import UserError, unknown_name
 from sdbench.models.catalogue import CATALOGUE
-from sdbench.models.spec import ModelSpec, resolve
+from sdbench.models.resolve import resolve
+from sdbench.models.spec import ModelSpec
 from sdbench.probes.capacity import LEAST_SHARE
 from sdbench.suites import Suite
 

@@ -11,13 +11,14 @@ import torch
 from sdbench import schedulers
 from sdbench.arrays import U8
 from sdbench.assets.pipelines import fetch, missing_files
-from sdbench.encoders.memory import evaluators_on
+from sdbench.encoders.inference import evaluators_on
 from sdbench.errors import PartialError, UserError
 from sdbench.generate import Job, generate, make_sampler, render_scenes, select_part
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.out_of_memory import explain_out_of_memory
-from sdbench.models.spec import ModelSpec, with_cached_architecture
+from sdbench.models.resolve import with_cached_architecture
+from sdbench.models.spec import ModelSpec
 from sdbench.notes import print_note
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult

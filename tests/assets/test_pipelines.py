@@ -12,7 +12,7 @@ from tiny import tiny_unet
 from sdbench.assets import pipelines
 from sdbench.errors import UserError
 from sdbench.models.loading import load
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.run.context import RunContext
 from sdbench.run.plan import plan
 from sdbench.run.runner import fetch_models

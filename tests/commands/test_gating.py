@@ -22,7 +22,8 @@ from sdbench.gate import baselines, floors
 from sdbench.gate.pairing import Side
 from sdbench.gate.verdicts import Report
 from sdbench.machine import this_machine
-from sdbench.models.spec import ModelSpec, resolve
+from sdbench.models.resolve import resolve
+from sdbench.models.spec import ModelSpec
 from sdbench.records import SuiteId
 from sdbench.run import runner
 from sdbench.suites import Suite

@@ -54,7 +54,7 @@ from sdbench.machine import this_machine
 from sdbench.models.architectures import unet_config
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import part_files
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.models.text_encoders import PREFIX
 from sdbench.scenes.training.pool import Pool
 from sdbench.training.diffusion import Batch, predict

@@ -28,7 +28,7 @@ from distillation.train import distil
 from sdbench.disk import locked, read_json, write_json
 from sdbench.errors import UserError
 from sdbench.models.digest import weights_digest
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.training.diffusion import Batch
 from sdbench.training.loop import NotFiniteError, Schedule, fit
 

@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants, is_offline_mode
-from torch import Tensor
 
 from sdbench import cli
+from sdbench.arrays import F32, U8
 from sdbench.assets import weights
 from sdbench.doctor import checks, golden
 from sdbench.encoders import scenes
@@ -40,28 +41,28 @@ def complaints_about(monkeypatch: pytest.MonkeyPatch, name: str = "clip_score.sc
     return judgement.complaints
 
 
-def replace_image_tower(monkeypatch: pytest.MonkeyPatch, image: Callable[[Tensor], Tensor]) -> None:
+def replace_image_tower(monkeypatch: pytest.MonkeyPatch, images: Callable[[U8], Any]) -> None:
     """Replace the image tower of the scenes' CLIP."""
-    monkeypatch.setitem(TOWERS, "clip.scenes", lambda: replace(CLIP, image=image))
+    monkeypatch.setitem(TOWERS, "clip.scenes", lambda: replace(CLIP, images=images))
 
 
 @pytest.mark.parametrize(
     ("sabotage", "message"),
     [
-        (lambda pixels: CLIP.image(-pixels), "inverted images get"),
-        (lambda pixels: torch.ones(len(pixels), 64), "black images get"),
-        (lambda pixels: torch.full((len(pixels), 64), torch.nan), "healthy images are failed: ValueError"),
+        (lambda images: CLIP.images(255 - images), "inverted images get"),
+        (lambda images: np.ones((len(images), 64)), "black images get"),
+        (lambda images: np.full((len(images), 64), np.nan), "healthy images are failed: ValueError"),
     ],
     ids=["inverted on the way in", "blind", "no numbers"],
 )
-def test_broken_metric_is_detected(sabotage: Callable[[Tensor], Tensor], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_metric_is_detected(sabotage: Callable[[U8], Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_image_tower(monkeypatch, sabotage)
     assert any(message in complaint for complaint in complaints_about(monkeypatch))
 
 
 def test_nondeterministic_metric_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    random = torch.Generator().manual_seed(0)
-    replace_image_tower(monkeypatch, lambda pixels: CLIP.image(pixels) + 2 * torch.randn(len(pixels), 64, generator=random))
+    random = np.random.default_rng(0)
+    replace_image_tower(monkeypatch, lambda images: CLIP.images(images) + 2 * random.standard_normal((len(images), 64)))
     (complaint,) = complaints_about(monkeypatch)
     assert "a second time" in complaint
 
@@ -85,11 +86,11 @@ def test_full_size_networks_are_tried_on_a_gpu_only(gpu: bool, monkeypatch: pyte
 def test_the_hub_is_offline_during_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     before, modes = is_offline_mode(), []
 
-    def image(pixels: Tensor) -> Tensor:
+    def images(given: U8) -> F32:
         modes.append(is_offline_mode())
-        return CLIP.image(pixels)
+        return CLIP.images(given)
 
-    replace_image_tower(monkeypatch, image)
+    replace_image_tower(monkeypatch, images)
     assert complaints_about(monkeypatch) == ()
     assert set(modes) == {True}
     assert is_offline_mode() == constants.HF_HUB_OFFLINE == before

@@ -11,31 +11,36 @@ from torchmetrics.functional.multimodal import clip_score
 
 from sdbench.doctor import checks, published
 from sdbench.encoders import clip, resize
-from sdbench.encoders.clip import Clip
+from sdbench.encoders.towers import Towers
 from sdbench.errors import MissingError, UserError
 
 CONFIG = {**open_clip.get_model_config(clip.BACKBONES[published.BACKBONE])}
 
 
 @pytest.fixture(scope="module")
-def towers() -> Clip:
+def model() -> open_clip.CLIP:
     torch.manual_seed(0)
     model = clip.build(CONFIG)
     model.text_projection.data.neg_()  # else the first cosine is negative with these weights, and the source clips it to 0
-    return Clip(model, "random")
+    return model
 
 
-def compute_by_source(towers: Clip) -> list[float]:
+@pytest.fixture(scope="module")
+def towers(model: open_clip.CLIP) -> Towers:
+    return clip.towers(model, "random")
+
+
+def compute_by_source(model: open_clip.CLIP) -> list[float]:
     """The values that the source's own code gives for its inputs with these weights."""
-    network = Adapted(for_transformers(towers.model, CONFIG)), processor(224)
+    network = Adapted(for_transformers(model, CONFIG)), processor(224)
     first, second = (torch.randint(255, (3, 224, 224), generator=torch.Generator().manual_seed(seed)) for seed in (42, 43))
     pairs = ((first, "a photo of a cat"), (first, second), published.CAPTIONS)
     return [float(clip_score(source, target, lambda: network).detach()) for source, target in pairs]
 
 
-def test_values_match_the_original_implementation(towers: Clip) -> None:
+def test_values_match_the_original_implementation(model: open_clip.CLIP, towers: Towers) -> None:
     found = [float(value.compute(towers)[0]) for value in published.PUBLISHED_VALUES]
-    assert found == pytest.approx(compute_by_source(towers), abs=1e-3)
+    assert found == pytest.approx(compute_by_source(model), abs=1e-3)
 
 
 def test_noise_images_are_frozen() -> None:
@@ -43,7 +48,7 @@ def test_noise_images_are_frozen() -> None:
     assert digests == ["76caf68b8b454c8b", "19c2e5887955f10b"]
 
 
-def test_doctor_compares_with_the_published_values(towers: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_compares_with_the_published_values(towers: Towers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip, "load", lambda _: towers)
     matching = [replace(value, expected=round(float(value.compute(towers)[0]), 3)) for value in published.PUBLISHED_VALUES]
     monkeypatch.setattr(published, "PUBLISHED_VALUES", matching)
@@ -57,7 +62,7 @@ def test_doctor_compares_with_the_published_values(towers: Clip, monkeypatch: py
 
 
 def test_damaged_weights_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    def damaged(_: str) -> Clip:
+    def damaged(_: str) -> Towers:
         raise UserError("weights: clip.safetensors is torn; fetch it again")
 
     monkeypatch.setattr(clip, "load", damaged)
@@ -68,7 +73,7 @@ def test_damaged_weights_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_weights_are_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: str) -> Clip:
+    def missing(_: str) -> Towers:
         raise MissingError("missing")
 
     monkeypatch.setattr(clip, "load", missing)

@@ -1,6 +1,5 @@
 """LAION's aesthetic predictor against its published layers, with random weights."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from sdbench.assets import weights
 from sdbench.encoders import aesthetic, clip
 from sdbench.encoders.catalogue import TOWERS
+from sdbench.encoders.pixels import resize_shortest_edge
 from sdbench.errors import UserError
 from sdbench.metrics.aesthetic import aesthetic_score
 from sdbench.run import external
@@ -56,15 +56,14 @@ def test_affine_map_matches_the_published_layers() -> None:
 def test_score_of_images_needs_no_second_embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of images of several sizes, from the file to the value, beside the CLIP score of the same backbone."""
     model, network, passes = tiny(), Published(TINY["embed_dim"]), []
-    towers = clip.Clip(model, "clip.vit-l-14-0")
 
     def prepare(*inputs: Any) -> Tensor:
         passes.append(1)
-        return towers.prepare(*inputs)
+        return resize_shortest_edge(*inputs)
 
     torch.save(network.state_dict(), tmp_path / "head.pth")
     monkeypatch.setattr(weights, "find", {aesthetic.ASSET: tmp_path / "head.pth"}.__getitem__)
-    monkeypatch.setitem(TOWERS, "clip.vit-l-14", lambda: replace(towers, prepare=prepare))
+    monkeypatch.setitem(TOWERS, "clip.vit-l-14", lambda: clip.towers(model, "clip.vit-l-14-0", prepare))
     images = np.concatenate([photographs(3, 97, 160), noises(2, 97, 160)])
     (of_clip, found), scores = score(external.store_images(images, CAPTIONS, tmp_path), ["clip_score.vit-l-14", "aesthetic.laion-v2"])
     assert (of_clip.state, found.state, found.n, found.unit) == ("ok", "ok", 5, "points")

@@ -18,9 +18,8 @@ from torchmetrics.multimodal import CLIPScore
 
 from sdbench.arrays import U8
 from sdbench.assets import weights
-from sdbench.encoders import clip
-from sdbench.encoders.clip import Clip
-from sdbench.encoders.preference import PickScore
+from sdbench.encoders import clip, preference
+from sdbench.encoders.towers import Towers
 from sdbench.metrics.cosine import caption_score
 
 SIZES = [(64, 64), (256, 256), (96, 160), (24, 24), (64, 70)]  # the last is cropped by 1.5 px, which open_clip rounds up
@@ -28,11 +27,16 @@ SIDE = TINY["vision_cfg"]["image_size"]
 
 
 @pytest.fixture(scope="module")
-def towers() -> Clip:
-    return Clip(tiny(), "tiny")
+def model() -> open_clip.CLIP:
+    return tiny()
 
 
-def scores(towers: Clip | PickScore, images: U8, captions: list[str]) -> Any:
+@pytest.fixture(scope="module")
+def towers(model: open_clip.CLIP) -> Towers:
+    return clip.towers(model, "tiny")
+
+
+def scores(towers: Towers, images: U8, captions: list[str]) -> Any:
     return caption_score(towers.images(images), towers.texts(captions), towers.scale)
 
 
@@ -52,18 +56,18 @@ def open_clip_scores(model: open_clip.CLIP, images: U8, captions: list[str]) -> 
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_scores_match_open_clip_and_mlperfs_formula(towers: Clip, height: int, width: int) -> None:
+def test_scores_match_open_clip_and_mlperfs_formula(model: open_clip.CLIP, towers: Towers, height: int, width: int) -> None:
     images = photographs_and_noise(height, width)
     found = scores(towers, images, CAPTIONS)
-    np.testing.assert_allclose(found, open_clip_scores(towers.model, images, CAPTIONS), rtol=0, atol=1e-5 * 100)
+    np.testing.assert_allclose(found, open_clip_scores(model, images, CAPTIONS), rtol=0, atol=1e-5 * 100)
     assert found.std() > 1  # the scores differ
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES[:2])
-def test_scores_match_torchmetrics_for_captions_of_supported_length(towers: Clip, height: int, width: int) -> None:
+def test_scores_match_torchmetrics_for_captions_of_supported_length(model: open_clip.CLIP, towers: Towers, height: int, width: int) -> None:
     images, captions = photographs_and_noise(height, width)[:4], [CAPTIONS[row] for row in (0, 1, 2, 4)]
-    model = for_transformers(towers.model, TINY)
-    metric = CLIPScore(model_name_or_path=lambda: (Adapted(model), processor(SIDE)))
+    peer = for_transformers(model, TINY)
+    metric = CLIPScore(model_name_or_path=lambda: (Adapted(peer), processor(SIDE)))
     found = scores(towers, images, captions)
     for image, caption, ours in zip(images, captions, found, strict=True):
         metric.reset()
@@ -71,7 +75,7 @@ def test_scores_match_torchmetrics_for_captions_of_supported_length(towers: Clip
         assert metric.score.item() == pytest.approx(ours, abs=1e-5 * 100)
 
 
-def test_long_caption_keeps_its_end_of_text(towers: Clip) -> None:
+def test_long_caption_keeps_its_end_of_text(towers: Towers) -> None:
     """Truncation without it, as in torchmetrics (#2883), reads the wrong position."""
     long = CAPTIONS[3]
     tokens = clip.tokenize([long, "x"])
@@ -84,26 +88,29 @@ def test_long_caption_keeps_its_end_of_text(towers: Clip) -> None:
 
 
 @pytest.mark.gpu
-def test_gpu_scores_match_the_cpu(towers: Clip) -> None:
+def test_gpu_scores_match_the_cpu(towers: Towers) -> None:
     images = photographs_and_noise(64, 64)  # square images are resized on the GPU, too
-    on_gpu = Clip(tiny().cuda(), "tiny")
+    on_gpu = clip.towers(tiny().cuda(), "tiny")
     np.testing.assert_allclose(scores(on_gpu, images, CAPTIONS), scores(towers, images, CAPTIONS), rtol=0, atol=1e-3)
 
 
-def test_leaving_out_padding_does_not_change_text_features(towers: Clip) -> None:
+def test_leaving_out_padding_does_not_change_text_features(model: open_clip.CLIP, towers: Towers) -> None:
     with torch.no_grad():
-        padded = towers.model.encode_text(clip.tokenize(CAPTIONS)).numpy()
+        padded = model.encode_text(clip.tokenize(CAPTIONS)).numpy()
     np.testing.assert_allclose(towers.texts(CAPTIONS), padded, rtol=0, atol=1e-5)
     np.testing.assert_allclose(np.concatenate([towers.texts([caption]) for caption in CAPTIONS]), padded, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "make",
-    [lambda dtype: Clip(tiny().to(dtype), "tiny"), lambda dtype: PickScore(for_transformers(tiny(), TINY).to(dtype), "tiny")],
+    [
+        lambda dtype: clip.towers(tiny().to(dtype), "tiny"),
+        lambda dtype: preference.towers(for_transformers(tiny(), TINY).to(dtype), "tiny"),
+    ],
     ids=["CLIP", "PickScore"],
 )
 def test_batch_size_does_not_affect_scores_in_float64_and_hardly_in_float32(
-    make: Callable[[torch.dtype], Clip | PickScore], monkeypatch: pytest.MonkeyPatch
+    make: Callable[[torch.dtype], Towers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bounds on the scale 100 cos. A suite always runs with one batch size anyhow."""
     images, captions = np.concatenate([photographs(40, 40, 40), noises(24, 40, 40)]), CAPTIONS * 12 + CAPTIONS[:4]
@@ -117,7 +124,7 @@ def test_batch_size_does_not_affect_scores_in_float64_and_hardly_in_float32(
             np.testing.assert_allclose(other, found[0], rtol=0, atol=bound)
 
 
-def test_golden_images_have_distinct_scores(towers: Clip) -> None:
+def test_golden_images_have_distinct_scores(towers: Towers) -> None:
     found = {name: scores(towers, image, ["a photograph of a city"])[0] for name, image in golden().items()}
     assert np.isfinite(list(found.values())).all()
     assert len({round(value, 3) for value in found.values()}) == len(found)
@@ -137,16 +144,18 @@ def save(state: dict[str, Any], path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "own.pt"])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_weights_load_from_every_file_format(name: str, wrapped: bool, towers: Clip, tmp_path: Path) -> None:
-    state = {key: tensor.contiguous() for key, tensor in towers.model.state_dict().items()}
+def test_weights_load_from_every_file_format(name: str, wrapped: bool, model: open_clip.CLIP, tmp_path: Path) -> None:
+    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     path = save({"state_dict": state} if wrapped and not name.endswith("safetensors") else state, tmp_path / name)
     torch.manual_seed(1)
     filled = clip.load_weights(clip.build(TINY), path)
     assert all(torch.equal(tensor, filled.state_dict()[key].cpu()) for key, tensor in state.items())
 
 
-def test_backbone_is_loaded_by_name_and_identified_by_its_digest(towers: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = save(towers.model.state_dict(), tmp_path / "weights.safetensors")
+def test_backbone_is_loaded_by_name_and_identified_by_its_digest(
+    model: open_clip.CLIP, towers: Towers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(model.state_dict(), tmp_path / "weights.safetensors")
     requested = []
 
     def find(name: str) -> Path:
@@ -168,8 +177,8 @@ def test_backbone_is_loaded_by_name_and_identified_by_its_digest(towers: Clip, t
     np.testing.assert_allclose(loaded.texts(CAPTIONS), towers.texts(CAPTIONS), atol=1e-6)
 
 
-def test_missing_or_mismatched_weights_are_an_error(towers: Clip, tmp_path: Path) -> None:
-    state = {key: tensor.clone() for key, tensor in towers.model.state_dict().items()}
+def test_missing_or_mismatched_weights_are_an_error(model: open_clip.CLIP, tmp_path: Path) -> None:
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     incomplete = save({key: tensor for key, tensor in state.items() if key != "visual.proj"}, tmp_path / "incomplete.safetensors")
     other = save({**state, "text_projection": torch.zeros(32, 31)}, tmp_path / "other.safetensors")
     for path, message in ((incomplete, 'Missing key.*"visual.proj"'), (other, "size mismatch for text_projection")):
@@ -207,7 +216,7 @@ def test_real_architectures_match_open_clip_and_transformers(backbone: str) -> N
     config = open_clip.get_model_config(clip.BACKBONES[backbone])
     torch.manual_seed(0)
     model = clip.build(config)
-    towers, images = Clip(model, backbone), np.concatenate([photographs(1, 512, 512), noises(1, 512, 512)])
+    towers, images = clip.towers(model, backbone), np.concatenate([photographs(1, 512, 512), noises(1, 512, 512)])
     ours = scores(towers, images, CAPTIONS[:2])
     transform = image_transform(224, is_train=False)
     with torch.no_grad():

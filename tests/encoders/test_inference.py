@@ -10,7 +10,7 @@ from synthetic_images import photographs
 
 from sdbench.arrays import U8
 from sdbench.encoders import inference, scenes
-from sdbench.encoders.memory import evaluators_on
+from sdbench.encoders.inference import evaluators_on
 from sdbench.encoders.pixels import resize_shortest_edge
 
 BACKENDS: Any = torch.backends  # sparsely typed

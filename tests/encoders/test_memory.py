@@ -2,26 +2,17 @@
 
 import weakref
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
-from sdbench.encoders import clip, imagereward, inception, inference, memory, perceptual, preference, vit
-
-
-def loaders(module: ModuleType) -> set[object]:
-    return {found for found in vars(module).values() if hasattr(found, "cache_clear") and found.__module__ == module.__name__}
-
-
-def test_every_full_size_network_loader_is_registered() -> None:
-    assert set(memory.LOADERS) == set().union(*map(loaders, (clip, imagereward, inception, perceptual, preference, vit)))
+from sdbench.encoders import inception, inference
 
 
 def test_release_frees_the_network(inception_file: Path) -> None:
     network = weakref.ref(inception.network(inception_file))
     assert network() is inception.network(inception_file)
-    memory.release_evaluators()
+    inference.release_evaluators()
     assert network() is None
 
 
@@ -29,10 +20,10 @@ def test_release_frees_the_network(inception_file: Path) -> None:
 def test_evaluators_run_on_the_requested_device_and_are_released_even_after_an_error(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[object] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(memory, "release_evaluators", lambda: events.append("released"))
-    with memory.evaluators_on(device):
+    monkeypatch.setattr(inference, "release_evaluators", lambda: events.append("released"))
+    with inference.evaluators_on(device):
         events.append(inference.device())
-    with pytest.raises(ZeroDivisionError), memory.evaluators_on(device):
+    with pytest.raises(ZeroDivisionError), inference.evaluators_on(device):
         1 / 0  # noqa: B018
     assert events == ["released", torch.device(device), "released", "released", "released"]
     assert inference.device() == torch.device("cuda")

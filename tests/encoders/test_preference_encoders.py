@@ -16,7 +16,6 @@ from transformers import CLIPModel
 
 from sdbench.assets import weights
 from sdbench.encoders import clip, pixels, preference, pretrained
-from sdbench.encoders.preference import PickScore
 from sdbench.errors import UserError
 from sdbench.metrics.cosine import caption_score
 
@@ -46,23 +45,18 @@ def published_pickscore(model: Any, prompt: str, images: list[Image.Image]) -> A
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_pickscore_matches_its_published_code(pickscore_folder: Path, height: int, width: int) -> None:
-    judge, images = (
-        PickScore(pretrained.load_network(CLIPModel, pickscore_folder, safetensors=True), "tiny"),
-        photographs_and_noise(height, width),
-    )
+    model, images = pretrained.load_network(CLIPModel, pickscore_folder, safetensors=True), photographs_and_noise(height, width)
+    judge = preference.towers(model, "tiny")
     found = caption_score(judge.images(images), judge.texts(CAPTIONS), judge.scale)
-    expected = [
-        published_pickscore(judge.model, caption, [Image.fromarray(image)])[0] for image, caption in zip(images, CAPTIONS, strict=True)
-    ]
-    scale = judge.model.logit_scale.exp().item()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale)
+    expected = [published_pickscore(model, caption, [Image.fromarray(image)])[0] for image, caption in zip(images, CAPTIONS, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * model.logit_scale.exp().item())
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_score_matches_hpsv2(height: int, width: int) -> None:
     """100 x the cosine, as in `evaluate_benchmark`; images are resized by the longer edge as floats."""
     model, images = tiny(), photographs_and_noise(height, width)
-    judge = clip.Clip(model, "hps", pixels.resize_longest_edge)
+    judge = clip.towers(model, "hps", pixels.resize_longest_edge)
     found = caption_score(judge.images(images), judge.texts(CAPTIONS), judge.scale)
     with torch.no_grad():
         image_features = model.encode_image(torch.stack([hps_transform(Image.fromarray(image), SIDE) for image in images]), normalize=True)
@@ -84,7 +78,8 @@ def test_names_identify_the_weights(pickscore_folder: Path, tmp_path: Path, monk
         loader.cache_clear()
     assert judges[0].name == f"pickscore.v1-{'a' * 12}"
     assert judges[1].name == f"hpsv2.1-{'b' * 12}"
-    assert judges[1].prepare is pixels.resize_longest_edge
+    wide, as_published = photographs(1, 40, 64), clip.towers(tiny(), "", pixels.resize_longest_edge)
+    np.testing.assert_allclose(judges[1].images(wide), as_published.images(wide), rtol=0, atol=1e-5)
 
 
 def test_missing_nan_or_damaged_weights_are_rejected(pickscore_folder: Path, tmp_path: Path) -> None:
@@ -106,7 +101,7 @@ def test_real_architecture_matches_hpsv2() -> None:
     config = open_clip.get_model_config(preference.HPS_ARCHITECTURE)
     torch.manual_seed(0)
     model, images = clip.build(config), np.concatenate([photographs(1, 300, 400), noises(1, 300, 400)])
-    judge = clip.Clip(model, "hps", pixels.resize_longest_edge)
+    judge = clip.towers(model, "hps", pixels.resize_longest_edge)
     with torch.no_grad():
         image_features = model.encode_image(torch.stack([hps_transform(Image.fromarray(image), 224) for image in images]), normalize=True)
         text_features = model.encode_text(open_clip.tokenize(CAPTIONS[:2]), normalize=True)

@@ -13,7 +13,8 @@ from sdbench import api, suites
 from sdbench.api import gating
 from sdbench.errors import IncompleteError, UserError
 from sdbench.gate import baselines, lookup
-from sdbench.models.spec import ModelSpec, resolve
+from sdbench.models.resolve import resolve
+from sdbench.models.spec import ModelSpec
 from sdbench.records import Machine, Model, SuiteId
 from sdbench.suites import Suite
 

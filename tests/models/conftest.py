@@ -4,7 +4,7 @@ import pytest
 from ldm import save_ldm
 
 from sdbench.models.loading import load
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 
 
 @pytest.fixture(scope="session")

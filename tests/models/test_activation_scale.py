@@ -8,7 +8,8 @@ from sdbench.models import activation_scale
 from sdbench.models.architectures import TOPOLOGIES
 from sdbench.models.loading import load
 from sdbench.models.random_weights import random_pipeline, random_tiny_vae
-from sdbench.models.spec import ModelSpec, resolve
+from sdbench.models.resolve import resolve
+from sdbench.models.spec import ModelSpec
 
 
 @pytest.mark.parametrize("architecture", ["sdxl", "koala-700m"])

@@ -12,8 +12,8 @@ from tiny import edit_json, tiny_unet
 from sdbench.errors import UserError
 from sdbench.models import digest as module
 from sdbench.models.digest import weights_digest
-from sdbench.models.files import Tensor, read_headers
-from sdbench.models.spec import resolve
+from sdbench.models.headers import Tensor, read_headers
+from sdbench.models.resolve import resolve
 
 
 def digest(path: Path, base: Path | None = None, lora: Path | None = None) -> str | None:

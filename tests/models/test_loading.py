@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from tiny import SIZE_PX, edit_json, tiny_unet
 
 from sdbench.errors import UserError
-from sdbench.models.files import choose_weight_files, read_header
+from sdbench.models.files import choose_weight_files
+from sdbench.models.headers import read_header
 from sdbench.models.loading import check_headers, load
 from sdbench.models.locate import check_local_files
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.models.text_encoders import hub_key
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

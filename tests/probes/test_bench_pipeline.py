@@ -15,7 +15,7 @@ from tiny import SIZE_PX, tiny_unet
 from torch._inductor.exc import InductorError
 
 from sdbench.disk import read_json
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.probes import meters, plugin, process, setup
 from sdbench.probes.driver import measure
 from sdbench.probes.process import BENCHMARK_FILE

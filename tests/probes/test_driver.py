@@ -515,7 +515,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "pytest-benchmark")
 CODE = (
     *("probes/stages", "probes/setup", "probes/meters", "probes/ceilings", "probes/capacity", "probes/monitor", "generate", "schedulers"),
     *("models/out_of_memory", "models/random_weights", "models/activation_scale"),
-    *("models/loading", "models/lora", "models/checks", "models/files"),
+    *("models/loading", "models/lora", "models/checks", "models/files", "models/headers"),
 )
 
 

@@ -14,7 +14,7 @@ from tiny import SIZE_PX
 
 from sdbench.generate import call_arguments
 from sdbench.models.loading import load
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.probes import capacity
 from sdbench.probes.driver import measure
 from sdbench.probes.meters import MIB

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sdbench import suites
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.probes.driver import measure
 from sdbench.stats.decisions import ratio_bounds
 

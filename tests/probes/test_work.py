@@ -6,7 +6,7 @@ from torch import nn
 
 from sdbench.models.architectures import PARTS, unet_config
 from sdbench.models.loading import build_on_meta, count_parameters, load_unet
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.probes import work
 from sdbench.scenes.embedded import WEIGHTS
 from sdbench.settings import Sampling

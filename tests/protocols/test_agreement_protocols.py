@@ -109,7 +109,7 @@ def test_corrupted_teacher_image_fails_the_metric(tmp_path: Path) -> None:
 
 
 def test_nan_features_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nan = replace(scenes.clip(), image=lambda batch: torch.full((len(batch), 4), torch.nan))
+    nan = replace(scenes.clip(), images=lambda images: np.full((len(images), 4), np.nan))
     monkeypatch.setitem(TOWERS, "clip.scenes", lambda: nan)
     monkeypatch.setattr(perceptual, "_ssim", lambda a, _: torch.full((len(a),), torch.nan))
     found = score_values(pair(tmp_path, IMAGES))

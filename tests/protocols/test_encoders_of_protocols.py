@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeTowers, colours
+from fakes import colours, replace_towers
 from subjects import make_subject
 from synthetic_images import noises
 
@@ -55,7 +54,7 @@ def test_metric_of_images_uses_the_encoder_of_its_name(name: str, tmp_path: Path
         return features
 
     for each in [*TOWERS]:
-        monkeypatch.setitem(TOWERS, each, partial(FakeTowers, f"{each}.fake", fake_features(each)))
+        replace_towers(monkeypatch, each, images=fake_features(each))
     for each in [*ENCODERS]:
         monkeypatch.setitem(ENCODERS, each, replace(ENCODERS[each], id=f"{each}.fake".__str__, features=fake_features(each)))
     monkeypatch.setattr(aesthetic, "head", lambda: aesthetic.Head(np.ones(6), 0.0))

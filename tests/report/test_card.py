@@ -15,7 +15,7 @@ from sdbench.errors import UserError
 from sdbench.leaderboard import standings
 from sdbench.leaderboard.standings import Row
 from sdbench.models.digest import weights_digest
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.report import card
 
 CARD = """---

@@ -15,9 +15,8 @@ from synthetic_images import photographs
 
 from sdbench import api, cli, records, suites
 from sdbench.arrays import F32, U8
-from sdbench.encoders import scenes
+from sdbench.encoders import clip, scenes
 from sdbench.encoders.catalogue import TOWERS
-from sdbench.encoders.clip import Clip
 from sdbench.encoders.inference import device
 from sdbench.errors import UserError
 from sdbench.leaderboard import standings, writing
@@ -224,7 +223,7 @@ def test_images_with_ambiguous_file_order_are_rejected(tmp_path: Path) -> None:
 def test_full_size_images_are_scored_with_the_available_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "none"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    towers, images = Clip(tiny(), "tiny"), photographs(70, 40, 56)
+    towers, images = clip.towers(tiny(), "tiny"), photographs(70, 40, 56)
     monkeypatch.setitem(TOWERS, "clip.vit-l-14", lambda: towers)
     prompts = [f"a photograph, number {row}" for row in range(70)]
     values, scores = api.score(*save_images(tmp_path, images, prompts), places=api.Places(tmp_path))

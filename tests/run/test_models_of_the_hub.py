@@ -12,7 +12,7 @@ from tiny import save_tiny_pipeline, tiny_unet
 from sdbench import records
 from sdbench.errors import UserError
 from sdbench.models.digest import weights_digest
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.run import runner
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")

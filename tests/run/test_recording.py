@@ -10,7 +10,8 @@ from fakes import LATENCY, METRICS, PROBED, SUITE, fail_if_called, prepare_in, r
 
 from sdbench import machine, records
 from sdbench.errors import UserError
-from sdbench.models.spec import ModelSpec, resolve
+from sdbench.models.resolve import resolve
+from sdbench.models.spec import ModelSpec
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
 from sdbench.records import Record, Value

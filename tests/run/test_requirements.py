@@ -14,7 +14,7 @@ from sdbench.encoders.catalogue import ENCODERS
 from sdbench.errors import UserError
 from sdbench.leaderboard import standings, writing
 from sdbench.metrics.frechet import Gaussian
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.probes import ceilings, work
 from sdbench.records import Scores, Value
 from sdbench.reference.cards import save

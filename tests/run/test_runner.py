@@ -38,7 +38,8 @@ from sdbench.encoders.catalogue import ENCODERS, TOWERS
 from sdbench.errors import MissingError, PartialError, UserError
 from sdbench.leaderboard import standings, writing
 from sdbench.models.loading import load
-from sdbench.models.spec import ModelSpec, resolve
+from sdbench.models.resolve import resolve
+from sdbench.models.spec import ModelSpec
 from sdbench.probes import ceilings, driver, process
 from sdbench.probes.driver import ProbeResult
 from sdbench.records import Model

@@ -15,7 +15,8 @@ from sdbench.api.places import Places
 from sdbench.commands import measuring
 from sdbench.errors import UserError
 from sdbench.leaderboard import standings, writing
-from sdbench.models.spec import ModelSpec, resolve
+from sdbench.models.resolve import resolve
+from sdbench.models.spec import ModelSpec
 from sdbench.records import mean_per_prompt
 from sdbench.report import card, page, sections
 from sdbench.run import recording, runner, until_verdict

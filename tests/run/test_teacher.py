@@ -14,7 +14,8 @@ from sdbench.api import Overrides
 from sdbench.gate import pairing
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Rule
-from sdbench.models.spec import ModelSpec, resolve
+from sdbench.models.resolve import resolve
+from sdbench.models.spec import ModelSpec
 from sdbench.records import NamedTeacher, Record, Scores, Value
 from sdbench.run import recording, runner
 from sdbench.run.context import store_and_jobs

@@ -21,7 +21,7 @@ from sdbench.disk import read_json, read_json_lines, write_json
 from sdbench.errors import UserError
 from sdbench.generate import initial_noise
 from sdbench.models.digest import weights_digest
-from sdbench.models.spec import resolve
+from sdbench.models.resolve import resolve
 from sdbench.settings import Sampling
 from sdbench.store import Store
 from sdbench.suites import Noise

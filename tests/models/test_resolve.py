@@ -18,7 +18,8 @@ from sdbench.models.architectures import ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.files import LDM_PREFIXES
 from sdbench.models.loading import load
-from sdbench.models.spec import ModelSpec, check_family, resolve
+from sdbench.models.resolve import check_family, resolve
+from sdbench.models.spec import ModelSpec
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +143,7 @@ def test_files_in_the_hubs_cache_keep_their_names(tiny_pipeline: Path, tmp_path:
 
 def test_resolving_imports_neither_torch_nor_diffusers() -> None:
     code = (
-        "import sys; from sdbench.models.spec import resolve; from sdbench.models.digest import weights_digest; "
+        "import sys; from sdbench.models.resolve import resolve; from sdbench.models.digest import weights_digest; "
         "import sdbench.assets.weights; weights_digest(resolve('sdxl', random=True)); "
         "sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
