@@ -105,6 +105,7 @@ def test_the_command_measures_once_and_writes_a_recipe(
         return {part: np.array(rows).reshape(len(rows), -1) for part, rows in found.losses.items()}
 
     monkeypatch.setattr(removal, "removal_losses", measure_again)
+    monkeypatch.setattr("distillation.sensitivity.plot.plot_sensitivity", lambda *_, **__: None)
     before = kept.stat().st_mtime_ns
     assert main([*words, "--json"]) == 0
     assert kept.stat().st_mtime_ns == before
