@@ -17,7 +17,7 @@ from distillation.teacher import Teacher, check_family, open_teacher_for
 from sdbench.disk import size_text
 from sdbench.errors import UserError
 from sdbench.models.architectures import Family
-from sdbench.models.loading import build_on_meta, build_part, count_parameters
+from sdbench.models.loading import build_on_meta, check_part, count_parameters
 from sdbench.training.diffusion import check_diffusion
 from sdbench.training.latents import CaptionedImages
 
@@ -153,7 +153,7 @@ def check_start(plan: RunPlan) -> None:
     """
     if plan.start is None:
         return
-    teacher, found = plan.teachers[0], build_part("unet", plan.start.folder, sixteen_bit=False).state_dict()
+    teacher, found = plan.teachers[0], build_on_meta("unet", check_part("unet", plan.start.folder, sixteen_bit=False)).state_dict()
     expected = build_on_meta("unet", student_config(teacher.config, plan.recipe.plans[plan.start.stage])).state_dict()
     if misfit := next((name for name, tensor in expected.items() if found[name].shape != tensor.shape), None):
         raise UserError(

@@ -15,7 +15,7 @@ from sdbench.errors import UserError
 from sdbench.models.architectures import Config, depths, resnet_counts, unet_config
 from sdbench.models.checks import check_finite
 from sdbench.models.files import weight_files
-from sdbench.models.loading import build_part, read_part
+from sdbench.models.loading import build_on_meta, check_part, read_part
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def open_start(folder: Path, recipe: Recipe) -> Start:
     unet = folder / "unet" if (folder / "model_index.json").is_file() else folder
     if not (unet / "config.json").is_file():
         raise UserError(f"no student in {folder}; expected a pipeline or a UNet in diffusers layout. `distillation export` writes one")
-    network: Any = build_part("unet", unet, sixteen_bit=False)
+    network = build_on_meta("unet", check_part("unet", unet, sixteen_bit=False))
     found = _shape(network.config)
     teacher = unet_config(recipe.teacher)
     shapes = [_shape(student_config(teacher, plan)) for plan in recipe.plans]

@@ -16,11 +16,17 @@ sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _freeze_imported_objects() -> Iterator[None]:
-    """Exclude half a million objects of the libraries from full garbage collections, of which each run of a model makes several."""
-    gc.freeze()
+def _unfreeze_at_the_end() -> Iterator[None]:
+    """Let all objects be freed at exit; libraries complain about those that are not."""
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _freeze_living_objects() -> None:
+    """Exclude what is alive, half a million objects of the libraries, from full garbage collections: each run of a model makes several."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Checks on weights: diffusers only warns about a missing tensor, and fills it with random numbers."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,21 +13,23 @@ from sdbench.models.headers import Tensor
 from sdbench.models.resolve import OWN_BASE, example_base
 from sdbench.models.text_encoders import hub_key
 
+Shapes = Mapping[str, tuple[int, ...]]  # of the tensors of a network, by name
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # of attention in VAEs before 2023
 _IGNORED = ("position_ids", "logit_scale")  # counters and remains of training that text encoders do not use
 _ADVICE = "Put the config.json that it was saved with beside it, or save the model again with `save_pretrained`."
 
 
-def check_tensors(model: nn.Module, part: str, found: Mapping[str, Tensor], where: Path) -> None:
-    """Check that files hold exactly the tensors of a model, which may be on the meta device, in the same shapes.
+def check_tensors(shapes: Shapes, part: str, found: Mapping[str, Tensor], where: Path) -> None:
+    """Check that files hold exactly the tensors of a model, in the same shapes.
 
     Args:
+        shapes: of the model's tensors.
         part: "unet", "vae", "text_encoder" or "text_encoder_2".
 
     Raises:
         UserError: a tensor is missing, unexpected, or of another shape.
     """
-    expected = {_canonical_name(name, part): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {_canonical_name(name, part): shape for name, shape in shapes.items()}
     present = {_canonical_name(name, part): tensor for name, tensor in found.items() if not name.endswith(_IGNORED)}
     missing, surplus = sorted(expected.keys() - present.keys()), sorted(present.keys() - expected.keys())
     if missing:
@@ -54,14 +57,17 @@ def _canonical_name(name: str, part: str) -> str:
     return name
 
 
-def check_checkpoint(models: Mapping[str, nn.Module], found: Mapping[str, Tensor], where: Path) -> None:
+def check_checkpoint(shapes: Mapping[str, Shapes], found: Mapping[str, Tensor], where: Path) -> None:
     """Check that a checkpoint in the original (LDM) layout holds as many numbers for each part as the part has.
+
+    Args:
+        shapes: of the tensors of each part.
 
     Raises:
         UserError: it holds more or fewer for a part.
     """
-    for part, model in models.items():
-        expected = sum(tensor.numel() for tensor in model.state_dict().values())
+    for part, shapes_of_part in shapes.items():
+        expected = sum(map(math.prod, shapes_of_part.values()))
         present = {name: tensor for name, tensor in found.items() if name.startswith(LDM_PREFIXES[part]) and not name.endswith(_IGNORED)}
         total = sum(tensor.n_elements for tensor in present.values())
         if total != expected:

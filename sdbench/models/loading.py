@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTokenizer
+from transformers.initialization import no_init_weights
 
 from sdbench.errors import UserError, describe_error
 from sdbench.models import lora
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, depths_of_keys
-from sdbench.models.checks import check_checkpoint, check_finite, check_tensors
+from sdbench.models.checks import Shapes, check_checkpoint, check_finite, check_tensors
 from sdbench.models.files import SHARED_PARTS, read_config, read_model_json, strip_prefixes, weight_files
 from sdbench.models.headers import read_header, read_headers
 from sdbench.models.locate import ModelPaths, locate
@@ -80,26 +82,28 @@ def check_headers(spec: ModelSpec, *, dtype: str) -> None:
         return
     silence_libraries()
     paths = locate(spec)
-    parts = _build_parts(paths, sixteen_bit=dtype != "float32")
+    configs = _check_files(paths, sixteen_bit=dtype != "float32")
     with _explained(paths.pipeline):
         tokenizers = {
             part: CLIPTokenizer.from_pretrained(paths.pipeline / part, local_files_only=True) for part in ("tokenizer", "tokenizer_2")
         }
+    parts = {part: build_on_meta(part, config) for part, config in configs.items() if part.startswith("text") or paths.lora}
     _check_tokens(parts | tokenizers, paths.pipeline)
     build_scheduler(paths.pipeline)
     if paths.lora:
         lora.check(parts, paths.lora)
 
 
-def _build_parts(paths: ModelPaths, *, sixteen_bit: bool) -> dict[str, nn.Module]:
-    """Build a pipeline's networks on the meta device, and check that the headers of its files fit them."""
+def _check_files(paths: ModelPaths, *, sixteen_bit: bool) -> dict[str, Config]:
+    """Check that the headers of a pipeline's files fit its networks, and return the configurations of these."""
     if paths.checkpoint:
-        parts = {part: _build_from_config(part, paths.pipeline / part) for part in CLASSES}
-        check_checkpoint(parts, read_header(paths.checkpoint), paths.checkpoint)
-        return parts
+        configs = {part: _read_config(part, paths.pipeline / part) for part in CLASSES}
+        shapes = {part: _tensor_shapes(part, config_key(config)) for part, config in configs.items()}
+        check_checkpoint(shapes, read_header(paths.checkpoint), paths.checkpoint)
+        return configs
     folders = {part: paths.pipeline / part for part in SHARED_PARTS} | ({} if paths.unet.is_file() else {"unet": paths.unet})
-    parts = {part: build_part(part, folder, sixteen_bit=sixteen_bit) for part, folder in folders.items()}
-    return parts if "unet" in parts else {"unet": _build_unet_of_file(paths), **parts}
+    configs = {part: check_part(part, folder, sixteen_bit=sixteen_bit) for part, folder in folders.items()}
+    return configs if "unet" in configs else {"unet": _check_unet_file(paths), **configs}
 
 
 def _available_device(name: str) -> torch.device:
@@ -152,14 +156,20 @@ def _explained(where: Path, advice: str = "copy its tokenizers and scheduler fro
 
 
 def build_on_meta(part: str, config: Config) -> Any:
-    """Build a part of a pipeline on the meta device, which allocates no memory for its weights."""
-    with torch.device("meta"):
+    """Build a part of a pipeline on the meta device, which allocates no memory for its weights and initialises none."""
+    with torch.device("meta"), no_init_weights():  # initialising nothing took as long as all the rest
         return CLASSES[part](CLIPTextConfig.from_dict(dict(config))) if part.startswith("text") else CLASSES[part].from_config(dict(config))
 
 
 def config_key(config: Config) -> str:
     """The config of a network as JSON, for caches of what depends on it: without the folder that it was loaded from."""
     return json.dumps({name: value for name, value in config.items() if name != "_name_or_path"}, sort_keys=True)
+
+
+@cache  # each file is checked several times: before a run, before its weights are read, and as the teacher's of several students
+def _tensor_shapes(part: str, config_json: str) -> Shapes:
+    """The shapes, by name, of the tensors that a part with this configuration consists of."""
+    return {name: tuple(tensor.shape) for name, tensor in build_on_meta(part, json.loads(config_json)).state_dict().items()}
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -179,21 +189,22 @@ def read_part(part: str, folder: Path, dtype: torch.dtype, *, sixteen_bit: bool 
         UserError: files are missing or damaged, or tensors do not fit their configuration.
     """
     prefer_16_bit = dtype != torch.float32 if sixteen_bit is None else sixteen_bit
-    build_part(part, folder, sixteen_bit=prefer_16_bit)
+    check_part(part, folder, sixteen_bit=prefer_16_bit)
     variant, _ = weight_files(folder, part, sixteen_bit=prefer_16_bit)
     model: nn.Module = CLASSES[part].from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant)
     return model
 
 
-def build_part(part: str, folder: Path, *, sixteen_bit: bool) -> nn.Module:
-    """Build a part of a pipeline on the meta device, and check that the headers of its files fit it.
+def check_part(part: str, folder: Path, *, sixteen_bit: bool) -> Config:
+    """Check that the headers of a part's files fit its configuration, and return that.
 
     Raises:
         UserError: see `read_part`.
     """
-    model: nn.Module = _build_from_config(part, folder)
-    check_tensors(model, part, read_headers(weight_files(folder, part, sixteen_bit=sixteen_bit)[1]), folder)
-    return model
+    config = _read_config(part, folder)
+    found = read_headers(weight_files(folder, part, sixteen_bit=sixteen_bit)[1])
+    check_tensors(_tensor_shapes(part, config_key(config)), part, found, folder)
+    return config
 
 
 def build_scheduler(pipeline: Path) -> Any:
@@ -208,7 +219,8 @@ def build_scheduler(pipeline: Path) -> Any:
         return getattr(diffusers, name).from_config(config)
 
 
-def _build_from_config(part: str, folder: Path) -> Any:
+def _read_config(part: str, folder: Path) -> Config:
+    """The configuration of a part in its folder, checked: a network can be built from it."""
     config = read_config(folder / "config.json")
     if config.get("quantization_config") is not None:
         raise UserError(
@@ -221,21 +233,22 @@ def _build_from_config(part: str, folder: Path) -> Any:
             "that are checked; remove the key, and keep only the weights that the model should have"
         )
     try:
-        return build_on_meta(part, config)
+        _tensor_shapes(part, config_key(config))
     except Exception as error:  # any line of the libraries' constructors may meet what does not fit
         raise UserError(
             f"{folder / 'config.json'} does not describe a {CLASSES[part].__name__}: {error}. Use the one that the weights were saved with."
         ) from error
+    return config
 
 
 def _read_unet_file(paths: ModelPaths, dtype: torch.dtype) -> nn.Module:
-    model = _build_unet_of_file(paths)
+    model: nn.Module = build_on_meta("unet", _check_unet_file(paths))
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in strip_prefixes(load_file(paths.unet)).items()}, assign=True)
     return model
 
 
-def _build_unet_of_file(paths: ModelPaths) -> nn.Module:
-    """Build, on the meta device, a UNet that has no configuration, with the base's widths and the known topology that its tensors show."""
+def _check_unet_file(paths: ModelPaths) -> Config:
+    """Check a UNet without a configuration, and return the one that it has: the base's widths, and the known topology of its tensors."""
     base = read_config(paths.pipeline / "unet" / "config.json")
     tensors = strip_prefixes(read_header(paths.unet))
     candidates = (base, *({**base, **topology} for topology in TOPOLOGIES.values()))
@@ -245,13 +258,12 @@ def _build_unet_of_file(paths: ModelPaths) -> nn.Module:
             f"{paths.unet}: its transformer blocks {depths_of_keys(tensors)} fit no known architecture; save the UNet as a folder with "
             "its config.json"
         )
-    model: nn.Module = build_on_meta("unet", config)
-    check_tensors(model, "unet", tensors, paths.unet)
-    return model
+    check_tensors(_tensor_shapes("unet", config_key(config)), "unet", tensors, paths.unet)
+    return config
 
 
 def _read_checkpoint(paths: ModelPaths, dtype: torch.dtype) -> Any:
-    _build_parts(paths, sixteen_bit=False)
+    _check_files(paths, sixteen_bit=False)
     assert paths.checkpoint is not None
     with _explained(paths.checkpoint, f"export it again, or name with --base another pipeline than {paths.pipeline}"):
         return PIPELINE.from_single_file(

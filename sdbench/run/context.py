@@ -11,7 +11,7 @@ from sdbench.assets.pipelines import is_cached, is_local
 from sdbench.errors import UserError
 from sdbench.generate import Job, list_jobs
 from sdbench.machine import slow_dtype_note, version
-from sdbench.models.loading import build_part, check_headers
+from sdbench.models.loading import check_headers, check_part
 from sdbench.models.locate import check_local_files
 from sdbench.models.resolve import check_family
 from sdbench.models.spec import ModelSpec
@@ -148,7 +148,7 @@ def check_weights(specs: Sequence[ModelSpec], dtype: Dtype) -> None:
         if is_local(spec) or is_cached(spec, dtype=dtype):
             check_headers(spec, dtype=dtype)
         elif spec.source == "unet-folder":  # its base is not here yet
-            build_part("unet", Path(spec.location), sixteen_bit=dtype != "float32")
+            check_part("unet", Path(spec.location), sixteen_bit=dtype != "float32")
 
 
 def dtypes(context: RunContext) -> list[Dtype]:

@@ -1,5 +1,6 @@
 """Repeated looks keep the error rate of a single one: published bounds, and random walks."""
 
+import math
 from statistics import NormalDist
 
 import numpy as np
@@ -70,3 +71,15 @@ def test_metric_close_to_a_verdict_is_not_undecidable() -> None:
 
 def test_metric_near_a_pass_is_undecidable_if_a_pass_is_impossible() -> None:
     assert is_undecidable([(bounds(0.0), 1.0)], 0.75, 0.05, passable=False)
+
+
+@pytest.mark.parametrize("n_metrics", [1, 6])
+@pytest.mark.parametrize("side", ["pass", "regressed"])
+def test_a_pass_is_tested_at_alpha_and_a_regression_at_alpha_over_the_number_of_metrics(n_metrics: int, side: str) -> None:
+    """All metrics must pass, but any of them may regress (Holm 1979, first step); `least` is in standard errors beyond the margin."""
+    level = 0.05 if side == "pass" else 0.05 / n_metrics
+    least = NormalDist().inv_cdf(1 - level) * math.sqrt(0.75) + NormalDist().inv_cdf(0.1) * math.sqrt(0.25)
+    for beyond in (least - 0.01, least + 0.01):
+        one = bounds(-1.0 + 0.1 * (beyond if side == "pass" else -beyond)), 1.0
+        measured = [one, *[(bounds(0.0), 1.0)] * (n_metrics - 1)]
+        assert is_undecidable(measured, 0.75, 0.05, passable=side == "pass") == (beyond < least)
