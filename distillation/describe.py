@@ -188,8 +188,9 @@ def _run_lines(
         yield f"this run: teachers {', '.join(names)}"
     if n_images:
         yield f"this run: {settings.describe_epochs(n_images, settings.steps)}"
-        segments = recipe.segments(settings.steps, len(teachers) or 1)
-        students = sum(4 * estimate.stages[segment.stage].parameters for segment in segments)  # in float32, kept once trained
+        first_stage = len(recipe.stages) - len(estimate.stages)
+        segments = recipe.segments(settings.steps, len(teachers) or 1, first_stage)
+        students = sum(4 * estimate.stages[segment.stage - first_stage].parameters for segment in segments)  # in float32, kept once trained
         disk = n_images * estimate.cached_bytes + estimate.checkpoint_bytes + students
         copied = f", and {size_text(copied_bytes)} in the cache of `datasets`" if copied_bytes else ""
         yield f"this run: {size_text(disk)} of disk for latents, embeddings, checkpoints and the students of finished stages{copied}"
