@@ -454,7 +454,10 @@ def test_records_of_an_unknown_suite_are_compared_but_not_run_against(tmp_path: 
     assert "is of suite 'own', but neither ./suites nor the package has a file for it; give it with --suite FILE" in capsys.readouterr().err
 
 
-def test_compare_exits_with_0_without_policy_or_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_exits_with_0_without_policy_or_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")  # in which no name is wrapped
     for name, by in (("before", 0.0), ("after", 2.0)):
         save_record(make_measurement(name, worse="clip_score.scenes", by=by, suite=SuiteId(name="own", version=1, digest="0a")), tmp_path)
     words, page = ["compare", "before", "after", "--results", str(tmp_path), "--suite", "own"], tmp_path / "page.md"
