@@ -53,7 +53,8 @@ class SegmentResult:
 
     Attributes:
         name: of its stage.
-        losses: final weighted terms, averaged over a few batches after its own; none of an unfinished segment.
+        losses: final weighted terms, averaged over a few batches after its own and, as `validation/<term>`, over the images held out; none
+            of an unfinished segment.
         environments: in which it was trained; several, in order, if it was resumed in another one.
     """
 
@@ -96,7 +97,7 @@ class Provenance:
         start: the student that training started from, in place of a cut of the teacher: `digest` of its weights, and its own `provenance`.
         unfinished: where the run was, for a student that is not its last one; None for one that is.
         data_digest: of the training images and captions.
-        images: number of training images that could be decoded.
+        images: number of training images that could be decoded, without those held out.
         passes: how often each image was seen, on average.
         licences: of the teachers and of `start`, which a student inherits; None for one whose folder names none.
         seed: of the training.
@@ -174,7 +175,8 @@ def model_card(provenance: Provenance, *, unet_only: bool) -> str:
         terms = "the teacher's, which its folder does not name"
     else:
         names = " and ".join(name or "one that is not named" for name in provenance.licences)
-        terms = f"{names}, as " + ("the teacher's" if is_single else "those of the teachers")
+        start = " and of the student that training started from" if provenance.start else ""
+        terms = f"{names}, as " + ("the teacher's" if is_single else f"those of the teachers{start}")
     kind = "UNet2DConditionModel" if unet_only else "StableDiffusionXLPipeline"
     seen = f" on {provenance.images:,} images, each seen {provenance.passes:,.1f} times on average," if provenance.images else ""
     trained = (
@@ -185,6 +187,7 @@ def model_card(provenance: Provenance, *, unet_only: bool) -> str:
         f"{': ' if stage.losses else ''}{', '.join(f'{name} loss {value:.4g}' for name, value in stage.losses.items())}"
         for stage in provenance.stages
     ]
+    cut = "with the blocks that are cut" if provenance.start else "cut"
     remarks = [
         *([f"**The run was not finished**: this student is {provenance.unfinished.describe()}.", ""] if provenance.unfinished else []),
         *(["Training started from another student; `provenance.json` has how that was made.", ""] if provenance.start else []),
@@ -196,7 +199,7 @@ def model_card(provenance: Provenance, *, unet_only: bool) -> str:
             "---",
             f"# {provenance.student}, family {provenance.family}{', unfinished' if provenance.unfinished else ''}",
             "",
-            f"A UNet of {provenance.parameters:,} parameters, cut from a teacher of architecture {provenance.teacher} by recipe",
+            f"A UNet of {provenance.parameters:,} parameters, {cut} from a teacher of architecture {provenance.teacher} by recipe",
             f"`{provenance.recipe}` and {trained}. `provenance.json` records how it was made.",
             "",
             *remarks,

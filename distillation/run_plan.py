@@ -104,9 +104,8 @@ def plan_run(
     segments = recipe.segments(steps or recipe.settings(family).steps, len(teachers), start.stage if start else 0)
     students = [(student_config(teachers[0].config, plan), plan) for plan in recipe.plans]
     taps = [[resolve_taps(student, teacher.config, plan, recipe.taps) for student, plan in students] for teacher in teachers]
-    return RunPlan(
-        recipe, family, teachers, segments, taps[0], start
-    )  # those of all teachers are alike; resolving them checks each teacher
+    # The taps of all teachers are alike; resolving them checks each teacher.
+    return RunPlan(recipe, family, teachers, segments, taps[0], start)
 
 
 def open_teachers(recipe: Recipe, family: Family, folders: Sequence[Path]) -> list[Teacher]:
@@ -146,17 +145,23 @@ def check_images(family: Family, images: CaptionedImages | None) -> None:
 
 
 def check_start(plan: RunPlan) -> None:
-    """Check that the student that a run starts from, if any, has the widths of its teacher.
+    """Check that the student that a run starts from, if any, has the tensors of one of its teacher.
 
     Raises:
         UserError: it does not, or its files are damaged.
     """
     if plan.start is None:
         return
-    teacher, found = plan.teachers[0], build_on_meta("unet", check_part("unet", plan.start.folder, sixteen_bit=False)).state_dict()
-    expected = build_on_meta("unet", student_config(teacher.config, plan.recipe.plans[plan.start.stage])).state_dict()
-    if misfit := next((name for name, tensor in expected.items() if found[name].shape != tensor.shape), None):
+    teacher = plan.teachers[0]
+    configs = (
+        check_part("unet", plan.start.folder, sixteen_bit=False),
+        student_config(teacher.config, plan.recipe.plans[plan.start.stage]),
+    )
+    found, expected = (
+        {name: list(tensor.shape) for name, tensor in build_on_meta("unet", config).state_dict().items()} for config in configs
+    )
+    if misfit := next((name for name in (*expected, *found) if found.get(name) != expected.get(name)), None):
         raise UserError(
             f"the student in {plan.start.folder} is not one of the teacher in {teacher.folder}: its {misfit!r} has shape "
-            f"{list(found[misfit].shape)}, expected {list(expected[misfit].shape)}. Name another with --teacher"
+            f"{found.get(misfit, 'none')}, expected {expected.get(misfit, 'none')}. Name another with --teacher"
         )

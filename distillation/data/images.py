@@ -1,7 +1,7 @@
 """Captioned images to train on: any source that Hugging Face `datasets` opens, decoded one image at a time.
 
 An image folder is read in place. Parquet files, tars and Hub datasets are first unpacked into the cache of `datasets`
-(below `HF_HOME`), which takes their size on disk once more.
+(`HF_DATASETS_CACHE`, by default below `HF_HOME`), which takes their size on disk once more.
 """
 
 import errno

@@ -227,7 +227,7 @@ def _limit(files: Sequence[RowFile]) -> str:
     started = [path for file in files for path in (file.path, file.part_path) if path.exists()]
     return (
         f"At most {100 * max(file.max_undecodable for file in files):.3g} % of the images may be left out. To leave out more, raise "
-        "--max-undecodable, which keeps all that is encoded; after a change to an image or a row, all are encoded again"
+        "--max-undecodable, which keeps what is encoded of the same images; after a change to an image or a row, all are encoded again"
         f"{_sizes(', and these files are of no use: ', started)}"
     )
 

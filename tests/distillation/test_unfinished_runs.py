@@ -209,6 +209,9 @@ def test_a_student_of_another_shape_or_width_is_no_start(vega: Recipe, teacher_f
     tiny_unet("vega", block_out_channels=[4, 8, 32]).save_pretrained(tmp_path / "wide")
     with pytest.raises(UserError, match=r"is not one of the teacher in .*: its '.*' has shape \[.*\], expected \[.*\]\. Name another"):
         check_start(plan_run(vega, "scenes", [teacher_folder], STEPS, open_start(tmp_path / "wide", vega)))
+    tiny_unet("vega", time_cond_proj_dim=8).save_pretrained(tmp_path / "guided")  # as students of few steps have
+    with pytest.raises(UserError, match=r"its 'time_embedding.cond_proj.weight' has shape \[.*\], expected none\."):
+        check_start(plan_run(vega, "scenes", [teacher_folder], STEPS, open_start(tmp_path / "guided", vega)))
 
 
 @pytest.mark.usefixtures("fake_estimates")
