@@ -1,5 +1,6 @@
 """The tables of a recipe file: what each key means and which values it takes. `recipe.Recipe` is the file as a whole."""
 
+import operator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -13,11 +14,6 @@ Weight = Annotated[float, Field(ge=0)]
 def _is_default_decay(decay: str) -> bool:
     """Older recipes lack `lr_decay`; the default stays out of the digest so that theirs do not change."""
     return decay == "cosine"
-
-
-def _is_default_validation(n: int) -> bool:
-    """As for `lr_decay`."""
-    return n == 0
 
 
 class KeepBlocks(Table):
@@ -121,15 +117,16 @@ class Training(Table):
     checkpointing: bool
     drop: float = Field(ge=0, lt=1)
     seed: Annotated[int, Field(ge=0)]
-    validation: Annotated[int, Field(ge=0)] = Field(default=0, exclude_if=_is_default_validation)
+    validation: Annotated[int, Field(ge=0)] = Field(default=0, exclude_if=operator.not_)  # as for `lr_decay`
 
     def epochs(self, n_images: int, steps: int) -> float:
         """Number of times that a run sees each image, on average: images are drawn with replacement."""
         return steps * self.batch * self.accumulation / n_images
 
     def describe_epochs(self, n_images: int, steps: int) -> str:
-        """Number of images and epochs, in words."""
-        return f"{n_images:,} images, each seen {self.epochs(n_images, steps):,.1f} times on average"
+        """Number of images that are trained on, of all these, and epochs, in words."""
+        trained = n_images - min(self.validation, n_images // 10)
+        return f"{trained:,} images, each seen {self.epochs(trained, steps):,.1f} times on average"
 
 
 class ScenesTraining(Training):

@@ -238,3 +238,9 @@ def test_the_training_digest_ignores_the_other_family() -> None:
     other = SSD_1B.model_copy(update={"sdxl": SSD_1B.sdxl.model_copy(update={"lr": 1.0})})
     assert other.training_digest("scenes") == SSD_1B.training_digest("scenes")
     assert other.training_digest("sdxl") != SSD_1B.training_digest("sdxl")
+
+
+def test_images_held_out_are_not_among_those_that_are_seen() -> None:
+    settings = SSD_1B.sdxl.model_copy(update={"validation": 256, "batch": 10, "accumulation": 1})
+    assert settings.describe_epochs(10_256, 1000) == "10,000 images, each seen 1.0 times on average"
+    assert settings.describe_epochs(1000, 90) == "900 images, each seen 1.0 times on average", "a tenth at most"
