@@ -19,6 +19,7 @@ from sdbench.notes import print_note
 from sdbench.training.processes import broadcast_from_main, rank_and_local_size
 
 SLOW_SAVE_S = 1.2  # if saving takes longer, it is done less often: full-size checkpoints are tens of GB
+MAX_EVERY_S = 3600.0  # however slow the disk is: a process that fails saves nothing more
 MAX_CHECKPOINTS = 2  # of each run: the newest may be lost when the machine goes down
 STEP = "step-{:08d}"
 DIGESTS = "digests.json"
@@ -29,7 +30,7 @@ class Checkpoints:
 
     Args:
         average: running average of the model's weights, if there is one.
-        every_s: seconds between two checkpoints; more if saving is slow.
+        every_s: seconds between two checkpoints; more if saving is slow, up to `MAX_EVERY_S`.
     """
 
     def __init__(self, folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: nn.Module | None, every_s: float) -> None:
@@ -47,7 +48,8 @@ class Checkpoints:
             return
         began = time.monotonic()
         self._save(STEP.format(step))
-        self._save_at = time.monotonic() + self._every_s * max(1.0, (time.monotonic() - began) / SLOW_SAVE_S)
+        ended = time.monotonic()
+        self._save_at = ended + min(MAX_EVERY_S, self._every_s * max(1.0, (ended - began) / SLOW_SAVE_S))
 
     def _save(self, name: str) -> None:
         older = sorted(self._folder.glob("step-*"))[:-1]

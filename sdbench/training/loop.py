@@ -100,7 +100,7 @@ def fit(
         accelerator: by default a new one on the model's device.
         evaluate: makes an H x W x 3 uint8 image and named values with the network to keep so far.
         evaluate_every: steps between two evaluations; there is also one at the end.
-        save_every_s: seconds between two checkpoints; more if saving is slow, so that it takes at most 2 % of the time.
+        save_every_s: seconds between two checkpoints; more, up to an hour, if saving is slow: it takes about 2 % of the time.
 
     Raises:
         KeyboardInterrupt: at a SIGINT, SIGTERM or SIGHUP that has a handler, once the step is finished and saved.

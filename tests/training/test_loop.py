@@ -482,9 +482,9 @@ def test_a_damaged_checkpoint_goes_with_the_next_one_that_is_saved(tmp_path: Pat
         saved.resume()
 
 
-@pytest.mark.parametrize(("seconds", "starts"), [(1, [11, 23]), (3, [11, 40])])
+@pytest.mark.parametrize(("seconds", "starts"), [(1, [11, 23]), (3, [11, 40]), (600, [11, 4212])])
 def test_slow_checkpoints_are_saved_less_often(seconds: int, starts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Due more than 10 s after the one before, or 25 s if saving takes 3 s; asked each second."""
+    """Due more than 10 s after the one before, or 25 s if saving takes 3 s, and always after an hour; asked each second."""
     now, began = [0], list[int]()
 
     def save(*_: object) -> None:
