@@ -66,7 +66,7 @@ def explain_training_memory(settings: Training, device: str) -> AbstractContextM
     """While open, turn an out-of-memory error of the device into one that says how to make a step need less memory.
 
     Raises:
-        UserError: the device had too little memory.
+        TooLittleMemoryError: the device had too little memory.
     """
     ways = []
     if settings.batch > 1:

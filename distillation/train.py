@@ -36,7 +36,7 @@ from distillation.teacher import Teacher
 from sdbench.arrays import U8
 from sdbench.disk import locked
 from sdbench.models.architectures import Family
-from sdbench.models.out_of_memory import explain_out_of_memory
+from sdbench.models.out_of_memory import TooLittleMemoryError, explain_out_of_memory
 from sdbench.notes import print_note
 from sdbench.scenes.embedded import verified_path
 from sdbench.scenes.networks import SceneNet
@@ -131,7 +131,7 @@ def distil(
         return StepContext(plan, unet, pool.scheduler, batch, accelerator, evaluate, validation)
 
     run = Run(folder, plan, source.digest, len(pool))
-    with ExitStack() as alone, explain_training_memory(settings, str(accelerator.device)):
+    with ExitStack() as alone, _advise_export(run), explain_training_memory(settings, str(accelerator.device)):
         broadcast_from_main(lambda: alone.enter_context(locked(folder / ".lock")))
         if accelerator.is_main_process:
             run.save()
@@ -173,8 +173,7 @@ def _train_segments(make_context: Callable[[Teacher], StepContext], run: Run, ac
         if not (folder / STUDENT).exists():
             steps, taps = range(segment.start, segment.end), plan.taps[segment.stage]
             context = make_context(plan.teachers[segment.teacher])
-            with _advise_export(run):
-                _train_segment(context, _initial_student(run, number), taps, steps, folder)
+            _train_segment(context, _initial_student(run, number), taps, steps, folder)
             accelerator.free_memory()  # it holds every model that it ever prepared
             gc.collect()  # a model whose forward was wrapped for mixed precision refers to itself
         accelerator.wait_for_everyone()  # the student is written, and no process still reads a checkpoint
@@ -203,14 +202,14 @@ def _initial_student(run: Run, number: int) -> UNet2DConditionModel:
 
 @contextmanager
 def _advise_export(run: Run) -> Iterator[None]:
-    """While open, let an error about a loss that is not finite say how to go on from what was trained, if anything was.
+    """While open, let an error that asks for another recipe, and so for a new run, say how to go on from what was trained, if anything was.
 
     Raises:
         UserError: the error.
     """
     try:
         yield
-    except NotFiniteError as error:
+    except (NotFiniteError, TooLittleMemoryError) as error:
         if not any(run.folder.glob("*/step-*")) and not any(run.folder.glob(f"*/{STUDENT}")):
             raise
         export = shlex.join(["distillation", "export", str(run.folder), "--out", "STUDENT"])

@@ -7,7 +7,8 @@ import torch
 
 from sdbench.errors import UserError
 
-# What cuDNN, cuBLAS, the driver and compiled kernels say, PyTorch's allocator where a compiler has wrapped its exception, and the CPU's.
+# What cuDNN, cuBLAS, the driver, compiled kernels and NCCL say, PyTorch's allocator where a compiler has wrapped its exception, and the
+# CPU's.
 _MESSAGES = (
     "unable to find an engine",
     "ALLOC_FAILED",
@@ -16,8 +17,15 @@ _MESSAGES = (
     "CUDA out of memory",
     "CUDA driver error: out of memory",
     "Triton Error [CUDA]: out of memory",
+    "Failed to CUDA calloc",
+    "Failed to CUDA malloc",
+    "'out of memory'",
     "can't allocate memory",
 )
+
+
+class TooLittleMemoryError(UserError):
+    """A device has too little memory."""
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -38,7 +46,7 @@ def explain_out_of_memory(device: str, what: str, ways: Sequence[str] = ()) -> I
         ways: to need less memory.
 
     Raises:
-        UserError: the device had too little memory.
+        TooLittleMemoryError: the device had too little memory.
     """
     try:
         yield
@@ -46,4 +54,4 @@ def explain_out_of_memory(device: str, what: str, ways: Sequence[str] = ()) -> I
         if not is_out_of_memory(error):
             raise
         advice = ", or ".join([*ways, "use a device with more"])
-        raise UserError(f"too little memory on {device} {what} ({str(error).splitlines()[0]}); {advice}") from error
+        raise TooLittleMemoryError(f"too little memory on {device} {what} ({str(error).splitlines()[0]}); {advice}") from error

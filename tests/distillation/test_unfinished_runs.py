@@ -227,15 +227,19 @@ def test_a_dry_run_describes_only_the_stages_that_are_left(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_loss_that_is_not_finite_tells_how_to_go_on_from_what_was_trained(
-    run: Run, vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(NotFiniteError("the loss is not finite"), "not finite"), (torch.OutOfMemoryError("CUDA out of memory"), "use a device with more")],
+)
+def test_an_error_that_asks_for_another_recipe_tells_how_to_go_on_from_what_was_trained(
+    error: Exception, reason: str, run: Run, vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(_: nn.Module, __: object, ___: Schedule, folder: Path, **____: Any) -> None:
         (folder / "step-00000001").mkdir()
-        raise NotFiniteError("the loss is not finite")
+        raise error
 
     monkeypatch.setattr(train, "fit", failing)
-    said = r"not finite\. To keep what was trained: distillation export .*vega-.* --out STUDENT, then the changed run with --from STUDENT"
+    said = rf"{reason}\. To keep what was trained: distillation export .*vega-.* --out STUDENT, then the changed run with --from STUDENT"
     with pytest.raises(UserError, match=said):
         distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
     with pytest.raises(NotFiniteError, match=r"not finite$"), train._advise_export(replace(run, folder=tmp_path / "new")):

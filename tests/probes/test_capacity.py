@@ -91,6 +91,9 @@ def test_device_index_may_be_omitted(make_card: Any, device: str) -> None:
         "InductorError: OutOfMemoryError: CUDA out of memory. Tried to allocate 3.00 GiB",
         "CUDA driver error: out of memory",
         "Triton Error [CUDA]: out of memory",
+        "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+        "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nLast error:\nFailed to CUDA calloc async 4 bytes",
+        "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nLast error:\nFailed to CUDA malloc 4 bytes",
     ],
 )
 def test_out_of_memory_errors_of_other_libraries_are_recognised(make_card: Any, message: str) -> None:
