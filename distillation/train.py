@@ -111,7 +111,8 @@ def distil(
     accelerator = make_accelerator(device, settings.dtype)
     check_even_split(settings.accumulation, accelerator.num_processes)  # before hours of encoding
     source = _open_images(plan, images, work, accelerator)
-    folder = broadcast_from_main(lambda: run_folder(work, recipe.name, plan.identity(source.digest, device)))
+    data_digest = broadcast_from_main(lambda: source.digest)  # it may read all images
+    folder = broadcast_from_main(lambda: run_folder(work, recipe.name, plan.identity(data_digest, device)))
     left = [
         segment.stage for segment, each in zip(plan.segments, segment_folders(folder, plan), strict=True) if not (each / STUDENT).exists()
     ]
@@ -130,7 +131,7 @@ def distil(
         validation = partial(_validation_batches, pool, settings.batch, place)
         return StepContext(plan, unet, pool.scheduler, batch, accelerator, evaluate, validation)
 
-    run = Run(folder, plan, source.digest, len(pool))
+    run = Run(folder, plan, data_digest, len(pool))
     with ExitStack() as alone, _advise_export(run), explain_training_memory(settings, str(accelerator.device)):
         broadcast_from_main(lambda: alone.enter_context(locked(folder / ".lock")))
         if accelerator.is_main_process:

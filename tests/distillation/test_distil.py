@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +60,7 @@ from sdbench.scenes.training.pool import Pool
 from sdbench.training.diffusion import Batch, predict
 from sdbench.training.latents import LatentPool
 from sdbench.training.loop import Schedule, fit
+from sdbench.training.processes import rank_and_local_size
 
 STEPS = 4
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -184,11 +185,21 @@ def test_a_gpu_trains_in_bfloat16(vega: Recipe, teacher_folder: Path, tmp_path: 
     assert sum(not torch.equal(tensor, start[name]) for name, tensor in trained.items()) > len(start) / 2
 
 
+class DigestedOnce(Pool):
+    """Rendered scenes whose digest only the main process may ask for: that of real images may take reading them all."""
+
+    @cached_property
+    def digest(self) -> str:
+        assert rank_and_local_size()[0] == 0
+        return super().digest
+
+
 def of_two_batches(recipe: Recipe, teacher: Path, folder: Path) -> Path:
     """Train with two accumulated batches per step and gradient checkpointing; returns the path of the weights."""
     changes = {"accumulation": 2, "checkpointing": True}
     recipe = one_shot_recipe(recipe.model_copy(update={"scenes": recipe.scenes.model_copy(update=changes)}))
-    return distil(recipe, "scenes", [teacher], folder / "work", folder / "out", steps=2, unet_only=True) / WEIGHTS
+    images = DigestedOnce(folder / "work" / "pool", recipe.scenes.images)
+    return distil(recipe, "scenes", [teacher], folder / "work", folder / "out", images=images, steps=2, unet_only=True) / WEIGHTS
 
 
 def test_two_processes_make_the_student_that_one_makes(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
