@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from PIL import Image
 
 from sdbench.arrays import U8
 from sdbench.models.loading import read_part
+from sdbench.models.out_of_memory import explain_out_of_memory
+from sdbench.training.diffusion import Batch
 from sdbench.training.latents import LatentPool
 
 SAMPLES, STEPS, GUIDANCE_SCALE, SEED = 4, 25, 7.5, 7
@@ -33,32 +36,43 @@ class StudentSampler:
         self._batch, self._unconditional = (pool.batch_of_rows(rows, SEED, drop) for drop in (0, 1))
         self._precision = precision
         self._vae = read_part("vae", pipeline_folder / "vae", torch.float32)
-        self._vae.enable_slicing()  # type: ignore[operator]  # an AutoencoderKL; decodes one image at a time, since training leaves little memory
         self._scheduler = EulerDiscreteScheduler.from_pretrained(pipeline_folder / "scheduler")
 
     @torch.no_grad()
     def __call__(self, unet: UNet2DConditionModel) -> tuple[U8, dict[str, float]]:
-        """Draw images with a UNet; returns them in a row, H x W x 3 uint8, and no metrics."""
-        batch, unconditional = self._batch.to(unet.device), self._unconditional.to(unet.device)
-        pipeline = StableDiffusionXLPipeline(
-            vae=self._vae.to(unet.device), text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None,
-            unet=unet, scheduler=self._scheduler, add_watermarker=False,
-        )  # fmt: skip
-        pipeline.set_progress_bar_config(disable=True)
-        with self._precision():
-            images = pipeline(
-                prompt_embeds=batch.prompt_embeds,
-                pooled_prompt_embeds=batch.pooled,
-                negative_prompt_embeds=unconditional.prompt_embeds,
-                negative_pooled_prompt_embeds=unconditional.pooled,
-                latents=batch.noise,
-                height=batch.noise.shape[2] * pipeline.vae_scale_factor,
-                width=batch.noise.shape[3] * pipeline.vae_scale_factor,
-                num_inference_steps=STEPS,
-                guidance_scale=GUIDANCE_SCALE,
-                output_type="pil",
-            ).images
+        """Draw images with a UNet, one by one, since training leaves little memory; returns them in a row, H x W x 3 uint8, and no metrics.
+
+        Raises:
+            TooLittleMemoryError: the device has too little memory.
+        """
+        with explain_out_of_memory(str(unet.device), "to draw samples"), self._precision():
+            batch, unconditional = self._batch.to(unet.device), self._unconditional.to(unet.device)
+            pipeline = StableDiffusionXLPipeline(
+                vae=self._vae.to(unet.device), text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None,
+                unet=unet, scheduler=self._scheduler, add_watermarker=False,
+            )  # fmt: skip
+            pipeline.set_progress_bar_config(disable=True)
+            images = [_draw(pipeline, batch, unconditional, row) for row in range(len(batch.noise))]
         self._vae.to("cpu")
         for image in images:
             image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
         return np.concatenate([np.asarray(image) for image in images], 1), {}
+
+
+def _draw(pipeline: StableDiffusionXLPipeline, batch: Batch, unconditional: Batch, row: int) -> Image.Image:
+    """Draw the image of a row of the batch."""
+    one = slice(row, row + 1)
+    height, width = (side * pipeline.vae_scale_factor for side in batch.noise.shape[2:])
+    image: Image.Image = pipeline(
+        prompt_embeds=batch.prompt_embeds[one],
+        pooled_prompt_embeds=batch.pooled[one],
+        negative_prompt_embeds=unconditional.prompt_embeds[one],
+        negative_pooled_prompt_embeds=unconditional.pooled[one],
+        latents=batch.noise[one],
+        height=height,
+        width=width,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE_SCALE,
+        output_type="pil",
+    ).images[0]
+    return image

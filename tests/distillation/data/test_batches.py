@@ -3,6 +3,7 @@
 import gc
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -13,17 +14,18 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny_pipeline, tiny_unet, with_unet
 from torch import nn
 
-from distillation import train
+from distillation import samples, train
 from distillation.ablation.experiment import one_shot_recipe
 from distillation.data.batches import SquareImages, crop_square, numbered_batches, open_square_images
 from distillation.data.images import open_images
 from distillation.recipe import Recipe
+from distillation.samples import StudentSampler
 from distillation.taps import Tap
 from distillation.train import distil
 from sdbench.disk import read_json, write_json_lines
@@ -182,6 +184,37 @@ def test_a_run_of_the_full_size_family(
     with Image.open(sheet) as image:
         assert image.size == (4 * SIDE, SIDE)
     assert at_once == [1] * 4  # images after the stage: at 1024 px a decoder takes gigabytes for each
+
+
+def test_samples_are_drawn_one_by_one_each_from_its_own_noise(teacher: Path, folder: Path, tmp_path: Path) -> None:
+    pool = LatentPool(teacher, SquareImages([open_images(str(folder))], SIDE), tmp_path)
+    unet, sizes = UNet2DConditionModel.from_pretrained(teacher / "unet"), list[int]()
+    unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    draw = StudentSampler(pool, teacher, nullcontext)
+    sheet, values = draw(unet)
+    assert (sizes, values) == ([2] * 4, {}), "with guidance, a call of the UNet has two halves"
+    pipeline = StableDiffusionXLPipeline.from_pretrained(teacher)
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    batch, unconditional = (pool.batch_of_rows(np.arange(4), samples.SEED, drop) for drop in (0, 1))
+    together = pipeline(
+        prompt_embeds=batch.prompt_embeds,
+        pooled_prompt_embeds=batch.pooled,
+        negative_prompt_embeds=unconditional.prompt_embeds,
+        negative_pooled_prompt_embeds=unconditional.pooled,
+        latents=batch.noise,
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=samples.STEPS,
+        guidance_scale=samples.GUIDANCE_SCALE,
+    ).images
+    np.testing.assert_allclose(sheet, np.concatenate([np.asarray(image) for image in together], 1), atol=1)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    unet.register_forward_pre_hook(full)
+    with pytest.raises(UserError, match=r"too little memory on cpu to draw samples \(CUDA out of memory\); use a device with more$"):
+        draw(unet)
 
 
 def test_teachers_teach_in_succession(
