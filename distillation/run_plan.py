@@ -54,8 +54,8 @@ class RunPlan:
             "data": data_digest,
             "steps": [[segment.stage, segment.teacher, segment.end] for segment in self.segments],
             "device": device,
-            # whoever asks for repeatable bytes must not be given those of a run that did not; a CPU's are repeatable anyway. With three or
-            # more processes a resumed run still differs in rounding: the first step after a start sums the gradients in one bucket
+            # whoever asks for repeatable bytes must not be given those of a run that did not; a CPU's are repeatable anyway. With several
+            # processes a resumed run still differs in rounding: the first step after a start averages gradients more often, in one bucket
             "deterministic": device == "cpu" or torch.are_deterministic_algorithms_enabled(),
         }
 

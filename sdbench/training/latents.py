@@ -135,6 +135,7 @@ class LatentPool:
         self._rows = np.concatenate([np.setdiff1d(decodable, held_out), held_out])  # in the files
         self.validation_rows = np.arange(len(decodable) - validation, len(decodable))
         self.__dict__.pop("parts", None)  # frees them: gigabytes at full size
+        torch.cuda.empty_cache()  # NCCL allocates beside PyTorch, which keeps what was freed
 
     @cached_property
     def parts(self) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def fit(
         evaluated = journal.evaluate_if_due(start, kept)  # the run may have been killed between saving and evaluating
         for step in range(start, schedule.steps):
             lr = optimiser.param_groups[0]["lr"] = schedule.lr_at(step)
-            terms = _backward(model, loss, schedule, step, accelerator)
+            terms = _backward(model, loss, schedule, step, accelerator, is_first=step == start)
             norm = nn.utils.clip_grad_norm_(plain.parameters(), schedule.clip_norm)
             is_last, is_skipped = step == schedule.steps - 1, not torch.isfinite(norm)
             if is_skipped and (was_skipped or is_last):
@@ -171,14 +171,20 @@ def check_even_split(accumulation: int, processes: int) -> None:
         )
 
 
-def _backward(model: nn.Module, loss: Loss, schedule: Schedule, step: int, accelerator: Accelerator) -> dict[str, Tensor]:
-    """Compute the gradients of a step, and return its loss terms, averaged over the batches of this process."""
+def _backward(
+    model: nn.Module, loss: Loss, schedule: Schedule, step: int, accelerator: Accelerator, *, is_first: bool
+) -> dict[str, Tensor]:
+    """Compute the gradients of a step, and return its loss terms, averaged over the batches of this process.
+
+    Several processes average gradients once, after the last batch; in the first step of a process after each, which is the same up to
+    rounding: only averaging puts gradients into the buckets that are there for it, and before they would take as much memory again.
+    """
     sums: dict[str, Tensor] = {}
     parts = range(accelerator.process_index, schedule.accumulation, accelerator.num_processes)
     for part in parts:
         number = step * schedule.accumulation + part
         torch.manual_seed((1_000_003 * schedule.seed + number) % 2**32)  # torch uses 32 bits of a seed
-        with accelerator.no_sync(model) if part < parts[-1] else nullcontext():
+        with nullcontext() if is_first or part == parts[-1] else accelerator.no_sync(model):
             with accelerator.autocast():
                 terms = loss(number)
             accelerator.backward(torch.stack(list(terms.values())).sum() / len(parts))

@@ -250,14 +250,15 @@ def test_an_image_larger_than_a_pass_is_encoded_alone(teacher_folder: Path, pool
     assert len(LatentPool(teacher_folder, DamagedPool(pool, 2, set(), size_px=1024), tmp_path)) == 2
 
 
-def test_networks_are_freed_once_all_is_encoded(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+def test_networks_are_freed_once_all_is_encoded(teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def count() -> int:
         gc.collect()
         return sum(type(thing) is AutoencoderKL for thing in gc.get_objects())
 
-    before = count()
+    before, returned = count(), list[int]()
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: returned.append(count()))
     found = LatentPool(teacher_folder, pool, tmp_path)
-    assert count() == before
+    assert (count(), returned) == (before, [before]), "their memory goes back to the device"
     assert len(found) == 8
 
 

@@ -703,12 +703,13 @@ def train_with_accumulation(
             raise KeyboardInterrupt
         if number == interrupted_batch:
             signal.raise_signal(signal.SIGINT)
+        if accelerator.num_processes > 1:  # gradients stay in one shared bucket throughout an accumulation, that of the first step too
+            gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+            assert len({gradient.untyped_storage().data_ptr() for gradient in gradients}) <= 1
         square = (net(data[number]) - data[number].sum(1, keepdim=True)).square().mean()
         return {"square": square * (torch.nan if number % 4 == nan_at else 1)}
 
     fit(net, loss, Schedule(steps=6, lr=1e-2, batch=4, warmup=2, accumulation=4), folder, accelerator=accelerator, save_every_s=ALWAYS)
-    if accelerator.num_processes > 1:  # gradients stay in one shared bucket throughout an accumulation
-        assert len({parameter.grad.untyped_storage().data_ptr() for parameter in net.parameters()}) == 1
     return folder
 
 
