@@ -89,10 +89,14 @@ def check_data(options: argparse.Namespace) -> None:
     """Check the options of `add_data`.
 
     Raises:
-        UserError: there is a column but no data.
+        UserError: there is a column or a share, but no data.
     """
-    if options.caption_column and not options.data:
+    if options.data:
+        return
+    if options.caption_column:
         raise UserError("--caption-column names a column of --data, which is not given; add --data, or leave --caption-column out")
+    if options.max_undecodable != MAX_UNDECODABLE:
+        raise UserError("--max-undecodable is a share of --data, which is not given; add --data, or leave --max-undecodable out")
 
 
 def training_device(asked: str | None) -> Literal["cpu", "cuda"]:

@@ -108,9 +108,11 @@ def test_a_dry_run_checks_and_makes_nothing(teacher_folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("words", [["run", "vega"], ["sensitivity"]])
-def test_a_column_of_captions_without_data_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_column_of_captions_or_a_share_of_images_without_data_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--caption-column", "text"]) == 2
     assert "--caption-column names a column of --data, which is not given" in capsys.readouterr().err
+    assert main([*words, "--max-undecodable", "0"]) == 2
+    assert "--max-undecodable is a share of --data, which is not given" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("datasets_cache")
