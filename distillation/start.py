@@ -15,6 +15,7 @@ from sdbench.errors import UserError
 from sdbench.models.architectures import Config, depths, resnet_counts, unet_config
 from sdbench.models.checks import check_finite
 from sdbench.models.files import weight_files
+from sdbench.models.headers import read_headers
 from sdbench.models.loading import build_on_meta, check_part, read_part
 
 
@@ -38,6 +39,15 @@ class Start:
     def licences(self) -> list[str | None]:
         """The licences that it inherited, as in its provenance; of an unknown student, one that is not named."""
         return [None] if self.provenance is None else list(self.provenance["licences"])
+
+    @property
+    def dtypes(self) -> list[str]:
+        """The dtypes that its weights are stored in, as safetensors spells them: F32, F16 or BF16.
+
+        Raises:
+            UserError: its files are damaged.
+        """
+        return sorted({tensor.dtype for tensor in read_headers(weight_files(self.folder, "unet", sixteen_bit=False)[1]).values()})
 
     def unet(self) -> nn.Module:
         """The UNet, in float32 on the CPU.

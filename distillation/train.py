@@ -154,6 +154,8 @@ def _open_images(plan: RunPlan, images: CaptionedImages | None, work: Path, acce
         print_note(f"training on {plan.settings.describe_epochs(len(source.captions), plan.segments[-1].end)}")
         for teacher in plan.teachers:
             print_note(f"teacher: the {teacher.dtype} weights in {teacher.folder}")
+        if plan.start and plan.start.dtypes != ["F32"]:
+            print_note(f"starting from weights that were rounded to {' and '.join(plan.start.dtypes)}, those in {plan.start.folder}")
     return source
 
 

@@ -2,13 +2,16 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from tiny import tiny_unet, with_unet
@@ -29,6 +32,7 @@ from sdbench.disk import locked, read_json, write_json
 from sdbench.errors import UserError
 from sdbench.models.digest import weights_digest
 from sdbench.models.resolve import resolve
+from sdbench.scenes.training.pool import Pool
 from sdbench.training.diffusion import Batch
 from sdbench.training.loop import NotFiniteError, Schedule, fit
 
@@ -212,6 +216,19 @@ def test_a_student_of_another_shape_or_width_is_no_start(vega: Recipe, teacher_f
     tiny_unet("vega", time_cond_proj_dim=8).save_pretrained(tmp_path / "guided")  # as students of few steps have
     with pytest.raises(UserError, match=r"its 'time_embedding.cond_proj.weight' has shape \[.*\], expected none\."):
         check_start(plan_run(vega, "scenes", [teacher_folder], STEPS, open_start(tmp_path / "guided", vega)))
+
+
+def test_a_start_from_rounded_weights_is_not_silent(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), vega.plans[-1])
+    accelerator = SimpleNamespace(is_main_process=True, main_process_first=nullcontext, device=torch.device("cpu"))
+    for dtype, said in ((torch.float32, ""), (torch.float16, f"rounded to F16, those in {tmp_path / 'float16'}\n")):
+        folder = tmp_path / str(dtype).removeprefix("torch.")
+        student.to(dtype).save_pretrained(folder)
+        plan = plan_run(vega, "scenes", [teacher_folder], STEPS, open_start(folder, vega))
+        train._open_images(plan, Pool(tmp_path, 1), tmp_path, cast("Accelerator", accelerator))
+        assert capsys.readouterr().err.partition("starting from weights that were ")[2] == said
 
 
 @pytest.mark.usefixtures("fake_estimates")
