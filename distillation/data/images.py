@@ -108,9 +108,9 @@ class Images:
 
     @contextmanager
     def _open(self, row: int) -> Iterator[Image.Image]:
-        if not self.captions[row].strip():
-            raise UndecodableError(f"{self.name}: row {row} has no caption. Write one, or remove the row")
         (image,) = self.rows[row].values()
+        if not self.captions[row].strip():
+            raise UndecodableError(f"{self._describe(row, image)} has no caption. Write one, or remove the row")
         try:
             with open_image(image) as file, Image.open(file, formats=FORMATS) as opened:
                 yield opened

@@ -152,18 +152,6 @@ def read_texts(rows: Rows, column: str, n: int | None = None) -> list[str | None
         raise UserError(f"{rows.name}: column {column!r} is not UTF-8 ({error}); convert the file") from error
 
 
-def read_captions(rows: Rows, column: str) -> list[str]:
-    """Read a text column of all rows, each of which must have a caption.
-
-    Raises:
-        UserError: see `read_texts`; or rows have no caption.
-    """
-    captions = [caption or "" for caption in read_texts(rows, column)]
-    if missing := [row for row, caption in enumerate(captions) if not caption.strip()]:
-        raise UserError(f"{rows.name}: no caption in {list_rows(missing)}. Write these captions, or remove the rows")
-    return captions
-
-
 def list_rows(rows: Sequence[int]) -> str:
     """Row numbers in words: `row 3`; `rows 3, 5, 8`; of many the first ones."""
     more = f" and {len(rows) - ROWS_LISTED:,} more" if len(rows) > ROWS_LISTED else ""
@@ -177,13 +165,13 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def _read_captioned_files(folder: Path) -> Rows | None:
-    """The images of a folder and its subfolders in the layout of Kohya's scripts: beside `0.png`, a `0.txt` with the caption.
+    """The images of a folder and its subfolders in the layout of Kohya's scripts: beside `0.png`, a `0.txt` with the caption, or none.
 
     None for a folder without such text files, or with a table of captions, where the images lie beside tables or tars, as previews of
     these do, and where there is no folder. Hidden files are left out, as by `datasets`.
 
     Raises:
-        UserError: an image has no text file beside it, or that cannot be read.
+        UserError: a text file cannot be read.
     """
     if not folder.is_dir() or any((folder / name).is_file() for name in METADATA):
         return None
@@ -198,12 +186,13 @@ def _read_captioned_files(folder: Path) -> Rows | None:
 
 
 def _read_caption(path: Path) -> str:
+    """The caption in a text file; empty where there is no such file."""
     try:
         return path.read_text(encoding="utf-8-sig").strip()  # drops the byte order mark that some editors write
+    except FileNotFoundError:
+        return ""
     except OSError as error:
-        raise UserError(
-            f"cannot read {path} ({error.strerror}); each image needs its caption beside it. Write one, or remove the image"
-        ) from error
+        raise UserError(f"cannot read {path} ({error.strerror}); see to that, or remove it") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error}); convert the file") from error
 

@@ -150,7 +150,7 @@ def _pair_by_order(folder: Path, paths: Iterable[Path], prompts: Path) -> Captio
 
 def _read_captioned(folder: Path, paths: Sequence[Path]) -> CaptionedFiles:
     """The images of a folder with the captions in it, as for training."""
-    from sdbench.assets.sources import read_captions, read_rows
+    from sdbench.assets.sources import read_rows, read_texts
 
     try:
         rows = read_rows(str(folder))
@@ -158,12 +158,17 @@ def _read_captioned(folder: Path, paths: Sequence[Path]) -> CaptionedFiles:
         raise UserError(f"{str(error).rstrip('.')}. Or name a text file of prompts with --prompts") from error
     (column,) = (images := rows.images()).column_names
     files = [image["path"] and Path(image["path"]) for image in images[column]]
-    if without := {folder.resolve() / path.name for path in paths} - {*files}:
-        raise UserError(f"{folder}: {len(without)} images have no caption, such as {min(without).name}; write theirs, or remove them")
     if missing := [path for path in files if not (path and path.is_file())]:
         raise UserError(f"{folder}: captions without an image file, such as that of {missing[0]}; remove them, or unpack the images")
-    captions = read_captions(rows, rows.column(None, COLUMNS, "--prompts, which takes a text file"))
-    return CaptionedFiles(folder, files, [caption.strip() for caption in captions])
+    texts = read_texts(rows, rows.column(None, COLUMNS, "--prompts, which takes a text file"))
+    captions = [(text or "").strip() for text in texts]
+    blank = {file for file, caption in zip(files, captions, strict=True) if not caption}
+    if without := blank | {folder.resolve() / path.name for path in paths} - {*files}:
+        raise UserError(
+            f"{folder}: {len(without)} images have no caption, such as {min(without).name}; write theirs, remove them, or name a text file "
+            "of prompts with --prompts"
+        )
+    return CaptionedFiles(folder, files, captions)
 
 
 def _sort_by_name(paths: Iterable[Path]) -> list[Path]:
