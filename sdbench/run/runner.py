@@ -3,6 +3,7 @@
 import gc
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,7 +41,7 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
 
     Raises:
         UserError: see `fetch_models`.
-        PartialError: a model cannot be drawn, or its record cannot be written; the records of the others are.
+        PartialError: a model cannot be drawn or timed, or its record cannot be written; what could be measured is recorded.
     """
     ordered = sorted(fetch_models(specs, context), key=lambda spec: spec.name != context.suite.teacher_name)
     models = {spec.name: describe_model(spec, context) for spec in ordered}
@@ -54,19 +55,19 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
 
     drawn, refused = _try_each(ordered, draw_all, context.device)
     sound = [spec for spec in ordered if spec.name in drawn]
-    try:
-        probed = run_probes(sound, context)
-    except UserError as error:
-        raise PartialError(_join_errors(refused | {"latency and memory": str(error)}), []) from error
+    probed, untimed = _probe(sound, models, context)
+    if not context.with_quality:
+        sound = [spec for spec in sound if spec.name not in untimed]
 
     def record(spec: ModelSpec) -> Path:
         (scheduler, images), model = drawn[spec.name], models[spec.name]
-        return write_record(model, context, build_subject(model, context, *images) if images else None, probed, scheduler)
+        own = replace(context, only="quality") if spec.name in untimed else context  # keeps what an earlier run measured
+        return write_record(model, own, build_subject(model, own, *images) if images else None, probed, scheduler)
 
     with evaluators_on(context.device):
         folders, unwritten = _try_each(sound, record, context.device)
-    errors, teacher = refused | unwritten, context.suite.teacher_name
-    if teacher in errors and folders and not context.suite.other_suite:
+    errors, teacher = refused | untimed | unwritten, context.suite.teacher_name
+    if teacher in errors.keys() - folders.keys() and folders and not context.suite.other_suite:
         errors[teacher] += " (so the records of the others may lack what compares them with it)"
     if errors:
         raise PartialError(_join_errors(errors), [*folders.values()])
@@ -98,13 +99,29 @@ def draw(specs: Sequence[ModelSpec], context: RunContext, part: tuple[int, int])
     return missing
 
 
+def _probe(specs: Sequence[ModelSpec], models: Mapping[str, Model], context: RunContext) -> tuple[ProbeResult, dict[str, str]]:
+    """Latency and memory of the models whose files have not changed, and by name the errors of the others.
+
+    Drawing took hours, in which a trainer may have replaced or deleted a model's files. The images of all are still scored.
+    """
+    try:
+        probed = run_probes(specs, context)
+    except (UserError, OSError) as error:
+        probed, errors = ProbeResult({}, ""), {spec.name: str(error) for spec in specs}
+    else:
+        timed = [spec for spec in specs if spec.name in probed.values]
+        _, errors = _try_each(timed, lambda spec: _check_unchanged(spec, models[spec.name], context), context.device)
+    sound = {name: values for name, values in probed.values.items() if name not in errors}
+    return replace(probed, values=sound), {name: f"latency and memory: {error}" for name, error in errors.items()}
+
+
 def _try_each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T], device: str) -> tuple[dict[str, T], dict[str, str]]:
     """What `work` returns for each model, and its errors, both by name: a model that cannot be measured does not stop the others."""
     done, errors = {}, {}
     for spec in specs:
         try:
             done[spec.name] = work(spec)
-        except UserError as error:
+        except (UserError, OSError) as error:
             errors[spec.name] = str(error)
         gc.collect()  # the model, or the images
         if device.startswith("cuda"):
@@ -187,15 +204,22 @@ class ImageGenerator:
         sampling, pipeline = self.context.sampling, self.context.pipelines.get(self.spec.name)
         if pipeline is None:
             pipeline = load(self.spec, dtype=sampling.dtype, device=self.context.device)
-            self._check_unchanged()  # the models before it may have taken hours, in which a trainer wrote its next checkpoint
+            # The models before it may have taken hours, in which a trainer wrote its next checkpoint.
+            _check_unchanged(self.spec, self.model, self.context)
         return make_sampler(pipeline, sampling, self.context.suite.noise)
 
-    def _check_unchanged(self) -> None:
-        if weights_digest(self.spec, dtype=self.context.sampling.dtype) != self.model.weights_digest:
-            raise UserError(
-                f"the files of {self.spec.name!r} in {self.spec.location} changed since this run began; run again, on a copy if a trainer "
-                "still writes there"
-            )
+
+def _check_unchanged(spec: ModelSpec, model: Model, context: RunContext) -> None:
+    """Check that a model's weights are still those that its description has the digest of.
+
+    Raises:
+        UserError: they are not; or see `weights_digest`.
+    """
+    if weights_digest(spec, dtype=context.sampling.dtype) != model.weights_digest:
+        raise UserError(
+            f"the files of {spec.name!r} in {spec.location} changed since this run began; run again, on a copy if a trainer still writes "
+            "there"
+        )
 
 
 def _draw_images(spec: ModelSpec, model: Model, context: RunContext, part: tuple[int, int] = (1, 1)) -> tuple[Store, list[Job]]:

@@ -1,5 +1,6 @@
 """A suite over models: a record of each, no work that was done before, and nothing for what cannot be run."""
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 import torch
 from fakes import (
     LATENCY,
+    METRICS,
     PROBED,
     PROMPTS,
     SUITE,
@@ -300,6 +302,49 @@ def test_weights_replaced_while_other_models_are_drawn_are_refused(
     )
 
 
+@pytest.mark.parametrize("only", [None, "probes"])
+def test_times_of_weights_replaced_since_the_run_began_are_refused(
+    only: str | None, teacher: ModelSpec, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = Path(shutil.copytree(tiny_pipeline, tmp_path / "newest"))
+
+    def prune_and_measure(specs: list[ModelSpec], *_: Any, **__: Any) -> ProbeResult:
+        tiny_unet(seed=1).save_pretrained(newest / "unet")
+        return ProbeResult({spec.name: [LATENCY] for spec in specs}, "turns")
+
+    monkeypatch.setattr(driver, "measure", prune_and_measure)
+    with pytest.raises(PartialError, match=r"^newest: latency and memory: the files of 'newest' in .* changed since this run") as error:
+        runner.run([teacher, resolve(str(newest), name="newest")], prepare_in(tmp_path, PROBED, only))
+    found = {record.model.name: record for record in map(records.read_record, error.value.folders)}
+    assert found[teacher.name].value(LATENCY.name) == LATENCY
+    assert [*found] == [teacher.name, *([] if only else ["newest"])], "without images, nothing is left to record"
+    assert only or {value.name for value in found["newest"].values} == {*METRICS}, "its images are those of its own weights"
+
+
+@pytest.mark.parametrize("error", [None, OSError(errno.EIO, os.strerror(errno.EIO))])
+def test_images_are_scored_where_latency_cannot_be_measured(
+    error: OSError | None, teacher: ModelSpec, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer that keeps only its last checkpoints deletes one whose images were drawn."""
+    newest, measure = Path(shutil.copytree(tiny_pipeline, tmp_path / "newest")), driver.measure
+
+    def delete_and_measure(*arguments: Any, **options: Any) -> ProbeResult:
+        shutil.rmtree(newest)
+        if error:
+            raise error
+        return measure(*arguments, **options)
+
+    replace_probes(monkeypatch, LATENCY)
+    runner.run([teacher], prepare_in(tmp_path, PROBED, "probes"))
+    monkeypatch.setattr(driver, "measure", delete_and_measure)
+    said = r"Input/output error" if error else r"newest does not exist: it was moved or deleted since it was named"
+    with pytest.raises(PartialError, match=rf"^scenes-teacher and newest: latency and memory: .*{said}$") as raised:
+        runner.run([teacher, resolve(str(newest), name="newest")], prepare_in(tmp_path, PROBED, None))
+    found = [records.read_record(folder) for folder in raised.value.folders]
+    assert [{value.name for value in record.values} for record in found] == [{*METRICS, LATENCY.name}, {*METRICS}]
+    assert found[0].run == "turns", "what an earlier run measured is kept"
+
+
 def test_files_of_the_sampling_and_of_every_timed_setting_are_fetched(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +387,20 @@ def test_model_that_cannot_be_drawn_does_not_stop_the_others(
         runner.run(specs, context)
     assert [folder.parent.name for folder in error.value.folders] == [teacher.name, student.name]
     assert "no fast convolutions in float32" in capsys.readouterr().err
+
+
+def test_model_whose_files_vanish_while_they_are_read_does_not_stop_the_others(
+    teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_only_the_student(spec: ModelSpec, **options: Any) -> Any:
+        if spec.name == teacher.name:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "unet")
+        return load(spec, **options)
+
+    monkeypatch.setattr(runner, "load", load_only_the_student)
+    with pytest.raises(PartialError, match=r"^scenes-teacher: \[Errno 2\] No such file or directory: 'unet'") as error:
+        runner.run([teacher, student], prepare_in(tmp_path))
+    assert [folder.parent.name for folder in error.value.folders] == [student.name]
 
 
 def test_records_without_their_teacher_are_written_and_the_error_says_so(
