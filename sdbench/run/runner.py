@@ -12,6 +12,7 @@ import torch
 from sdbench import schedulers
 from sdbench.arrays import U8
 from sdbench.assets.pipelines import fetch, missing_files
+from sdbench.disk import locked
 from sdbench.encoders.inference import evaluators_on
 from sdbench.errors import PartialError, UserError
 from sdbench.generate import Job, generate, make_sampler, render_scenes, select_part
@@ -238,21 +239,25 @@ def _draw_images(spec: ModelSpec, model: Model, context: RunContext, part: tuple
 def run_probes(specs: Sequence[ModelSpec], context: RunContext) -> ProbeResult:
     """Measure latency and memory of the models in turns; empty for rendered images, and where the suite or the run has no probes.
 
+    A second command that measures in this folder of runs waits until the first has ended: at once, both would time each other too.
+
     Raises:
-        UserError: see `driver.measure`.
+        UserError: see `locked` and `driver.measure`.
     """
     timed = [spec for spec in specs if spec.source != "rendered"]
     if context.probes is None or not timed:
         return ProbeResult({}, "")
-    return driver.measure(
-        timed,
-        context.sampling,
-        context.probes,
-        work=context.rounds or context.runs / "probes",
-        device=context.device,
-        settings=context.settings,
-        profile=context.profile,
-    )
+    kept = context.runs / "probes"
+    with locked(kept / ".lock"):
+        return driver.measure(
+            timed,
+            context.sampling,
+            context.probes,
+            work=context.rounds or kept,
+            device=context.device,
+            settings=context.settings,
+            profile=context.profile,
+        )
 
 
 def describe_scheduler(spec: ModelSpec, context: RunContext) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,19 +219,6 @@ def test_only_rounds_that_alternated_share_a_run_id(harness: DriverHarness) -> N
     assert harness.probe("a", "b").run_id != together.run_id
 
 
-def test_one_command_measures_at_a_time(harness: DriverHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, held = process.Series._run, []
-
-    def start_round(*arguments: Any) -> dict[str, str]:
-        held.append(is_locked(harness.work / ".lock"))
-        return start(*arguments)
-
-    monkeypatch.setattr(process.Series, "_run", start_round)
-    harness.measure("a", "b")
-    assert held == [True, True]
-    assert not is_locked(harness.work / ".lock")
-
-
 def test_round_ends_with_the_process_that_started_it() -> None:
     round_code = """
 import time
@@ -261,6 +249,22 @@ TIMED = Suite(
     sampling=SAMPLING,
     probes=Probes(rounds=1, calls=2, warmup=0),
 )
+
+
+@pytest.mark.parametrize("command", [api.run, partial(api.noise, seeds=2)])
+def test_one_command_measures_at_a_time(
+    command: Callable[..., object], harness: DriverHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, held, lock = process.Series._run, [], tmp_path / "runs" / "probes" / ".lock"
+
+    def start_round(*arguments: Any) -> dict[str, str]:
+        held.append(is_locked(lock))
+        return start(*arguments)
+
+    monkeypatch.setattr(process.Series, "_run", start_round)
+    command(ModelSpec("a", "scenes", "vega", "random", ""), TIMED, places=api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")
+    assert held == [True] * len(harness.started)
+    assert not is_locked(lock)
 
 
 def test_noise_floor_of_one_model_leaves_the_rounds_of_another(

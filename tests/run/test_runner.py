@@ -451,7 +451,6 @@ def test_probes_alone_generate_no_images_and_skip_rendered_models(
     assert measured_models == [["scenes-teacher"]]
     assert [record.values for record in found] == [(), (LATENCY,)]
     assert [record.n_images for record in found] == [0, 0]
-    assert not (tmp_path / "runs" / "probes").exists()
     assert runner.run([resolve("scenes-rendered"), teacher], prepare_in(tmp_path, PROBED, "probes")) == folders, "the same values again"
     runner.run_probes([teacher], replace(prepare_in(tmp_path, PROBED, "probes"), profile=True))
     assert profiled == [False, False, True]
