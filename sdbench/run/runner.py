@@ -1,19 +1,16 @@
 """Run a suite over models, and write their records. Each step does only what is missing, so a killed run can resume."""
 
-import gc
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from sdbench import schedulers
 from sdbench.arrays import U8
 from sdbench.assets.pipelines import fetch, missing_files
 from sdbench.disk import locked
-from sdbench.encoders.inference import evaluators_on
+from sdbench.encoders.inference import evaluators_on, free_memory
 from sdbench.errors import PartialError, UserError
 from sdbench.generate import Job, generate, make_sampler, render_scenes, select_part
 from sdbench.models.digest import weights_digest
@@ -54,7 +51,7 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
         scheduler = describe_scheduler(spec, context)
         return scheduler, _draw_images(spec, models[spec.name], context) if context.with_quality else None
 
-    drawn, refused = _try_each(ordered, draw_all, context.device)
+    drawn, refused = _try_each(ordered, draw_all)
     sound = [spec for spec in ordered if spec.name in drawn]
     probed, untimed = _probe(sound, models, context)
     if not context.with_quality:
@@ -66,7 +63,7 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
         return write_record(model, own, build_subject(model, own, *images) if images else None, probed, scheduler)
 
     with evaluators_on(context.device):
-        folders, unwritten = _try_each(sound, record, context.device)
+        folders, unwritten = _try_each(sound, record)
     errors, teacher = refused | untimed | unwritten, context.suite.teacher_name
     if teacher in errors.keys() - folders.keys() and folders and not context.suite.other_suite:
         errors[teacher] += " (so the records of the others may lack what compares them with it)"
@@ -94,7 +91,7 @@ def draw(specs: Sequence[ModelSpec], context: RunContext, part: tuple[int, int])
         print_note(f"{spec.name}: images are in {store.folder}")
         return len(store.missing([job.image_id for job in jobs]))
 
-    missing, refused = _try_each(fetch_models(specs, context), draw_part, context.device)
+    missing, refused = _try_each(fetch_models(specs, context), draw_part)
     if refused:
         raise PartialError(_join_errors(refused), [])
     return missing
@@ -111,12 +108,12 @@ def _probe(specs: Sequence[ModelSpec], models: Mapping[str, Model], context: Run
         probed, errors = ProbeResult({}, ""), {spec.name: str(error) for spec in specs}
     else:
         timed = [spec for spec in specs if spec.name in probed.values]
-        _, errors = _try_each(timed, lambda spec: _check_unchanged(spec, models[spec.name], context), context.device)
+        _, errors = _try_each(timed, lambda spec: _check_unchanged(spec, models[spec.name], context))
     sound = {name: values for name, values in probed.values.items() if name not in errors}
     return replace(probed, values=sound), {name: f"latency and memory: {error}" for name, error in errors.items()}
 
 
-def _try_each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T], device: str) -> tuple[dict[str, T], dict[str, str]]:
+def _try_each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T]) -> tuple[dict[str, T], dict[str, str]]:
     """What `work` returns for each model, and its errors, both by name: a model that cannot be measured does not stop the others."""
     done, errors = {}, {}
     for spec in specs:
@@ -124,9 +121,7 @@ def _try_each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T], device
             done[spec.name] = work(spec)
         except (UserError, OSError) as error:
             errors[spec.name] = str(error)
-        gc.collect()  # the model, or the images
-        if device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        free_memory()  # of the model, or of the images
     return done, errors
 
 
