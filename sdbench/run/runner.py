@@ -10,7 +10,7 @@ from sdbench import schedulers
 from sdbench.arrays import U8
 from sdbench.assets.pipelines import fetch, missing_files
 from sdbench.disk import locked
-from sdbench.encoders.inference import evaluators_on, free_memory
+from sdbench.encoders.inference import evaluators_on, free_memory, release_evaluators
 from sdbench.errors import PartialError, UserError
 from sdbench.generate import Job, generate, make_sampler, render_scenes, select_part
 from sdbench.models.digest import weights_digest
@@ -187,6 +187,7 @@ class ImageGenerator:
         """
         if not self.store.missing([job.image_id for job in jobs]):
             return
+        release_evaluators()  # those of the look before, beside which the model may not fit
         batch, device = self.context.sampling.batch, self.context.device
         with explain_out_of_memory(device, "to load the model"):
             self._make = self._make or self._load()
