@@ -8,6 +8,7 @@ from typing import Any
 
 from sdbench import __version__, records
 from sdbench.assets.pipelines import is_cached, is_local
+from sdbench.disk import locked
 from sdbench.errors import UserError
 from sdbench.generate import Job, list_jobs
 from sdbench.machine import slow_dtype_note, version
@@ -22,6 +23,8 @@ from sdbench.score import find_protocols
 from sdbench.settings import Dtype, Probes, Sampling, Setting
 from sdbench.store import Store
 from sdbench.suites import Suite, check_half
+
+RECORDS_LOCK = ".records.lock"  # in the folder of runs, held while a record is written
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,13 @@ def prepare(context: RunContext) -> None:
     """Check that the suite can be run and the results can be written, before anything slow begins.
 
     Raises:
-        UserError: see `check_suite`; or a folder cannot be written, prompts or a latent are missing, or a record is damaged.
+        UserError: see `check_suite`; or a folder cannot be written or locked, prompts or a latent are missing, or a record is damaged.
     """
     check_suite(context)
     for folder in (context.results, context.runs):
         _check_writable(folder)
+    with locked(context.runs / RECORDS_LOCK):  # raises where the file system has no locks
+        pass
     _ = context.suite.id  # raises where prompts or latent are missing, or the teacher does not fit
     records.newest_per_model(context.results, context.suite.family)  # raises where a record is damaged
 

@@ -30,7 +30,7 @@ from sdbench.records import (
 )
 from sdbench.records.names import judge_of, setting_of
 from sdbench.run.acceptance import add_verdicts
-from sdbench.run.context import RunContext, store_and_jobs
+from sdbench.run.context import RECORDS_LOCK, RunContext, store_and_jobs
 from sdbench.run.thumbnails import choose_images, thumbnail
 from sdbench.score import find_protocols, score
 from sdbench.store import Store
@@ -96,7 +96,7 @@ def write_record(
     )
     if of_model and of_model[-1] not in of_software:
         _warn_of_lost_values(of_model[-1][1], record)
-    with locked(context.runs / ".records.lock"):  # of two equal runs at once, the second finds the record of the first
+    with locked(context.runs / RECORDS_LOCK):  # of two equal runs at once, the second finds the record of the first
         if (of_row := _records_of_row(model, machine, context)) and _comparable_content(of_row[-1][1]) == _comparable_content(record):
             return of_row[-1][0]
         return records.write(record, scores, thumbnails, context.results)

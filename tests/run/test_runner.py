@@ -28,6 +28,7 @@ from fakes import (
     replace_probes,
     replace_towers,
 )
+from filelock import FileLock
 from PIL import Image
 from processes import is_locked
 from safetensors.torch import save_file
@@ -500,6 +501,15 @@ def test_scenes_of_another_size_are_refused_before_any_work(size: dict[str, int]
         prepare_in(tmp_path, suite)
     assert list(tmp_path.iterdir()) == []
     assert prepare_in(tmp_path, suite, "probes").sampling.shape_px != (64, 64)
+
+
+def test_file_system_without_locks_is_rejected_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def acquire(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.raises(UserError, match=r"cannot lock .*\.records\.lock: .*No locks available.* Make its folder writable, or name another"):
+        prepare_in(tmp_path)
 
 
 @pytest.mark.parametrize("blocked", ["results", "runs"])
