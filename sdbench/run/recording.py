@@ -59,8 +59,8 @@ def write_record(
         looks: of a run that stopped when sure.
 
     Raises:
-        UserError: an image cannot be read, the suite's prompts changed meanwhile, none of the metrics could be measured, or the record
-            cannot be written.
+        UserError: an image cannot be read, the suite's prompts or its latent changed meanwhile, none of the metrics could be measured,
+            or the record cannot be written.
     """
     machine, software = this_machine(context.device), environment()
     of_row = _records_of_row(model, machine, context)
@@ -72,7 +72,7 @@ def write_record(
     if subject is None:
         values, scores, thumbnails = _earlier_quality(earlier)
     else:
-        values, scores, thumbnails = _score_quality(subject, context)
+        values, scores, thumbnails = _score_quality(subject, model, context)
         _check_any_measured(model, (*values, *new))
     run_ids = {run_id for run_id, found in ((probed.run_id, new), (old_run_id, old)) if found}
     record = Record(
@@ -239,12 +239,12 @@ def _is_same_model(one: Model, other: Model) -> bool:
     return one.model_copy(update={"source": other.source}) == other
 
 
-def _score_quality(subject: Subject, context: RunContext) -> Quality:
+def _score_quality(subject: Subject, model: Model, context: RunContext) -> Quality:
     values, scores = score(subject, context.suite.own_metrics)
-    scored = dict(zip(subject.prompt_ids, subject.prompts, strict=True))
-    if scored != context.suite.prompt_list():  # the record names the suite by its digest
+    if not _is_asked_for(subject, model, context):  # the record names the suite by its digest
         raise UserError(
-            f"the prompts of suite {context.suite.name!r} changed since this run began; run again: images of unchanged prompts are kept"
+            f"the prompts or the latent of suite {context.suite.name!r} changed since this run began; run again: images that the suite "
+            "still asks for are kept"
         )
     of_teacher = subject.teacher_images
     thumbnails = {}
@@ -253,6 +253,13 @@ def _score_quality(subject: Subject, context: RunContext) -> Quality:
         (image,) = source.store.read([source.image_ids[row]])
         thumbnails[f"{scores.image_names[row]}{ending}"] = thumbnail(image)
     return add_verdicts(values, context.suite, context.runs), scores, thumbnails
+
+
+def _is_asked_for(subject: Subject, model: Model, context: RunContext) -> bool:
+    """Whether the images are those that the suite asks for, as its files are now."""
+    if model.is_made_elsewhere:
+        return dict(zip(subject.prompt_ids, subject.prompts, strict=True)) == context.suite.prompt_list()
+    return {*subject.image_ids} == {job.image_id for job in list_jobs(context.suite, context.sampling, model.weights_digest)}
 
 
 def _earlier_quality(earlier: tuple[Path, Record] | None) -> Quality:

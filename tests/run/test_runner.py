@@ -54,7 +54,7 @@ from sdbench.run.plan import plan
 from sdbench.scenes import embedded
 from sdbench.settings import Probes, Setting
 from sdbench.store import Store
-from sdbench.suites import Accept, Prompts
+from sdbench.suites import Accept, Noise, Prompts
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")
 
@@ -258,18 +258,27 @@ def test_images_of_other_versions_or_batches_are_not_taken_for_those_of_this_run
     assert store_and_jobs(model, prepare_in(tmp_path, larger if changed == "batch" else SUITE))[0].folder != before
 
 
-def test_prompts_edited_while_images_are_drawn_are_refused(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "mine.txt"
-    file.write_text("\n".join(PROMPTS[:4]), encoding="utf-8")
-    suite = SUITE.model_copy(update={"prompts": Prompts(source="file", file=str(file), n=4)})
+@pytest.mark.parametrize("edited", ["prompts", "latent"])
+def test_prompts_and_latents_edited_while_images_are_drawn_are_refused(
+    edited: str, teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, latent = tmp_path / "mine.txt", tmp_path / "mine.pt"
+    prompts.write_text("\n".join(PROMPTS[:4]), encoding="utf-8")
+    torch.save(torch.zeros(4, 16, 16), latent)
+    suite = SUITE.model_copy(
+        update={"prompts": Prompts(source="file", file=str(prompts), n=4), "noise": Noise(kind="fixed", file=str(latent))}
+    )
     run_probes = runner.run_probes
 
-    def edit_prompts(*arguments: Any) -> ProbeResult:
-        file.write_text("\n".join(PROMPTS[1:5]), encoding="utf-8")
+    def edit(*arguments: Any) -> ProbeResult:
+        if edited == "prompts":
+            prompts.write_text("\n".join(PROMPTS[1:5]), encoding="utf-8")
+        else:
+            torch.save(torch.ones(4, 16, 16), latent)
         return run_probes(*arguments)
 
-    monkeypatch.setattr(runner, "run_probes", edit_prompts)
-    with pytest.raises(UserError, match="the prompts of suite 'own' changed since this run began"):
+    monkeypatch.setattr(runner, "run_probes", edit)
+    with pytest.raises(UserError, match="the prompts or the latent of suite 'own' changed since this run began"):
         runner.run([teacher], prepare_in(tmp_path, suite))
     assert not list(tmp_path.rglob("record.json"))
 
