@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from statistics import mean
 
 import numpy as np
 
@@ -33,6 +34,7 @@ def values(request: Request, rounds: Sequence[Round], loads: Mapping[str, Load])
         *chain.from_iterable(latencies.values()),
         ratio_value("images_per_second", "images/s", setting.batch, latencies["pipeline"][0], note=failure_note(rounds, "pipeline")),
         *_memory(rounds, on_cuda=request.device.startswith("cuda")),
+        *([_energy(rounds, setting.batch)] if request.device.startswith("cuda") else []),
         *_cold_start(request, rounds),
         *roofline.values(rounds, {stage: quantiles[0] for stage, quantiles in latencies.items()}, loads),
         *conditions(rounds),
@@ -99,6 +101,15 @@ def _card_memory(rounds: Sequence[Round], reason: str, note: str) -> list[Value]
         ),
         median_value("memory.smallest_card", "GB", collect_info(rounds, "smallest_card_gb"), untried[0] if measured else reason, note=note),
     ]
+
+
+def _energy(rounds: Sequence[Round], batch: int) -> Value:
+    """Joules for an image, of the whole card: its mean power during a round's calls, times the mean seconds of a call, over the batch."""
+    measured = [each for each in rounds if "pipeline" in each.seconds and each.info.get("watch", {}).get("power_w")]
+    joules = [each.info["watch"]["power_w"] * mean(each.seconds["pipeline"]) / batch for each in measured]
+    untold = collect_info(rounds, "watch", "card") or ["NVML does not report it"]
+    reason = untold[0] if collect_info(rounds, "watch") else failure_reason(rounds, "pipeline")
+    return median_value("energy.pipeline", "J", joules, reason, note=failure_note(rounds, "pipeline"))
 
 
 def _cold_start(request: Request, rounds: Sequence[Round]) -> list[Value]:
