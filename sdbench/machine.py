@@ -1,5 +1,6 @@
 """Where a record was made: the machine, which latency and memory depend on, and the code and its packages."""
 
+import math
 import os
 import platform
 import re
@@ -39,6 +40,8 @@ PACKAGES = (
     "transformers",
 )
 _ROOT = Path(__file__).resolve().parents[1]  # of the checkout, if sdbench runs from one
+_CPUINFO = Path("/proc/cpuinfo")
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # in a container: microseconds of CPU time, or "max", in so many microseconds
 # Environment variables that change how the same code computes, from PyTorch's documentation (its pages on CUDA's variables, on threads
 # and on compiling) and NVIDIA's (the CUDA programming guide, and cuBLAS on emulated precision); not those that name places or devices.
 _SWITCHES = re.compile(
@@ -129,25 +132,37 @@ def version(package: str) -> str | None:
 
 def _git(root: Path, *arguments: str) -> str | None:
     """The output of a git command; None where it fails or there is no git."""
-    git = shutil.which("git")
-    if git is None:
+    return _output("git", "-C", str(root), *arguments)
+
+
+def _output(program: str, *arguments: str) -> str | None:
+    """The output of a command; None where it fails or there is no such program."""
+    path = shutil.which(program)
+    if path is None:
         return None
-    done = subprocess.run([git, "-C", str(root), *arguments], capture_output=True, encoding="utf-8", check=False)  # noqa: S603  # fixed arguments
+    done = subprocess.run([path, *arguments], capture_output=True, encoding="utf-8", check=False)  # noqa: S603  # fixed arguments
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The cores that this process may keep busy, by its affinity and by the quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quota, period = _CPU_MAX.read_text(encoding="utf-8").split() if _CPU_MAX.exists() else ("max", "")
+    return cores if quota == "max" else min(cores, math.ceil(int(quota) / int(period)))
 
 
 def _cpu_name() -> str:
-    """The processor's name; where a cloud names no model ("AMD EPYC", "Intel(R) Xeon(R) CPU @ 2.20GHz"), with its family and number."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    """The processor's name, or what tells it from others where that names no model.
+
+    Clouds have "AMD EPYC" and "Intel(R) Xeon(R) CPU @ 2.20GHz"; Linux knows Arm's by numbers alone, and Python calls all of Apple's "arm".
+    """
+    lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.exists() else []
     of_first = {key.strip(): entry.strip() for key, _, entry in (line.partition(":") for line in reversed(lines))}
-    name = of_first.get("model name") or platform.processor() or platform.machine()
+    if "model name" not in of_first and "CPU part" in of_first:
+        numbers = (f"{word} {of_first[key]}" for word in ("implementer", "part", "variant") if (key := f"CPU {word}") in of_first)
+        return f"{platform.machine()} {' '.join(numbers)}"
+    of_apple = _output("sysctl", "-n", "machdep.cpu.brand_string") if sys.platform == "darwin" else None
+    name = of_first.get("model name") or of_apple or platform.processor() or platform.machine()
     if "cpu family" in of_first and not re.search(r"\d", name.partition("@")[0]):
         return f"{name} family {of_first['cpu family']} model {of_first['model']}"
     return name

@@ -74,8 +74,53 @@ def test_processor_whose_name_tells_no_model_is_told_apart_by_its_numbers(
     cpuinfo = tmp_path / "cpuinfo"
     entry = f"vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: {name}\n\n"
     cpuinfo.write_text("".join(f"processor\t: {index}\n{entry}" for index in range(2)), encoding="utf-8")
-    monkeypatch.setattr(machine, "Path", lambda _: cpuinfo)
+    monkeypatch.setattr(machine, "_CPUINFO", cpuinfo)
     assert this_machine("cpu").cpu == found
+
+
+def test_arm_processors_are_told_apart_by_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux gives them no name: Graviton 2 and 3 were one machine class."""
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(machine, "_CPUINFO", cpuinfo)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+
+    def name(part: str) -> str:
+        entry = f"CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x1\nCPU part\t: {part}\nCPU revision\t: 1\n\n"
+        cpuinfo.write_text("".join(f"processor\t: {index}\nBogoMIPS\t: 2100.00\n{entry}" for index in range(2)), encoding="utf-8")
+        return this_machine("cpu").cpu
+
+    assert (name("0xd0c"), name("0xd40")) == (
+        "aarch64 implementer 0x41 part 0xd0c variant 0x1",
+        "aarch64 implementer 0x41 part 0xd40 variant 0x1",
+    )
+
+
+def test_apples_processors_are_told_apart_by_their_brand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sysctl = tmp_path / "sysctl"
+    sysctl.write_text('#!/bin/sh\n[ "$*" = "-n machdep.cpu.brand_string" ] && echo Apple M4 Pro\n', encoding="utf-8")
+    sysctl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "none")
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("platform.processor", lambda: "arm")
+    assert machine._cpu_name() == "Apple M4 Pro"
+    monkeypatch.setenv("PATH", "")
+    assert machine._cpu_name() == "arm"
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "cores"), [("200000 100000\n", 2), ("150000 100000\n", 2), ("6400000 100000\n", 8), ("max 100000\n", 8), (None, 8)]
+)
+def test_cores_are_those_that_the_quota_of_a_container_allows(
+    cpu_max: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`docker run --cpus 2` leaves a process free to run on all cores, but not at once."""
+    if cpu_max is not None:
+        (tmp_path / "cpu.max").write_text(cpu_max, encoding="utf-8")
+    monkeypatch.setattr(machine, "_CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert this_machine("cpu").cores == cores
 
 
 def test_driver_version_comes_from_nvml(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,9 +40,10 @@ def conditions(rounds: Sequence[Round]) -> list[Value]:
     return found
 
 
-def remarks(rounds: Sequence[Round]) -> list[str]:
-    """The conditions that a reader of the latency must know about, in words."""
+def remarks(rounds: Sequence[Round], cores: int) -> list[str]:
+    """The conditions that a reader of the latency must know about, in words; `cores` are those that processes may use."""
     drift, max_cores = _drift(rounds) or 0.0, max(collect_info(rounds, "watch", "foreign_cores"), default=0.0)
+    threads = max(collect_info(rounds, "watch", "threads"), default=0)
     others = [held for listed in collect_info(rounds, "watch", "foreign_processes") for held in listed.items()]
     held_mib = max((held or 0.0 for _, held in others), default=0.0)
     return_s, step_s = _step_times(rounds)
@@ -50,6 +51,7 @@ def remarks(rounds: Sequence[Round]) -> list[str]:
     found = [
         (abs(drift) >= DRIFT, f"drift {drift:+.0%} from the first round to the last"),
         (max_cores >= FOREIGN_CORES, f"other processes kept {max_cores:.1f} cores busy"),
+        (threads > cores, f"{threads} threads on {cores} cores, which wait for each other: set OMP_NUM_THREADS={cores}"),
         (bool(others), f"{len({pid for pid, _ in others})} other processes on the GPU, the largest with {held_mib:.0f} MiB"),
         (bool(slowed), f"GPU clock throttled: {', '.join(slowed)}"),
         (

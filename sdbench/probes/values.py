@@ -29,7 +29,7 @@ def values(request: Request, rounds: Sequence[Round], loads: Mapping[str, Load])
         loads: FLOPs and bytes of a call of each stage; empty where they are not known.
     """
     setting = request.setting
-    latencies = {stage: _latency(stage, rounds) for stage in STAGES}
+    latencies = {stage: _latency(stage, rounds, request.machine.cores) for stage in STAGES}
     found = [
         *chain.from_iterable(latencies.values()),
         ratio_value("images_per_second", "images/s", setting.batch, latencies["pipeline"][0], note=failure_note(rounds, "pipeline")),
@@ -42,7 +42,7 @@ def values(request: Request, rounds: Sequence[Round], loads: Mapping[str, Load])
     return [value.model_copy(update={"name": with_setting(value.name, setting.label)}) for value in found]
 
 
-def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
+def _latency(stage: str, rounds: Sequence[Round], cores: int) -> list[Value]:
     # rounds x calls
     samples = tuple(measured.seconds[stage] for measured in rounds if stage in measured.seconds)
     names = {mark: latency_of(stage, mark) for mark in QUANTILES}
@@ -54,7 +54,7 @@ def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
         is_p50 = mark == "p50"
         has_interval, n_needed = is_p50 and median.has_interval, round(1 / (1 - QUANTILES[mark]))
         too_small = "n too small for an interval" if is_p50 and not has_interval else "n too small" if len(together) < n_needed else ""
-        notes = [too_small, failure_note(rounds, stage), *(remarks(rounds) if is_p50 and stage == "pipeline" else [])]
+        notes = [too_small, failure_note(rounds, stage), *(remarks(rounds, cores) if is_p50 and stage == "pipeline" else [])]
         found.append(
             Value(
                 name=name,

@@ -150,6 +150,14 @@ def test_unavailable_values_give_their_reason() -> None:
     assert found["memory.smallest_card"].reason == f"it needs more than {capacity.CARDS_GB[-1]} GB, or more than this GPU has"
 
 
+@pytest.mark.parametrize(("threads", "note"), [(64, "64 threads on 8 cores, which wait for each other: set OMP_NUM_THREADS=8"), (8, "")])
+def test_more_threads_than_cores_are_noted(threads: int, note: str) -> None:
+    """PyTorch takes a thread for each core of the host, whatever the quota of the container."""
+    rounds = [Round({"pipeline": (0.5, 0.5)}, {"watch": {"threads": threads, "foreign_cores": 0.0}})] * 2
+    found = {value.name: value for value in values(make_request(), rounds, {})}
+    assert found["latency.pipeline.p50"].note == note
+
+
 @pytest.mark.parametrize(
     ("returns_s", "note"), [(0.46, "; host-bound: the call of a UNet step returns after 460.0 of 500.0 ms"), (0.3, "")]
 )
