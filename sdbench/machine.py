@@ -1,5 +1,6 @@
 """Where a record was made: the machine, which latency and memory depend on, and the code and its packages."""
 
+import json
 import math
 import os
 import platform
@@ -101,7 +102,7 @@ def this_machine(device: str) -> Machine:
 
 
 def environment() -> Environment:
-    """The versions of Python and of the packages that affect numbers, and the commit if sdbench runs from a checkout."""
+    """The versions of Python and of the packages that affect numbers, and the commit that sdbench is of, where that is known."""
     packages = {"sdbench": __version__} | {name: found for name in PACKAGES if (found := version(name))}
     commit, dirty = checkout_state()
     return Environment(python=platform.python_version(), packages=packages, variables=variables(), commit=commit, dirty=dirty)
@@ -113,8 +114,14 @@ def variables() -> dict[str, str]:
 
 
 def checkout_state(root: Path = _ROOT) -> tuple[str | None, bool | None]:
-    """The commit of the checkout at `root`, and whether anything but its results differs from it; (None, None) where there is none."""
-    commit = _git(root, "rev-parse", "--verify", "HEAD") if (root / ".git").exists() else None
+    """The commit of the code at `root`, and whether anything but its results differs from it; (None, None) where that is not known.
+
+    The code is a checkout, or was installed from a repository, such as by `pip install "sdbench @ git+https://..."`.
+    """
+    if not (root / ".git").exists():
+        commit = _installed_commit(root)
+        return commit, None if commit is None else False
+    commit = _git(root, "rev-parse", "--verify", "HEAD")
     if not commit:
         return None, None
     changes = _git(root, "--no-optional-locks", "status", "--porcelain", "--", ".", ":(exclude)results")
@@ -128,6 +135,14 @@ def version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _installed_commit(root: Path) -> str | None:
+    """The commit that the sdbench installed in the folder `root` was built from; None where an installer noted none (PEP 610)."""
+    found = next(iter(metadata.distributions(name="sdbench", path=[str(root)])), None)
+    origin = json.loads((found and found.read_text("direct_url.json")) or "{}")
+    commit: str | None = origin.get("vcs_info", {}).get("commit_id")
+    return commit
 
 
 def _git(root: Path, *arguments: str) -> str | None:

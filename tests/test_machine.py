@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import sys
@@ -221,3 +222,23 @@ def test_checkout_is_dirty_for_changed_code_but_not_for_results(tmp_path: Path) 
     (tmp_path / "code.py").write_text("2\n", encoding="utf-8")
     assert checkout_state(tmp_path) == (commit, True)
     assert checkout_state(tmp_path / "results") == (None, None), "a package in an environment within a checkout is not of its commit"
+
+
+def test_commit_of_an_installed_package_is_the_one_its_installer_noted(tmp_path: Path) -> None:
+    origins = {
+        "from-git": {
+            "url": "https://example.org/sdbench.git",
+            "vcs_info": {"vcs": "git", "requested_revision": "main", "commit_id": "4ef1"},
+        },
+        "from-archive": {"url": "https://example.org/sdbench.zip", "archive_info": {}},
+        "from-index": None,
+    }
+    for name, origin in origins.items():
+        folder = tmp_path / name / "sdbench-1.0.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: sdbench\nVersion: 1.0\n", encoding="utf-8")
+        if origin:
+            (folder / "direct_url.json").write_text(json.dumps(origin), encoding="utf-8")
+    assert [checkout_state(tmp_path / name) for name in origins] == [("4ef1", False), (None, None), (None, None)]
+    git(tmp_path / "from-git", "init", "-q")
+    assert checkout_state(tmp_path / "from-git") == (None, None), "a checkout is never of the commit of an installed package"
