@@ -16,6 +16,7 @@ import psutil
 
 from sdbench import __version__
 from sdbench.errors import UserError
+from sdbench.notes import print_note
 from sdbench.records import Environment, Machine
 
 # The packages that can change a number: those required by pyproject.toml, except those that only train, show, fetch or store.
@@ -57,17 +58,46 @@ _SWITCHES = re.compile(
 def choose_device(asked: str | None) -> str:
     """The device to run on, "cpu", "cuda" or "cuda:<index>": the one asked for, by default "cuda" where there is one.
 
+    The first choice of the CPU beside a GPU that PyTorch cannot use comes with a note.
+
     Raises:
         UserError: this machine has no such device.
     """
     import torch
 
     available = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if asked is None and "cuda" in available:
+        return "cuda"
     if asked is None:
-        return "cuda" if "cuda" in available else "cpu"
+        _tell_of_unusable_gpu()
+        return "cpu"
     if asked not in available:
         raise UserError(f"no device {asked!r} here: torch {torch.__version__} sees {', '.join(available)}; name one of these with --device")
     return asked
+
+
+def unusable_gpu() -> str:
+    """What to do where PyTorch sees no CUDA device although there is an NVIDIA GPU, as with a PyTorch for the CPU alone; else ""."""
+    import pynvml
+    import torch
+
+    try:
+        pynvml.nvmlInit()
+        has_gpu = pynvml.nvmlDeviceGetCount() > 0
+    except pynvml.NVMLError:
+        return ""
+    if not has_gpu or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # then it is hidden on purpose
+        return ""
+    return (
+        f"there is an NVIDIA GPU with driver {_nvidia_driver()}, but torch {torch.__version__} cannot use it; install a PyTorch for it: "
+        "remove the folder .nox and run `UV_TORCH_BACKEND=auto python -m nox -s benchmark`"
+    )
+
+
+@cache  # told once
+def _tell_of_unusable_gpu() -> None:
+    if note := unusable_gpu():
+        print_note(note)
 
 
 def is_slow(dtype: str, device: str) -> bool:

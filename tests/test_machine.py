@@ -11,6 +11,7 @@ import torch
 from commandline import ROOT, git
 
 from sdbench import __version__, machine
+from sdbench.doctor import checks
 from sdbench.errors import UserError
 from sdbench.machine import PACKAGES, checkout_state, choose_device, environment, slow_dtype_note, this_machine, variables
 
@@ -30,6 +31,33 @@ def test_default_device_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch
     assert choose_device(None) == "cpu"
     with pytest.raises(UserError, match=r"no device 'cuda' here: torch .* sees cpu;"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize(("n_gpus", "hidden"), [(2, False), (2, True), (0, False), (None, False)])
+def test_gpu_that_pytorch_cannot_use_is_told_of_once(
+    n_gpus: int | None, hidden: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as beside a PyTorch for the CPU alone; None is a machine without NVIDIA's driver."""
+
+    class NVMLError(Exception):
+        pass
+
+    def init() -> None:
+        if n_gpus is None:
+            raise NVMLError
+
+    nvml = {"nvmlInit": init, "nvmlDeviceGetCount": lambda: n_gpus, "nvmlSystemGetDriverVersion": lambda: "550.54.15"}
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=NVMLError, **nvml))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    machine._tell_of_unusable_gpu.cache_clear()
+    assert [choose_device(asked) for asked in ("cpu", None, None)] == ["cpu"] * 3
+    told = f"there is an NVIDIA GPU with driver 550.54.15, but torch {torch.__version__} cannot use it; install"
+    assert capsys.readouterr().err.count(told) == (n_gpus == 2 and not hidden)
+    assert checks._device().text.startswith(told) == (n_gpus == 2 and not hidden)
 
 
 @pytest.mark.parametrize(
