@@ -20,7 +20,7 @@ from sdbench.arrays import U8
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.probes import rounds_file
-from sdbench.store import Store, decode, read_images, upright_size
+from sdbench.store import Store, decode, load_or_compute, read_images, upright_size
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 
@@ -287,3 +287,15 @@ def test_failed_features_are_not_stored(store: Store) -> None:
     with pytest.raises(RuntimeError, match="no memory"):
         store.features("net-1234", ["a"], broken)
     assert files_of(store.folder) == []
+
+
+def test_features_that_cannot_be_stored_are_used_and_a_note_says_so(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put("a", IMAGE)
+    (store.folder / "features").write_text("a file in the way", encoding="utf-8")
+    features = np.arange(6, dtype=np.float32).reshape(1, 6)
+    np.testing.assert_array_equal(store.features("net-1234", ["a"], lambda: features), features)
+    (note,) = capsys.readouterr().err.splitlines()
+    assert note.startswith(f"cannot write {store.folder / 'features' / 'net-1234-'}")
+    assert note.endswith("Until then, these features are computed whenever a metric needs them.")
+    with pytest.raises(UserError, match="cannot write"):  # those of a reference, which takes hours and would be lost at the end
+        load_or_compute(store.folder / "features" / "a.npy", lambda: features)

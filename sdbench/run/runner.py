@@ -113,7 +113,7 @@ def _try_each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T], device
 
 
 def _join_errors(errors: Mapping[str, str]) -> str:
-    """The errors of models by name, as text; a full disk is one error of all."""
+    """The errors of models by name, as text; one of several models, such as too little memory, is said once."""
     names: dict[str, list[str]] = {}
     for name, error in errors.items():
         names.setdefault(error, []).append(name)
