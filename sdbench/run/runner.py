@@ -19,6 +19,7 @@ from sdbench.models.loading import load
 from sdbench.models.out_of_memory import explain_out_of_memory
 from sdbench.models.resolve import with_cached_architecture
 from sdbench.models.spec import ModelSpec
+from sdbench.models.stock import CLASSES
 from sdbench.notes import print_note
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
@@ -189,6 +190,10 @@ class ImageGenerator:
             pipeline = load(self.spec, dtype=sampling.dtype, device=self.context.device)
             self._check_unchanged()  # the models before it may have taken hours, in which a trainer wrote its next checkpoint
         return make_sampler(pipeline, sampling, self.context.suite.noise)
+            for network in (getattr(pipeline, part) for part in CLASSES):
+                for tensor in (*network.parameters(), *network.buffers()):
+                    if tensor.is_cpu:  # it may be mapped from its file, into which a trainer may write while images are drawn
+                        tensor.data = tensor.data.clone()
 
     def _check_unchanged(self) -> None:
         if weights_digest(self.spec, dtype=self.context.sampling.dtype) != self.model.weights_digest:

@@ -315,6 +315,24 @@ def test_changed_weights_of_the_package_are_refused_before_any_work(tmp_path: Pa
     monkeypatch.setattr(runner, "weights_digest", fail_if_called)
     with pytest.raises(UserError, match=r"embedded weights .* are missing or changed; reinstall sdbench"):
         runner.run([resolve("scenes-vega")], prepare_in(tmp_path))
+def test_weights_overwritten_while_their_own_model_is_drawn_change_no_image(
+    teacher: ModelSpec, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    folder, contexts = Path(shutil.copytree(tiny_pipeline, tmp_path / "own")), (prepare_in(tmp_path), prepare_in(tmp_path / "unbroken"))
+    spec = replace(resolve(str(folder)), name=teacher.name)
+    generators = [runner.ImageGenerator(spec, runner.describe_model(spec, context), context) for context in contexts]
+    ids = [job.image_id for job in generators[0].jobs]
+    generators[1].draw(generators[1].jobs)
+    generators[0].draw(generators[0].jobs[:2])
+    with next((folder / "unet").glob("*.safetensors")).open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(size // 2)
+        file.write(bytes(size - size // 2))
+    generators[0].draw(generators[0].jobs)
+    drawn, expected = (generator.store.read(ids) for generator in generators)
+    assert (drawn == expected).all()
+
+
 
 
 def test_model_that_cannot_be_drawn_does_not_stop_the_others(
