@@ -145,6 +145,8 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
     check_weights(fetched, context.sampling.dtype)
     for spec in fetched if context.with_quality else ():
         schedulers.check_prediction(spec, context.sampling)
+        for note in schedulers.sampling_notes(spec, context.sampling, context.pipelines.get(spec.name)):
+            print_note(note)
     return fetched
 
 
@@ -188,12 +190,12 @@ class ImageGenerator:
         sampling, pipeline = self.context.sampling, self.context.pipelines.get(self.spec.name)
         if pipeline is None:
             pipeline = load(self.spec, dtype=sampling.dtype, device=self.context.device)
-            self._check_unchanged()  # the models before it may have taken hours, in which a trainer wrote its next checkpoint
-        return make_sampler(pipeline, sampling, self.context.suite.noise)
             for network in (getattr(pipeline, part) for part in CLASSES):
                 for tensor in (*network.parameters(), *network.buffers()):
                     if tensor.is_cpu:  # it may be mapped from its file, into which a trainer may write while images are drawn
                         tensor.data = tensor.data.clone()
+            self._check_unchanged()  # the models before it may have taken hours, in which a trainer wrote its next checkpoint
+        return make_sampler(pipeline, sampling, self.context.suite.noise)
 
     def _check_unchanged(self) -> None:
         if weights_digest(self.spec, dtype=self.context.sampling.dtype) != self.model.weights_digest:

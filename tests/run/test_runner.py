@@ -29,7 +29,7 @@ from fakes import (
 from PIL import Image
 from processes import is_locked
 from safetensors.torch import save_file
-from tiny import edit_json, tiny_unet
+from tiny import edit_json, tiny_unet, with_unet
 
 from sdbench import api, cli, machine, records
 from sdbench.commands import measuring
@@ -49,6 +49,7 @@ from sdbench.run import recording, runner
 from sdbench.run.context import store_and_jobs
 from sdbench.run.plan import plan
 from sdbench.scenes import embedded
+from sdbench.schedulers import sampling_notes
 from sdbench.settings import Probes, Setting
 from sdbench.store import Store
 from sdbench.suites import Accept, Prompts
@@ -194,6 +195,20 @@ def test_file_trained_for_another_prediction_is_refused_before_any_work(
     assert runner.fetch_models([spec], prepare_in(tmp_path, suite)) == [spec]
 
 
+def test_notes_on_the_sampling_come_before_any_work(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ceilings, "measure", lambda *_: 1e12)
+    spec = resolve(str(with_unet(tiny_pipeline, tmp_path / "lcm", tiny_unet(time_cond_proj_dim=8))))
+    (note,) = sampling_notes(spec, SUITE.sampling)
+    assert plan([spec], prepare_in(tmp_path))["text"].endswith(f"\n{note}")
+    assert note not in plan([spec], prepare_in(tmp_path, PROBED, "probes"))["text"]
+    runner.fetch_models([spec], prepare_in(tmp_path, PROBED, "probes"))
+    assert capsys.readouterr().err == "", "its speed does not depend on it"
+    runner.fetch_models([spec], prepare_in(tmp_path))
+    assert capsys.readouterr().err == f"{note}\n"
+
+
 def test_groups_of_prompts_are_in_the_record_and_in_the_leaderboard(teacher: ModelSpec, tmp_path: Path) -> None:
     suite = SUITE.model_copy(update={"prompts": Prompts(n=4, groups={"first": 3, "last": 1})})
     runner.run([teacher], prepare_in(tmp_path))
@@ -300,21 +315,6 @@ def test_weights_replaced_while_other_models_are_drawn_are_refused(
     )
 
 
-def test_files_of_the_sampling_and_of_every_timed_setting_are_fetched(
-    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fetched: list[str] = []
-    monkeypatch.setattr(runner, "fetch", lambda _, *, dtype: fetched.append(dtype))
-    suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0, settings=(Setting(dtype="bfloat16"),))})
-    runner.fetch_models([teacher], prepare_in(tmp_path, suite, None))
-    assert fetched == ["bfloat16", "float32"]
-
-
-def test_changed_weights_of_the_package_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "file_digest", lambda _: "of other bytes")
-    monkeypatch.setattr(runner, "weights_digest", fail_if_called)
-    with pytest.raises(UserError, match=r"embedded weights .* are missing or changed; reinstall sdbench"):
-        runner.run([resolve("scenes-vega")], prepare_in(tmp_path))
 def test_weights_overwritten_while_their_own_model_is_drawn_change_no_image(
     teacher: ModelSpec, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
@@ -333,6 +333,21 @@ def test_weights_overwritten_while_their_own_model_is_drawn_change_no_image(
     assert (drawn == expected).all()
 
 
+def test_files_of_the_sampling_and_of_every_timed_setting_are_fetched(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr(runner, "fetch", lambda _, *, dtype: fetched.append(dtype))
+    suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0, settings=(Setting(dtype="bfloat16"),))})
+    runner.fetch_models([teacher], prepare_in(tmp_path, suite, None))
+    assert fetched == ["bfloat16", "float32"]
+
+
+def test_changed_weights_of_the_package_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "file_digest", lambda _: "of other bytes")
+    monkeypatch.setattr(runner, "weights_digest", fail_if_called)
+    with pytest.raises(UserError, match=r"embedded weights .* are missing or changed; reinstall sdbench"):
+        runner.run([resolve("scenes-vega")], prepare_in(tmp_path))
 
 
 def test_model_that_cannot_be_drawn_does_not_stop_the_others(
