@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from pydantic import Field
 
-from distillation.plan import Plan, all_blocks
+from distillation.cut import Cut, all_blocks
 from distillation.recipe_tables import (
     FullSizeTraining,
     LossWeights,
@@ -90,20 +90,20 @@ class Recipe(Table):
         return hashlib.sha256(recipe.model_dump_json(exclude=notes | other_families, exclude_none=True).encode()).hexdigest()
 
     @property
-    def plans(self) -> list[Plan]:
-        """The plan of each stage, in the teacher's block numbers.
+    def cuts(self) -> list[Cut]:
+        """The cut of each stage, in the teacher's block numbers.
 
         Raises:
-            UserError: a row does not fit the network that the stages before it leave; see `Plan.keep_resnets` and `Plan.keep_blocks`.
+            UserError: a row does not fit the network that the stages before it leave; see `Cut.keep_resnets` and `Cut.keep_blocks`.
         """
-        config, plans = unet_config(self.teacher), []
-        plan = Plan(all_blocks(config), self.middle.resnet)
+        config, cuts = unet_config(self.teacher), []
+        cut = Cut(all_blocks(config), self.middle.resnet)
         for stage in self.stages:
             where = f"recipe {self.name!r}, stage {stage.name!r}"
-            plan = plan.keep_resnets([(row.block, row.resnets) for row in stage.shorten or ()], resnet_counts(config), where)
-            plan = plan.keep_blocks([(row.attentions, row.blocks) for row in stage.keep], where)
-            plans.append(plan)
-        return plans
+            cut = cut.keep_resnets([(row.block, row.resnets) for row in stage.shorten or ()], resnet_counts(config), where)
+            cut = cut.keep_blocks([(row.attentions, row.blocks) for row in stage.keep], where)
+            cuts.append(cut)
+        return cuts
 
     def stage_steps(self, steps: int, first_stage: int = 0) -> list[int]:
         """Number of steps of each stage from `first_stage` on, by its share.
@@ -162,14 +162,14 @@ class Recipe(Table):
         for architecture in (self.teacher, self.student):
             if architecture is not None and architecture not in TOPOLOGIES:
                 raise unknown_name("architecture", architecture, TOPOLOGIES, _OWN_SHAPE if architecture == self.student else "")
-        last = self.plans[-1]
+        last = self.cuts[-1]
         if self.student:
             self._check_final_architecture(unet_config(self.teacher), unet_config(self.student), last)
         for what, rows in (("stages", self.stages), ("teachers", self.sdxl.teachers)):
             if abs((total := sum(row.share for row in rows)) - 1) > 1e-6:
                 raise UserError(f"recipe {self.name!r}: the shares of its {what} sum to {total:g}; expected 1")
 
-    def _check_final_architecture(self, teacher: Config, student: Config, last: Plan) -> None:
+    def _check_final_architecture(self, teacher: Config, student: Config, last: Cut) -> None:
         shortened = {block: len(kept) for block, kept in last.resnets.items()}
         for what, reached, expected in (
             ("resnets", resnet_counts(teacher) | shortened, resnet_counts(student)),

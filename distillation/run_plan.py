@@ -73,7 +73,7 @@ class RunPlan:
         if device.type != "cuda":
             return
         teacher, settings = self.teachers[0], self.settings
-        configs = [teacher.config, *(student_config(teacher.config, plan) for plan in self.recipe.plans)]
+        configs = [teacher.config, *(student_config(teacher.config, cut) for cut in self.recipe.cuts)]
         of_teacher, *of_students = (count_parameters(build_on_meta("unet", config)) for config in configs)
         fixed = [fixed_bytes(n, of_teacher, dtype=settings.dtype, ema=settings.ema > 0) for n in of_students]
         needed = [sum(each.values()) - (each["autocast_copies"] if settings.accumulation == 1 else 0) for each in fixed]
@@ -102,8 +102,8 @@ def plan_run(
     """
     teachers = open_teachers(recipe, family, teacher_folders)
     segments = recipe.segments(steps or recipe.settings(family).steps, len(teachers), start.stage if start else 0)
-    students = [(student_config(teachers[0].config, plan), plan) for plan in recipe.plans]
-    taps = [[resolve_taps(student, teacher.config, plan, recipe.taps) for student, plan in students] for teacher in teachers]
+    students = [(student_config(teachers[0].config, cut), cut) for cut in recipe.cuts]
+    taps = [[resolve_taps(student, teacher.config, cut, recipe.taps) for student, cut in students] for teacher in teachers]
     # The taps of all teachers are alike; resolving them checks each teacher.
     return RunPlan(recipe, family, teachers, segments, taps[0], start)
 
@@ -155,7 +155,7 @@ def check_start(plan: RunPlan) -> None:
     teacher = plan.teachers[0]
     configs = (
         check_part("unet", plan.start.folder, sixteen_bit=False),
-        student_config(teacher.config, plan.recipe.plans[plan.start.stage]),
+        student_config(teacher.config, plan.recipe.cuts[plan.start.stage]),
     )
     found, expected = (
         {name: list(tensor.shape) for name, tensor in build_on_meta("unet", config).state_dict().items()} for config in configs

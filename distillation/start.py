@@ -65,7 +65,7 @@ def open_start(folder: Path, recipe: Recipe) -> Start:
     network = build_on_meta("unet", check_part("unet", unet, sixteen_bit=False))
     found = _shape(network.config)
     teacher = unet_config(recipe.teacher)
-    shapes = [_shape(student_config(teacher, plan)) for plan in recipe.plans]
+    shapes = [_shape(student_config(teacher, cut)) for cut in recipe.cuts]
     if found not in shapes:
         stages = ", ".join(f"{stage.name} {sum(shape[0].values())}" for stage, shape in zip(recipe.stages, shapes, strict=True))
         raise UserError(

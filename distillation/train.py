@@ -190,7 +190,7 @@ def _initial_student(run: Run, number: int) -> UNet2DConditionModel:
     """
     plan = run.plan
     stages = [segment.stage for segment in plan.segments]
-    cut = plan.recipe.plans[stages[number]]
+    cut = plan.recipe.cuts[stages[number]]
     if number:
         earlier, student = stages[number - 1], load_student(run.segment_folders[number - 1])
     elif plan.start:
@@ -198,7 +198,7 @@ def _initial_student(run: Run, number: int) -> UNet2DConditionModel:
     else:
         teacher = plan.teachers[0]
         return prune(teacher.unet(teacher.dtype, "cpu"), cut).float()
-    return prune(student, cut.relative_to(plan.recipe.plans[earlier]))
+    return prune(student, cut.relative_to(plan.recipe.cuts[earlier]))
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def _prune(options: argparse.Namespace) -> int:
     check_new_or_empty(out)
     check_named_teacher(options.teacher, recipe)
     teacher = open_teacher_for(fetch_folder(options.teacher), recipe)
-    student = prune(teacher.unet(teacher.dtype, "cpu"), recipe.plans[-1], copy=False)  # from file to file
+    student = prune(teacher.unet(teacher.dtype, "cpu"), recipe.cuts[-1], copy=False)  # from file to file
     show(export_student(student, out, teacher, Provenance.from_run(recipe, [teacher], student), unet_only=options.unet_only))
     _suggest_measuring(out, options.teacher, unet_only=options.unet_only)
     return 0

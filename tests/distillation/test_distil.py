@@ -34,9 +34,9 @@ from distillation import export, train
 from distillation.ablation.experiment import one_shot_recipe
 from distillation.accelerator import explain_training_memory, make_accelerator
 from distillation.commands import data
+from distillation.cut import MIDDLE_ATTENTION
 from distillation.data import batches
 from distillation.export import export_student
-from distillation.plan import MIDDLE_ATTENTION
 from distillation.provenance import Provenance
 from distillation.prune import prune
 from distillation.recipe import Recipe, load_recipe
@@ -104,14 +104,14 @@ def finish(vega: Recipe, teacher_folder: Path, work: Path, tmp_path: Path) -> Ca
 
 def cut(teacher_folder: Path, recipe: Recipe) -> dict[str, torch.Tensor]:
     """The student's weights before any training."""
-    weights: dict[str, torch.Tensor] = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), recipe.plans[-1]).state_dict()
+    weights: dict[str, torch.Tensor] = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), recipe.cuts[-1]).state_dict()
     return weights
 
 
 def export_cut(teacher_folder: Path, recipe: Recipe, out: Path, *, unet_only: bool = False) -> Path:
     """Export the student without any training."""
     teacher = open_teacher_for(teacher_folder, recipe)
-    student = prune(teacher.unet("float32", "cpu"), recipe.plans[-1])
+    student = prune(teacher.unet("float32", "cpu"), recipe.cuts[-1])
     return export_student(student, out, teacher, Provenance.from_run(recipe, [teacher], student), unet_only=unet_only)
 
 
@@ -568,7 +568,7 @@ def test_several_teachers_licences_are_all_named(vega: Recipe, teacher_folder: P
         (tmp_path / name / "README.md").write_text(f"---\nlicense: {licence}\n---\n", encoding="utf-8")
     (tmp_path / "one" / "LICENSE.md").write_text("its text", encoding="utf-8")
     found = [open_teacher_for(tmp_path / name, vega) for name in ("one", "two", "one")] + [open_teacher_for(teacher_folder, vega)]
-    student = prune(found[0].unet("float32", "cpu"), vega.plans[-1])
+    student = prune(found[0].unet("float32", "cpu"), vega.cuts[-1])
     out = export_student(student, tmp_path / "out", found[0], Provenance.from_run(vega, found, student))
     metadata = metadata_load(out / "README.md")
     assert metadata

@@ -201,7 +201,7 @@ def test_a_student_of_another_shape_or_width_is_no_start(vega: Recipe, teacher_f
     ):
         open_start(tmp_path / "other", vega)
     teacher = UNet2DConditionModel.from_pretrained(teacher_folder / "unet")
-    prune(teacher, vega.plans[0]).save_pretrained(tmp_path / "half")
+    prune(teacher, vega.cuts[0]).save_pretrained(tmp_path / "half")
     half = open_start(tmp_path / "half", vega)
     plan = plan_run(vega, "scenes", [teacher_folder], STEPS, half)
     assert [segment.stage for segment in plan.segments] == [0, 1], "later stages cut it further"

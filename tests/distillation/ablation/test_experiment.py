@@ -37,26 +37,26 @@ def test_every_arm_is_a_valid_recipe_with_its_own_digest(name: str, missed: dict
     ways = {arm: way() for arm, way in arm_recipes(recipe, lambda: missed).items()}
     for way in ways.values():
         way.check()
-        assert way.plans[-1].depths == recipe.plans[-1].depths
+        assert way.cuts[-1].depths == recipe.cuts[-1].depths
     assert len({way.digest for way in ways.values()}) == len(ways)
     assert ways[BASE] == recipe
     assert (ways["task only"].loss.output, ways["task only"].loss.feature) == (0, 0)
     assert (ways["task and output"].loss.output, ways["task and output"].loss.feature) == (0.5, 0)
 
 
-def test_plans_of_the_arms(missed: dict[str, F64]) -> None:
+def test_cuts_of_the_arms(missed: dict[str, F64]) -> None:
     recipe = load_recipe("vega")
     ways, path = {arm: way() for arm, way in arm_recipes(recipe, lambda: missed).items()}, "down_blocks.2.attentions.0"
-    assert [plan.blocks[path] for plan in ways["first blocks"].plans] == [(0, 1, 2, 3), (0, 1)]
-    assert [plan.blocks[path] for plan in ways["blocks most missed"].plans] == [(6, 7, 8, 9), (8, 9)]
-    assert one_shot_recipe(recipe).plans == [recipe.plans[-1]]
-    first, final = (plan.blocks for plan in recipe.plans)
+    assert [cut.blocks[path] for cut in ways["first blocks"].cuts] == [(0, 1, 2, 3), (0, 1)]
+    assert [cut.blocks[path] for cut in ways["blocks most missed"].cuts] == [(6, 7, 8, 9), (8, 9)]
+    assert one_shot_recipe(recipe).cuts == [recipe.cuts[-1]]
+    first, final = (cut.blocks for cut in recipe.cuts)
 
     def choose_its_own(attention: str, _: Sequence[int], k: int) -> tuple[int, ...]:
         kept = first if k == len(first.get(attention, ())) else final
         return kept.get(attention, ())
 
-    assert with_other_blocks(recipe, choose_its_own, "its own").plans == recipe.plans
+    assert with_other_blocks(recipe, choose_its_own, "its own").cuts == recipe.cuts
 
 
 def test_a_stopped_sweep_makes_only_what_is_missing(

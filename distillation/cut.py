@@ -1,4 +1,4 @@
-"""Plans: which parts of a teacher a student keeps, in the teacher's module paths and numbers."""
+"""Cuts: which parts of a teacher a student keeps, in the teacher's module paths and numbers."""
 
 import itertools
 import re
@@ -15,7 +15,7 @@ Kept = TypeVar("Kept")  # the numbers that a row keeps
 
 
 @dataclass(frozen=True)
-class Plan:
+class Cut:
     """Which parts of a teacher a student keeps, in the teacher's paths and numbers.
 
     Attributes:
@@ -28,8 +28,8 @@ class Plan:
     mid_resnet: int | Literal["none"]
     resnets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def relative_to(self, previous: "Plan") -> "Plan":
-        """The plan that cuts the same student from the student of `previous` instead of from the teacher."""
+    def relative_to(self, previous: "Cut") -> "Cut":
+        """The cut that makes the same student from the student of `previous` instead of from the teacher."""
         blocks = {
             str(previous.student_path(path)): tuple(previous.blocks[path].index(block) for block in kept)
             for path, kept in self.blocks.items()
@@ -38,7 +38,7 @@ class Plan:
             block: tuple(previous.resnets[block].index(resnet) for resnet in kept) if block in previous.resnets else kept
             for block, kept in self.resnets.items()
         }
-        return Plan(blocks, self.mid_resnet if MIDDLE_ATTENTION in previous.blocks or self.mid_resnet == "none" else 0, resnets)
+        return Cut(blocks, self.mid_resnet if MIDDLE_ATTENTION in previous.blocks or self.mid_resnet == "none" else 0, resnets)
 
     def student_path(self, path: str) -> str | None:
         """The student's path of the teacher's module at `path`, or None if that is removed. Transformer blocks keep their numbers here."""
@@ -72,8 +72,8 @@ class Plan:
             return CROSS
         return None if self.mid_resnet == "none" else PLAIN
 
-    def keep_resnets(self, rows: Iterable[tuple[str, tuple[int, ...]]], counts: Mapping[str, int], where: str) -> "Plan":
-        """A plan with only these resnets, and without the attentions after the removed ones.
+    def keep_resnets(self, rows: Iterable[tuple[str, tuple[int, ...]]], counts: Mapping[str, int], where: str) -> "Cut":
+        """A cut with only these resnets, and without the attentions after the removed ones.
 
         Args:
             rows: pattern of down or up blocks, resnets that stay.
@@ -91,8 +91,8 @@ class Plan:
         shorter = replace(self, resnets={**self.resnets, **kept_by_block})
         return replace(shorter, blocks={path: kept for path, kept in self.blocks.items() if shorter.student_path(path)})
 
-    def keep_blocks(self, rows: Iterable[tuple[str, tuple[int, ...] | Literal["all"]]], where: str) -> "Plan":
-        """A plan with only these transformer blocks.
+    def keep_blocks(self, rows: Iterable[tuple[str, tuple[int, ...] | Literal["all"]]], where: str) -> "Cut":
+        """A cut with only these transformer blocks.
 
         Args:
             rows: pattern of attentions, blocks that stay.
