@@ -28,7 +28,8 @@ class RunPlan:
 
     Attributes:
         family: which of the recipe's settings to use.
-        teachers: in the order in which they teach.
+        teachers: in the order in which they teach. The student is cut from the first and keeps its text encoders and VAE; only the UNets of
+            the others are used.
         taps: for each stage.
         start: the student to start from; None: a cut of the first teacher.
     """

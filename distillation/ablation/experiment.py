@@ -129,7 +129,7 @@ def run_sweep(
                 out = work / "students" / digest(identity)
                 with locked(out.with_suffix(".lock")):  # another sweep may be making it
                     if not out.exists():
-                        distil(variant, "scenes", [teacher_folder], work, out, steps=steps, device=device, unet_only=True)
+                        distil(plan, work, out, device=device, unet_only=True)
                 outcome = _evaluate(out, name, seed, identity, evaluation, device)
                 if earlier:
                     keep_earlier(path, [key for key in earlier.identity | identity if earlier.identity.get(key) != identity.get(key)])

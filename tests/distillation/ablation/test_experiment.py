@@ -13,7 +13,7 @@ from processes import is_locked
 from distillation.ablation import experiment
 from distillation.ablation.experiment import BASE, arm_recipes, one_shot_recipe, run_sweep, with_other_blocks, with_seed
 from distillation.recipe import Recipe, load_recipe
-from distillation.run_plan import plan_run
+from distillation.run_plan import RunPlan, plan_run
 from distillation.teacher import EMBEDDED
 from distillation.train import distil
 from sdbench.arrays import F64
@@ -65,12 +65,12 @@ def test_a_stopped_sweep_makes_only_what_is_missing(
     monkeypatch.setattr(experiment, "CAPTIONS", 16)
     made = []
 
-    def counted(way: Recipe, *arguments: Any, **chosen: Any) -> Path:
-        assert is_locked(arguments[3].with_suffix(".lock")), "another sweep must wait"
-        made.append((way.loss.feature, way.scenes.seed))
+    def counted(plan: RunPlan, work: Path, out: Path, **chosen: Any) -> Path:
+        assert is_locked(out.with_suffix(".lock")), "another sweep must wait"
+        made.append((plan.recipe.loss.feature, plan.recipe.scenes.seed))
         if len(made) == 2:
             raise KeyboardInterrupt
-        return distil(way, *arguments, **chosen)
+        return distil(plan, work, out, **chosen)
 
     monkeypatch.setattr(experiment, "distil", counted)
     where, only = (one_shot_recipe(vega), teacher_folder, tmp_path / "work", tmp_path / "results"), (BASE, "task only")
@@ -115,9 +115,9 @@ def test_another_version_or_other_data_trains_every_arm_again_and_keeps_the_earl
     monkeypatch.setattr(experiment, "CAPTIONS", 16)
     made, versions = [], {"torch": "1"}
 
-    def counted(*arguments: Any, **chosen: Any) -> Path:
-        made.append((versions["torch"], arguments[3]))
-        return distil(*arguments, **chosen)
+    def counted(plan: RunPlan, work: Path, *arguments: Any, **chosen: Any) -> Path:
+        made.append((versions["torch"], work))
+        return distil(plan, work, *arguments, **chosen)
 
     monkeypatch.setattr(experiment, "distil", counted)
     monkeypatch.setattr(experiment, "package_versions", lambda: dict(versions))
