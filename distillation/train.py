@@ -232,7 +232,7 @@ def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: li
     if accelerator.is_main_process:
         losses = _final_losses(context, trained, taps, next_batch) | _validation_losses(context, trained, taps)
         with atomic_folder(STUDENT, folder) as partial:
-            trained.save_pretrained(partial)  # type: ignore[operator]  # a UNet
+            trained.save_pretrained(partial)
             (partial / LOSSES).write_text(json.dumps(losses), encoding="utf-8")
 
 

@@ -235,7 +235,7 @@ def test_with_bfloat16_only_the_teacher_is_stored_in_it(
     lower = recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"dtype": "bfloat16", "checkpointing": True})})
     starts, modes, students = [], set[tuple[torch.dtype, bool]](), list[ref[UNet2DConditionModel]]()
 
-    def fit_and_note(model: UNet2DConditionModel, *arguments: Any, **chosen: Any) -> nn.Module:
+    def fit_and_note(model: UNet2DConditionModel, *arguments: Any, **chosen: Any) -> UNet2DConditionModel:
         starts.append(model.conv_in.weight.detach().clone())
         assert not any(student() for student in students), "those of earlier stages are freed"
         students.append(ref(model))
