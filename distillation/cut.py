@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, TypeVar
 
 from sdbench.errors import UserError, unknown_name
-from sdbench.models.architectures import CROSS, PLAIN, Config, depths
+from sdbench.models.architectures import CROSS, PLAIN, Config, Shape, depths, resnet_counts
 
 MIDDLE_ATTENTION = "mid_block.attentions.0"
 Kept = TypeVar("Kept")  # the numbers that a row keeps
@@ -65,12 +65,11 @@ class Cut:
         """Number of transformer blocks of each attention, by the student's path."""
         return {str(self.student_path(path)): len(kept) for path, kept in self.blocks.items()}
 
-    @property
-    def mid_block_type(self) -> str | None:
-        """The field of this name in the student's config."""
-        if MIDDLE_ATTENTION in self.blocks:
-            return CROSS
-        return None if self.mid_resnet == "none" else PLAIN
+    def shape(self, teacher: Config) -> Shape:
+        """The shape of the student that is cut from a teacher."""
+        resnets = resnet_counts(teacher) | {block: len(kept) for block, kept in self.resnets.items()}
+        without_attention = None if self.mid_resnet == "none" else PLAIN
+        return Shape(resnets, self.depths, CROSS if MIDDLE_ATTENTION in self.blocks else without_attention)
 
     def keep_resnets(self, rows: Iterable[tuple[str, tuple[int, ...]]], counts: Mapping[str, int], where: str) -> "Cut":
         """A cut with only these resnets, and without the attentions after the removed ones.

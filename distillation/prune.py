@@ -7,10 +7,8 @@ from diffusers import UNet2DConditionModel
 
 from distillation.cut import Cut
 from sdbench.errors import UserError
-from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnet_counts, unet_config
+from sdbench.models.architectures import TOPOLOGIES, Config, Shape, depths, resnet_counts, shape_of, unet_config
 from sdbench.models.loading import build_on_meta
-
-Shape = tuple[dict[str, int], dict[str, int], str | None]  # transformer blocks per attention, resnets per block, type of the middle block
 
 
 def prune(teacher: UNet2DConditionModel, cut: Cut, *, copy: bool = True) -> UNet2DConditionModel:
@@ -57,17 +55,16 @@ def student_config(teacher: Config, cut: Cut) -> dict[str, Any]:
     if missing := sorted(set(cut.blocks) - set(depths(teacher))):
         raise UserError(f"the teacher has no attention {missing[0]!r}, but the cut keeps blocks of it")
     fields = {name: value for name, value in teacher.items() if not name.startswith("_")}
-    layers = resnet_counts(teacher) | {block: len(numbers) for block, numbers in cut.resnets.items()}
-    shape = cut.depths, layers, cut.mid_block_type
+    shape = cut.shape(teacher)
     config = fields | (_known_depth_fields(shape) or _depth_fields(teacher, shape))
-    if resnet_counts(config) != layers:
+    if resnet_counts(config) != shape.resnets:
         raise UserError(
-            f"a diffusers config cannot express these numbers of resnets: {layers}; an up block has one more than the down block across "
-            "from it, so shorten both in the same stage"
+            f"a diffusers config cannot express these numbers of resnets: {shape.resnets}; an up block has one more than the down block "
+            "across from it, so shorten both in the same stage"
         )
-    if depths(config) != cut.depths:
+    if depths(config) != shape.blocks:
         raise UserError(
-            f"a diffusers config cannot express these depths: {cut.depths}; it gives the middle the depth of the last down block's "
+            f"a diffusers config cannot express these depths: {shape.blocks}; it gives the middle the depth of the last down block's "
             "first attention, so remove the middle's attention in the same stage or before"
         )
     return config
@@ -75,24 +72,18 @@ def student_config(teacher: Config, cut: Cut) -> dict[str, Any]:
 
 def _known_depth_fields(shape: Shape) -> dict[str, Any]:
     """The config fields of the known architecture with this shape; empty if there is none."""
-    for name in TOPOLOGIES:
-        config = unet_config(name)
-        if (depths(config), resnet_counts(config), config["mid_block_type"]) == shape:
-            return TOPOLOGIES[name]
-    return {}
+    return next((fields for name, fields in TOPOLOGIES.items() if shape_of(unet_config(name)) == shape), {})
 
 
 def _depth_fields(teacher: Config, shape: Shape) -> dict[str, Any]:
-    blocks, layers, middle = shape
-
     def attention_depths(prefix: str, block_types: Iterable[str]) -> list[list[int]]:
-        by_block = [[depth for path, depth in blocks.items() if path.startswith(f"{prefix}.{i}.")] for i, _ in enumerate(block_types)]
+        by_block = [[depth for path, depth in shape.blocks.items() if path.startswith(f"{prefix}.{i}.")] for i, _ in enumerate(block_types)]
         return [block_depths or [1] for block_depths in by_block]
 
-    counts = [layers[f"down_blocks.{index}"] for index, _ in enumerate(teacher["down_block_types"])]
+    counts = [shape.resnets[f"down_blocks.{index}"] for index, _ in enumerate(teacher["down_block_types"])]
     return {
         "layers_per_block": counts if len(set(counts)) > 1 else counts[0],
         "transformer_layers_per_block": attention_depths("down_blocks", teacher["down_block_types"]),
         "reverse_transformer_layers_per_block": attention_depths("up_blocks", teacher["up_block_types"]),
-        "mid_block_type": middle,
+        "mid_block_type": shape.middle,
     }

@@ -17,7 +17,7 @@ from distillation.teacher import Teacher, check_family, open_teacher_for
 from sdbench.disk import size_text
 from sdbench.errors import UserError
 from sdbench.models.architectures import Family
-from sdbench.models.loading import build_on_meta, check_part, count_parameters
+from sdbench.models.loading import build_on_meta, check_part, count_parameters, tensor_shapes
 from sdbench.training.diffusion import check_diffusion
 from sdbench.training.latents import CaptionedImages
 
@@ -154,15 +154,11 @@ def check_start(plan: RunPlan) -> None:
     if plan.start is None:
         return
     teacher = plan.teachers[0]
-    configs = (
-        check_part("unet", plan.start.folder, sixteen_bit=False),
-        student_config(teacher.config, plan.recipe.cuts[plan.start.stage]),
-    )
-    found, expected = (
-        {name: list(tensor.shape) for name, tensor in build_on_meta("unet", config).state_dict().items()} for config in configs
-    )
+    found = tensor_shapes("unet", check_part("unet", plan.start.folder, sixteen_bit=False))
+    expected = tensor_shapes("unet", student_config(teacher.config, plan.recipe.cuts[plan.start.stage]))
     if misfit := next((name for name in (*expected, *found) if found.get(name) != expected.get(name)), None):
+        has, needs = (list(shapes[misfit]) if misfit in shapes else "none" for shapes in (found, expected))
         raise UserError(
-            f"the student in {plan.start.folder} is not one of the teacher in {teacher.folder}: its {misfit!r} has shape "
-            f"{found.get(misfit, 'none')}, expected {expected.get(misfit, 'none')}. Name another with --teacher"
+            f"the student in {plan.start.folder} is not one of the teacher in {teacher.folder}: its {misfit!r} has shape {has}, expected "
+            f"{needs}. Name another with --teacher"
         )
