@@ -580,7 +580,7 @@ def test_shares_are_relative_to_the_machines_own_ceilings(harness: DriverHarness
     above = harness.measure("b", others=(Setting(batch=4),))["b"]["share.matmul.pipeline@b4"]
     assert above.value == pytest.approx(0.8 * (SAMPLING.steps + 2))
     assert number(above) > 1
-    assert above.note.startswith("above 1: the machine's own matrix product or copy is slower")
+    assert above.note.startswith("above 1: at the rate of the product or copy timed as the ceiling")
 
 
 def test_profiles_are_written_beside_the_rounds_once(harness: DriverHarness) -> None:
