@@ -23,16 +23,16 @@ def largest_batch(stages: Stages) -> int:
 
 
 def smallest_card(stages: Stages, device: str, context_mib: float) -> int | None:
-    """Memory in GB of the smallest card that runs the pipeline; None where that needs more than this card, or than any of `CARDS_GB`.
+    """Memory in GB, one of `CARDS_GB`, of the smallest cards that all run the pipeline; None if it is none of those that this card covers.
 
-    This is tried, not computed: the pipeline runs while PyTorch's allocator may take no more than a card that shows all of its size would
-    have left besides the CUDA context.
+    This is tried, not computed: the pipeline runs while PyTorch's allocator may take no more than the card that shows least of its size
+    would have left besides the CUDA context.
     """
     total, index = torch.cuda.get_device_properties(device).total_memory, torch.device(device).index  # None is the current one
     try:
         for card in (card for card in CARDS_GB if LEAST_SHARE * card * GIB <= total):
             torch.cuda.empty_cache()
-            torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, card * GIB - context_mib * MIB) / total), index)
+            torch.cuda.set_per_process_memory_fraction(max(0.0, LEAST_SHARE * card * GIB - context_mib * MIB) / total, index)
             if _fits(stages, stages.batch):
                 return card
         return None

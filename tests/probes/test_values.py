@@ -105,7 +105,7 @@ def test_unavailable_values_give_their_reason() -> None:
     assert found["memory.context"].note == "from the GPU's total use, as if nothing else were on it: NVML does not list this process"
     grown = values_on_a_card(process_mib=None, used_before_mib=0.0)["memory.context"]
     assert grown.note == "from how much the GPU's use grew since the process began: NVML does not list this process"
-    assert found["memory.smallest_card"].reason == f"it needs more than {capacity.CARDS_GB[-1]} GB, or more than this GPU has"
+    assert found["memory.smallest_card"].reason == f"no size up to {capacity.CARDS_GB[-1]} GB that this GPU covers is sure to hold it"
 
 
 @pytest.mark.parametrize(
