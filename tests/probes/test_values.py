@@ -245,7 +245,7 @@ class FakeStages:
         return noted
 
 
-def time_on_a_card(stages: FakeStages, stage: str, benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def time_on_a_card(stages: FakeStages, stage: str, benchmarks: Any, monkeypatch: pytest.MonkeyPatch, *, warmup: int = 2) -> dict[str, Any]:
     """Time a stage on a card that NVML lists this process on; returns the information beside the times."""
     watch = SimpleNamespace(process_mib=lambda: 900.0, growth_mib=lambda _: 800.0, report=dict)
     monkeypatch.setattr(benchmarks, "Monitor", stages.note("watched", watch))
@@ -253,12 +253,18 @@ def time_on_a_card(stages: FakeStages, stage: str, benchmarks: Any, monkeypatch:
     monkeypatch.setattr(benchmarks.meters, "peak_memory_mib", stages.note("peaks read", {"peak_allocated": 400.0}))
     monkeypatch.setattr(benchmarks.capacity, "context_mib", lambda _, held_mib: held_mib - 500)
     monkeypatch.setattr(benchmarks, "seconds_until_return", lambda _: 0.25)
-    request = SimpleNamespace(profile=False, device="cuda", calls=4, warmup=2, setting=Setting(batch=8))
+    request = SimpleNamespace(profile=False, device="cuda", calls=4, warmup=warmup, setting=Setting(batch=8))
     running = SimpleNamespace(request=request, stages=stages, info={"load_s": 2.0, "used_before_mib": 100.0}, pipeline_info={})
     info: dict[str, Any] = {}
     benchmarks.test_stage(stage, running, SimpleNamespace(extra_info=info, pedantic=stages.pedantic))
     assert running.pipeline_info is info or stage != "pipeline", "the smallest card is added once it is found"
     return info
+
+
+@pytest.mark.parametrize("warmup", [1, 2])
+def test_emptied_cache_is_filled_again_before_a_call_is_timed(warmup: int, benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    time_on_a_card(stages := FakeStages(), "pipeline", benchmarks, monkeypatch, warmup=warmup)
+    assert stages.events[-3:-1] == ["peaks reset", "1 warm-up and 4 timed calls"]
 
 
 def test_peaks_are_of_the_calls_after_the_cold_one(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
