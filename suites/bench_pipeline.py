@@ -77,8 +77,9 @@ def test_stage(stage: str, running: Running, benchmark: Any) -> None:
     # Not in the except clause: there the error would keep alive what was being computed.
     torch.cuda.empty_cache()
     running.stages.restore()
-    fits = capacity.largest_batch(running.stages)
-    pytest.fail(f"{meters.OUT_OF_MEMORY} at batch {request.setting.batch}; the largest batch that fits is {fits}. {message}")
+    batch = capacity.fitting_batch(running.stages)
+    fits = f"batch {batch} fits" if batch else "no batch fits"
+    pytest.fail(f"{meters.OUT_OF_MEMORY} at batch {request.setting.batch}; {fits}. {message}")
 
 
 def out_of_memory_message(error: RuntimeError) -> str:

@@ -1,4 +1,4 @@
-"""How much fits: the largest batch that a card takes, and the smallest card that takes a batch."""
+"""How much fits: a batch that a card takes, and the smallest card that takes a batch."""
 
 from collections.abc import Callable
 
@@ -14,8 +14,8 @@ GIB = 2**30
 LEAST_SHARE = 0.9
 
 
-def largest_batch(stages: Stages) -> int:
-    """The largest batch that fits, found by halving the batch of `stages`, which does not; 0 where not even one image fits."""
+def fitting_batch(stages: Stages) -> int:
+    """The first batch that fits, halving that of `stages`, which does not; 0 where not even one image fits."""
     batch = stages.batch // 2
     while batch and not _fits(stages, batch):
         batch //= 2

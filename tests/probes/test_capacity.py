@@ -104,11 +104,11 @@ def test_out_of_memory_errors_of_other_libraries_are_recognised(make_card: Any, 
     assert fake.fraction == 1.0, "the cap is lifted after an error, too"
 
 
-@pytest.mark.parametrize(("batch", "total", "largest"), [(16, 80 * GIB, 8), (16, 20 * GIB, 4), (16, 9 * GIB, 0), (1, 9 * GIB, 0)])
-def test_the_largest_batch_that_fits_is_found_by_halving(make_card: Any, batch: int, total: int, largest: int) -> None:
+@pytest.mark.parametrize(("batch", "total", "fitting"), [(16, 80 * GIB, 8), (16, 20 * GIB, 4), (16, 9 * GIB, 0), (1, 9 * GIB, 0)])
+def test_batch_that_fits_is_found_by_halving(make_card: Any, batch: int, total: int, fitting: int) -> None:
     fake = make_card(total)
     fake.batch = batch
-    assert capacity.largest_batch(fake) == largest
+    assert capacity.fitting_batch(fake) == fitting
 
 
 def test_context_is_the_process_memory_outside_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -278,10 +278,11 @@ def test_peaks_are_of_the_calls_after_the_cold_one(benchmarks: Any, monkeypatch:
     assert "process_mib" not in found
 
 
-def test_what_does_not_fit_says_which_batch_does(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("batch", "fits"), [(4, "batch 4 fits"), (0, "no batch fits")])
+def test_what_does_not_fit_says_which_batch_does(batch: int, fits: str, benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = FakeStages(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. Of the allocated memory 70 GiB is held"))
-    monkeypatch.setattr(benchmarks.capacity, "largest_batch", stages.note("tried", 4))
-    message = r"^out of memory at batch 8; the largest batch that fits is 4\. CUDA out of memory\. Tried to allocate 9 GiB$"
+    monkeypatch.setattr(benchmarks.capacity, "fitting_batch", stages.note("tried", batch))
+    message = rf"^out of memory at batch 8; {fits}\. CUDA out of memory\. Tried to allocate 9 GiB$"
     with pytest.raises(pytest.fail.Exception, match=message):
         time_on_a_card(stages, "pipeline", benchmarks, monkeypatch)
     assert stages.events[-2:] == ["restored", "tried"], "the pipeline leaves its VAE in float32 where decoding fails"
