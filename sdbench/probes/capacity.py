@@ -8,7 +8,7 @@ from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.probes.meters import MIB
 from sdbench.probes.stages import Stages
 
-CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 80)  # in units of 2**30 bytes, as cards are sold
+CARDS_GB = (8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80)  # in units of 2**30 bytes, as cards are sold
 GIB = 2**30
 # Of its size that a card shows: 0.97 to 0.98 (RTX 3060, 3070, 5090), with error correction 0.91 to 0.94 (T4, L4, L40), as users report.
 LEAST_SHARE = 0.9

@@ -55,9 +55,10 @@ def make_card(monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         (80 * GIB, 1, 500, 12),
         (80 * GIB, 1, 2100, 16),  # 10 GiB and this context are more than 12
-        (80 * GIB, 3, 500, 24),
+        (80 * GIB, 3, 500, 20),
+        (80 * GIB, 4, 500, 24),
         (80 * GIB, 6, 500, 32),
-        (80 * GIB, 2, 2300, 24),  # 15.3 GiB in all: less than the 16 that are sold, more than the 14.56 that a T4 shows
+        (80 * GIB, 2, 2300, 20),  # 15.3 GiB in all: less than the 16 that are sold, more than the 14.56 that a T4 shows
         (80 * GIB, 21, 500, 80),
         (80 * GIB, 30, 500, None),
         (48 * GIB, 15, 500, None),
