@@ -93,7 +93,7 @@ def _card_memory(rounds: Sequence[Round], reason: str, note: str) -> list[Value]
         "from the GPU's total use, as if nothing else were on it",
     )
     context_note = "" if process else f"{by_growth if collect_info(rounds, 'used_before_mib') else by_whole}: {unlisted}"
-    untried = collect_info(rounds, "smallest_card_failed") or [f"it needs more than {CARDS_GB[-1]} GB, or more than this GPU has"]
+    untried = collect_info(rounds, "smallest_card_failed") or [f"no size up to {CARDS_GB[-1]} GB that this GPU covers is sure to hold it"]
     return [
         median_value("memory.process", "MiB", process, unlisted, note=note),
         median_value(

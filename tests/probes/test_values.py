@@ -147,7 +147,7 @@ def test_unavailable_values_give_their_reason() -> None:
     assert found["memory.context"].note == "from the GPU's total use, as if nothing else were on it: NVML does not list this process"
     grown = values_on_a_card(process_mib=None, used_before_mib=0.0)["memory.context"]
     assert grown.note == "from how much the GPU's use grew since the process began: NVML does not list this process"
-    assert found["memory.smallest_card"].reason == f"it needs more than {capacity.CARDS_GB[-1]} GB, or more than this GPU has"
+    assert found["memory.smallest_card"].reason == f"no size up to {capacity.CARDS_GB[-1]} GB that this GPU covers is sure to hold it"
 
 
 @pytest.mark.parametrize(("threads", "note"), [(64, "64 threads on 8 cores, which wait for each other: set OMP_NUM_THREADS=8"), (8, "")])
@@ -295,7 +295,7 @@ class FakeStages:
         return noted
 
 
-def time_on_a_card(stages: FakeStages, stage: str, benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def time_on_a_card(stages: FakeStages, stage: str, benchmarks: Any, monkeypatch: pytest.MonkeyPatch, *, warmup: int = 2) -> dict[str, Any]:
     """Time a stage on a card that NVML lists this process on; returns the information beside the times."""
     watch = SimpleNamespace(process_mib=lambda: 900.0, growth_mib=lambda _: 800.0, report=dict)
     monkeypatch.setattr(benchmarks, "Monitor", stages.note("watched", watch))
@@ -303,12 +303,18 @@ def time_on_a_card(stages: FakeStages, stage: str, benchmarks: Any, monkeypatch:
     monkeypatch.setattr(benchmarks.meters, "peak_memory_mib", stages.note("peaks read", {"peak_allocated": 400.0}))
     monkeypatch.setattr(benchmarks.capacity, "context_mib", lambda _, held_mib: held_mib - 500)
     monkeypatch.setattr(benchmarks, "seconds_until_return", lambda _: 0.25)
-    request = SimpleNamespace(profile=False, device="cuda", calls=4, warmup=2, setting=Setting(batch=8))
+    request = SimpleNamespace(profile=False, device="cuda", calls=4, warmup=warmup, setting=Setting(batch=8))
     running = SimpleNamespace(request=request, stages=stages, info={"load_s": 2.0, "used_before_mib": 100.0}, pipeline_info={})
     info: dict[str, Any] = {}
     benchmarks.test_stage(stage, running, SimpleNamespace(extra_info=info, pedantic=stages.pedantic))
     assert running.pipeline_info is info or stage != "pipeline", "the smallest card is added once it is found"
     return info
+
+
+@pytest.mark.parametrize("warmup", [1, 2])
+def test_emptied_cache_is_filled_again_before_a_call_is_timed(warmup: int, benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    time_on_a_card(stages := FakeStages(), "pipeline", benchmarks, monkeypatch, warmup=warmup)
+    assert stages.events[-3:-1] == ["peaks reset", "1 warm-up and 4 timed calls"]
 
 
 def test_peaks_are_of_the_calls_after_the_cold_one(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,10 +328,11 @@ def test_peaks_are_of_the_calls_after_the_cold_one(benchmarks: Any, monkeypatch:
     assert "process_mib" not in found
 
 
-def test_what_does_not_fit_says_which_batch_does(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("batch", "fits"), [(4, "batch 4 fits"), (0, "no batch fits")])
+def test_what_does_not_fit_says_which_batch_does(batch: int, fits: str, benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = FakeStages(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. Of the allocated memory 70 GiB is held"))
-    monkeypatch.setattr(benchmarks.capacity, "largest_batch", stages.note("tried", 4))
-    message = r"^out of memory at batch 8; the largest batch that fits is 4\. CUDA out of memory\. Tried to allocate 9 GiB$"
+    monkeypatch.setattr(benchmarks.capacity, "fitting_batch", stages.note("tried", batch))
+    message = rf"^out of memory at batch 8; {fits}\. CUDA out of memory\. Tried to allocate 9 GiB$"
     with pytest.raises(pytest.fail.Exception, match=message):
         time_on_a_card(stages, "pipeline", benchmarks, monkeypatch)
     assert stages.events[-2:] == ["restored", "tried"], "the pipeline leaves its VAE in float32 where decoding fails"
