@@ -18,6 +18,7 @@ from sdbench.models.loading import load
 from sdbench.models.out_of_memory import explain_out_of_memory
 from sdbench.models.resolve import with_cached_architecture
 from sdbench.models.spec import ModelSpec
+from sdbench.models.stock import CLASSES
 from sdbench.notes import print_note
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
@@ -126,7 +127,7 @@ def _try_each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T]) -> tup
 
 
 def _join_errors(errors: Mapping[str, str]) -> str:
-    """The errors of models by name, as text; a full disk is one error of all."""
+    """The errors of models by name, as text; one of several models, such as too little memory, is said once."""
     names: dict[str, list[str]] = {}
     for name, error in errors.items():
         names.setdefault(error, []).append(name)
@@ -157,6 +158,8 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
     check_weights(fetched, context.sampling.dtype)
     for spec in fetched if context.with_quality else ():
         schedulers.check_prediction(spec, context.sampling)
+        for note in schedulers.sampling_notes(spec, context.sampling, context.pipelines.get(spec.name)):
+            print_note(note)
     return fetched
 
 
@@ -201,6 +204,10 @@ class ImageGenerator:
         sampling, pipeline = self.context.sampling, self.context.pipelines.get(self.spec.name)
         if pipeline is None:
             pipeline = load(self.spec, dtype=sampling.dtype, device=self.context.device)
+            for network in (getattr(pipeline, part) for part in CLASSES):
+                for tensor in (*network.parameters(), *network.buffers()):
+                    if tensor.is_cpu:  # it may be mapped from its file, into which a trainer may write while images are drawn
+                        tensor.data = tensor.data.clone()
             # The models before it may have taken hours, in which a trainer wrote its next checkpoint.
             _check_unchanged(self.spec, self.model, self.context)
         return make_sampler(pipeline, sampling, self.context.suite.noise)
