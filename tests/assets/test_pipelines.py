@@ -1,5 +1,6 @@
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,23 +215,19 @@ def test_plan_lists_each_file_that_the_run_fetches_once(monkeypatch: pytest.Monk
         }
     )
 
-    def timing(settings: tuple[str, ...]) -> RunContext:
-        return RunContext(suite, "cpu", tmp_path, tmp_path, "probes", settings=settings)
-
-    def files(settings: tuple[str, ...]) -> list[str]:
-        return [file["name"] for file in plan(specs, timing(settings))["files"]]
-
-    def cached_files() -> set[str]:
-        return {path.relative_to(snapshot_folder(tmp_path)).as_posix() for path in snapshot_folder(tmp_path).rglob("*") if path.is_file()}
-
-    for settings in (("base",), ()):  # needs only the 16-bit copy, then the 32-bit one too
-        planned, before = files(settings), cached_files()
-        fetch_models(specs, timing(settings))
-        assert sorted(planned) == sorted(cached_files() - before) != []
-        assert files(settings) == []
-        with monkeypatch.context() as patch:
-            patch.setattr("huggingface_hub.HfApi.model_info", unreachable)
-            assert files(()) == [], "the run would use the 16-bit copy"
+    context = RunContext(suite, "cpu", tmp_path, tmp_path, "probes")
+    planned = [file["name"] for file in plan(specs, context)["files"]]
+    fetch_models(specs, context)
+    folder = snapshot_folder(tmp_path)
+    assert sorted(planned) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    weights = [path for path in planned if path.endswith(".safetensors")]
+    assert len(weights) == 3
+    assert all(".fp16." in path for path in weights), "a timing in float32 needs no 32-bit copy"
+    assert load(specs[0], dtype="float32", device="cpu").vae.dtype.itemsize == 4
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    for dtype in ("bfloat16", "float32"):  # the latter would use the 16-bit copy
+        of_dtype = suite.model_copy(update={"sampling": suite.sampling.model_copy(update={"dtype": dtype})})
+        assert plan(specs, replace(context, suite=of_dtype))["files"] == []
 
 
 def test_models_from_elsewhere_need_no_hub_files(tiny_pipeline: Path) -> None:
