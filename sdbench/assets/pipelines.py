@@ -1,6 +1,6 @@
 """Fetches pipelines from the Hub into huggingface_hub's cache: only the configurations and one copy of the weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,12 +13,13 @@ from sdbench.assets.weights import RemoteFile
 from sdbench.errors import UserError, describe_error
 from sdbench.models import hub
 from sdbench.models.catalogue import CATALOGUE
-from sdbench.models.files import LORA_FILE, SHARED_PARTS, STEMS, checkpoint_kind, choose_lora_file, choose_weight_files
+from sdbench.models.files import LORA_FILE, PICKLES, SHARED_PARTS, STEMS, checkpoint_kind, choose_lora_file, choose_weight_files
 from sdbench.models.headers import read_header
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.notes import print_note
 
+_SHOWN_FILES = 12
 _CARD = ("README.md", "LICENSE*")
 _CONFIGS = (
     "model_index.json",
@@ -167,19 +168,34 @@ def _select(download: _Download, names: dict[str, int], *, sixteen_bit: bool) ->
     if download.kind == "lora":
         yield _select_lora(download.repository, [name for name in names if "/" not in name])
         return
-    patterns = ("config.json",) if download.kind == "unet" else _CONFIGS
+    is_pipeline = "model_index.json" in names
+    if download.kind == "unet" and is_pipeline:
+        raise UserError(f"{download.repository!r} is already a complete pipeline; leave --base out, it only completes a bare UNet")
+    if download.kind == "pipeline" and not is_pipeline:
+        raise _layout_error(download, "model_index.json, which a pipeline has (a UNet alone needs --base)", names)
+    of_unet = "" if download.kind == "unet" and "config.json" in names else "unet/"  # see `unet_folder`
+    patterns = (f"{of_unet}config.json",) if download.kind == "unet" else _CONFIGS
     yield from (name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
     for part in download.parts:
-        folder = "" if download.kind == "unet" else f"{part}/"
+        folder = of_unet if part == "unet" else f"{part}/"
         choice = choose_weight_files(
             (name.removeprefix(folder) for name in names if name.startswith(folder)), STEMS[part], sixteen_bit=sixteen_bit
         )
         if choice is None:
-            raise UserError(
-                f"repository {download.repository!r} has no {folder}{STEMS[part]}.safetensors; "
-                "only safetensors in diffusers layout are read"
-            )
+            raise _layout_error(download, f"{folder}{STEMS[part]}.safetensors", names)
         yield from (f"{folder}{name}" for name in choice.names)
+
+
+def _layout_error(download: _Download, missing: str, names: Iterable[str]) -> UserError:
+    """An error on a repository that is not in diffusers layout, which may hold checkpoints in single files instead."""
+    weights = sorted(name for name in names if name.endswith((".safetensors", *PICKLES)))
+    found = ", ".join(weights[:_SHOWN_FILES]) or "no weights"
+    more = f" and {len(weights) - _SHOWN_FILES} more" if len(weights) > _SHOWN_FILES else ""
+    return UserError(
+        f"repository {download.repository!r} has no {missing}; only safetensors in diffusers layout are read from the Hub. It holds "
+        f"{found}{more}. To measure one of its files, fetch that, `hf download {download.repository} FILE --local-dir .`, with the "
+        "config.json beside it if there is one, and name it"
+    )
 
 
 def _select_lora(repository: str, names: list[str]) -> str:

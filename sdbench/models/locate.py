@@ -14,6 +14,7 @@ from sdbench.models.files import (
     choose_lora_file,
     read_config,
     read_model_json,
+    unet_folder,
     weight_files,
 )
 from sdbench.models.headers import read_header, read_headers
@@ -134,7 +135,8 @@ def _folder(spec: ModelSpec) -> Path:
     if spec.source == "embedded":
         return _existing(WEIGHTS / spec.location, "the embedded weights are part of the package: install it again, or train them anew")
     if spec.source == "hub":
-        return _cached_snapshot(spec.location, spec.revision)
+        snapshot = _cached_snapshot(spec.location, spec.revision)
+        return unet_folder(snapshot) if spec.base else snapshot
     return _existing(Path(spec.location), "it was moved or deleted since it was named")
 
 

@@ -26,10 +26,12 @@ from sdbench.models.files import (
     LORA_FILE,
     MERGE_ADAPTER,
     PART_CLASSES,
+    PICKLES,
     checkpoint_kind,
     read_config,
     read_model_json,
     strip_prefixes,
+    unet_folder,
 )
 from sdbench.models.headers import Tensor, read_header
 from sdbench.models.spec import HUB_NAME, ModelSpec, path_of, snapshot_folder, with_name
@@ -40,7 +42,6 @@ _ADAPTER_FILE = "adapter_model.safetensors"  # of peft
 # Names that trainers give to the weights of all checkpoints, and to the folders in them.
 _STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", LORA_FILE.removesuffix(".safetensors"))
 _STOCK_FOLDERS = ("unet", "unet_ema", "unet_target", "unet_lora", "student")  # the last by `distillation`
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 OWN_BASE = (  # for a checkpoint in the original (LDM) layout, whose shape no pipeline of the catalogue has
     "for a UNet of a shape of its own, a folder with the .json and .txt files of the pipeline that it was made from (of SDXL: `hf download "
     "stabilityai/stable-diffusion-xl-base-1.0 --include '*.json' --include '*.txt' --local-dir base`) and, in unet/config.json, its own "
@@ -124,7 +125,7 @@ def _describe_text_width(spec: ModelSpec) -> str:
     if spec.source == "file":
         widths = _text_widths(strip_prefixes(read_header(path)))
         return f"{path}: its attentions take text embeddings of width {' and '.join(map(str, sorted(widths))) or 'unknown'}"
-    config = (path if spec.base else path / "unet") / "config.json"
+    config = (unet_folder(path) if spec.base else path / "unet") / "config.json"
     return f"{config}: cross_attention_dim is {read_config(config).get('cross_attention_dim')}"
 
 
@@ -233,9 +234,9 @@ def _advise_contents(folder: Path) -> str:
 
 
 def _from_file(path: Path, base: ModelSpec | None) -> ModelSpec:
-    if path.suffix not in (".safetensors", *_PICKLES):
+    if path.suffix not in (".safetensors", *PICKLES):
         raise UserError(f"{path} is neither a .safetensors file nor a folder in diffusers layout")
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
         raise UserError(
             f"{path} is not a .safetensors file; pickled weights can run code and are not read. Write its tensors to one, with the program "
             "below; where they lie under another key than 'state_dict', such as 'ema', put that in its place. A diffusers EMAModel, whose "
@@ -291,9 +292,11 @@ def _require_base(base: ModelSpec | None, path: Path, family: AnyFamily) -> Mode
 
 def _from_hub(repository: str, base: ModelSpec | None, revision: str | None) -> ModelSpec:
     name = "@".join(filter(None, [repository.split("/")[1], revision]))
-    spec = ModelSpec(name, base.family if base else "sdxl", "custom", "hub", repository, base, revision=revision)
     folder = snapshot_folder(repository, revision)
-    if folder is None or not (config := (folder if base else folder / "unet") / "config.json").is_file():
+    if folder and (folder / "model_index.json").is_file():
+        base = None  # which a complete pipeline does not take
+    spec = ModelSpec(name, base.family if base else "sdxl", "custom", "hub", repository, base, revision=revision)
+    if folder is None or not (config := (unet_folder(folder) if base else folder / "unet") / "config.json").is_file():
         return spec  # its architecture is known once it is downloaded
     content = read_config(config)
     return replace(spec, family=family_of(content), architecture=architecture_of(content))

@@ -166,6 +166,32 @@ def test_repository_without_safetensors_is_an_error(hub: Hub) -> None:
         pipelines.required_files(resolve(NAME), dtype="float32")
 
 
+def test_pipeline_of_the_hub_takes_no_base(hub: Hub) -> None:
+    message = r"'someone/tiny' is already a complete pipeline; leave --base out"
+    with pytest.raises(UserError, match=message):
+        pipelines.fetch(resolve(NAME, base="scenes-teacher"), dtype="float32")
+    assert not hub.hits
+    pipelines.fetch(resolve(NAME), dtype="float32")
+    with pytest.raises(UserError, match=message):
+        resolve(NAME, base="scenes-teacher")
+
+
+def test_repository_of_single_files_is_refused_with_the_way_to_measure_one(hub: Hub) -> None:
+    hub.put("someone/files/config.json", b"{}")
+    for step in range(14):
+        hub.put(f"someone/files/checkpoint-{step:02}/unet/diffusion_pytorch_model.safetensors", b"gigabytes")
+    hub.put("someone/files/a_4step_unet.ckpt", b"gigabytes")
+    found = (
+        r".*\. It holds a_4step_unet\.ckpt, checkpoint-00/unet/diffusion_pytorch_model\.safetensors, .* and 3 more\. "
+        r".*`hf download someone/files FILE --local-dir \.`, .* name it$"
+    )
+    with pytest.raises(UserError, match=rf"^repository 'someone/files' has no model_index\.json, which .* needs --base\){found}"):
+        pipelines.fetch(resolve("someone/files"), dtype="float32")
+    with pytest.raises(UserError, match=rf"^repository 'someone/files' has no diffusion_pytorch_model\.safetensors{found}"):
+        pipelines.fetch(resolve("someone/files", base="scenes-teacher"), dtype="float32")
+    assert not hub.hits
+
+
 @pytest.mark.parametrize("error", [OfflineModeIsEnabled("offline mode is enabled"), ConnectionError("no route to host")])
 def test_offline_error_lists_the_needed_files_and_their_destination(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
