@@ -23,12 +23,14 @@ class Hub(http.server.ThreadingHTTPServer):
         hits: number of downloads, by path in `root`.
         ranges: the `Range` headers of downloads.
         cuts: path -> bytes after which its next download breaks off.
+        refusals: repository -> the code of the error with which it is refused, as the Hub names it.
     """
 
     daemon_threads = True
 
     def __init__(self, root: Path) -> None:
         self.root, self.hits, self.ranges, self.cuts = root, Counter[str](), list[str](), dict[str, int]()
+        self.refusals = dict[str, str]()
         super().__init__(("127.0.0.1", 0), _Handler)
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
@@ -101,6 +103,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _send_listing(self, repository: str) -> None:
         folder, url = self.server.root / repository, urlsplit(self.path)
+        if refusal := self.server.refusals.get(repository):
+            self._send(403, b"", {"X-Error-Code": refusal}, with_body=True)
+            return
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         siblings = [{"rfilename": str(file.relative_to(folder)), "size": file.stat().st_size} for file in files]
         answer: Any = {"id": repository.removeprefix("datasets/"), "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
@@ -108,7 +113,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             below = folder / unquote(url.path.partition("/tree/")[2]).partition("/")[2]
             listed = sorted(below.rglob("*") if "recursive=true" in url.query.lower() else below.glob("*"))
             answer = [self._entry(path, folder) for path in listed]
-        self._send(200 if files else 404, json.dumps(answer).encode(), {"Content-Type": "application/json"}, with_body=True)
+        headers = {"Content-Type": "application/json"} | ({} if files else {"X-Error-Code": "RepoNotFound"})
+        self._send(200 if files else 404, json.dumps(answer).encode(), headers, with_body=True)
 
     def _entry(self, path: Path, folder: Path) -> dict[str, Any]:
         kind, size = ("file", path.stat().st_size) if path.is_file() else ("directory", 0)

@@ -1,5 +1,6 @@
 """Fetches pipelines from the Hub into huggingface_hub's cache: only the configurations and one copy of the weights."""
 
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -7,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 import huggingface_hub
-from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from sdbench.assets.weights import RemoteFile
 from sdbench.errors import UserError, describe_error
@@ -211,16 +213,25 @@ def _select_lora(repository: str, names: list[str]) -> str:
 
 
 def _fetch_error(download: _Download, error: Exception) -> UserError:
-    entry = next((entry for entry in CATALOGUE.values() if entry.location == download.repository), None)
+    repository = download.repository
+    match error:  # a gated repository is also one that is not found
+        case GatedRepoError():
+            return UserError(f"{repository!r} is gated: accept its terms at {constants.ENDPOINT}/{repository}, then `hf auth login`")
+        case RevisionNotFoundError():
+            return UserError(f"{repository!r} has no revision {download.revision!r} on the Hub")
+        case RepositoryNotFoundError():
+            return UserError(f"there is no {repository!r} on the Hub, or it is private: check the name, or `hf auth login`")
+    entry = next((entry for entry in CATALOGUE.values() if entry.location == repository), None)
     size = f" (about {entry.download_gb} GB)" if entry and download.kind == "pipeline" and download.parts else ""
-    needed = {
-        "pipeline": ", ".join((*_CONFIGS, *(f"{part}/{STEMS[part]}*.safetensors" for part in download.parts))),
-        "unet": f"config.json, {STEMS['unet']}*.safetensors",
-        "lora": f"{LORA_FILE}, or its only .safetensors file",
+    patterns = {
+        "pipeline": ("*.json", "*.txt", *_CARD, *(f"{part}/{STEMS[part]}*.safetensors" for part in download.parts)),
+        "unet": tuple(f"{place}{name}" for place in ("", "unet/") for name in ("config.json", f"{STEMS['unet']}*.safetensors*")),
+        "lora": (LORA_FILE,),
     }
+    revision = ["--revision", download.revision] if download.revision else []
+    command = shlex.join(["hf", "download", repository, *revision, *(f"--include={pattern}" for pattern in patterns[download.kind])])
     return UserError(
-        f"cannot fetch {download.repository!r} from the Hub ({describe_error(error)}). "
-        f"Needed{size}: {needed[download.kind]}. Where there is a network, run `hf download {download.repository}"
-        f"{f' --revision {download.revision}' if download.revision else ''}` and copy its folder into {HF_HUB_CACHE}; or put the files in "
-        "a folder and name that folder."
+        f"cannot fetch {repository!r} from the Hub ({describe_error(error)}). Needed{size} is what `{command}` fetches"
+        f"{', or the only .safetensors file' if download.kind == 'lora' else ''}: run that where there is a network, and copy its folder "
+        f"into {constants.HF_HUB_CACHE}; or put the files in a folder and name that folder."
     )

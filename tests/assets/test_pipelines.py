@@ -1,6 +1,8 @@
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 from hub import COMMIT, Hub, serving
 from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
-from tiny import tiny_unet
+from tiny import save_tiny_pipeline, tiny_unet
 
 from sdbench.assets import pipelines
 from sdbench.errors import UserError
@@ -193,7 +195,7 @@ def test_repository_of_single_files_is_refused_with_the_way_to_measure_one(hub: 
 
 
 @pytest.mark.parametrize("error", [OfflineModeIsEnabled("offline mode is enabled"), ConnectionError("no route to host")])
-def test_offline_error_lists_the_needed_files_and_their_destination(
+def test_offline_error_has_a_command_for_the_needed_files_and_their_destination(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -210,11 +212,53 @@ def test_offline_error_lists_the_needed_files_and_their_destination(
             "segmind/Segmind-Vega",
             str(error),
             "about 3.3 GB",
-            "unet/diffusion_pytorch_model*.safetensors",
-            "hf download",
+            "`hf download segmind/Segmind-Vega '--include=*.json' '--include=*.txt' ",
+            "'--include=unet/diffusion_pytorch_model*.safetensors'",
             "name that folder",
         )
     )
+
+
+def test_command_of_the_offline_error_fetches_what_a_run_needs_and_little_else(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.put(f"{NAME}/sd_xl_base_1.0.safetensors", b"gigabytes")
+    hub.put("someone/loras/pytorch_lora_weights.safetensors", b"the LoRA")
+    hub.put("someone/loras/other.safetensors", b"gigabytes")
+    for place in ("someone/unet", "someone/unet2/unet"):
+        tiny_unet().save_pretrained(hub.root / place)
+    local = save_tiny_pipeline(tmp_path / "local")
+    for spec in (
+        resolve(NAME),
+        resolve("someone/unet", base=str(local)),
+        resolve("someone/unet2", base=str(local)),
+        resolve(str(local), lora="someone/loras"),
+    ):
+        needed = {
+            f"{file.repository}/{file.name}" for dtype in ("float32", "float16") for file in pipelines.required_files(spec, dtype=dtype)
+        }
+        with monkeypatch.context() as patch:
+            patch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+            with pytest.raises(UserError, match=r"no route to host\). Needed is what `hf download ") as found:
+                pipelines.fetch(spec, dtype="float32")
+        _, _, repository, *options = shlex.split(str(found.value).split("`")[1])
+        patterns = [option.removeprefix("--include=") for option in options]
+        names = {path.relative_to(hub.root).as_posix() for path in (hub.root / repository).rglob("*") if path.is_file()}
+        assert {name for name in names if any(fnmatch(name, f"{repository}/{pattern}") for pattern in patterns)} == needed
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("RepoNotFound", r"^there is no 'someone/tiny' on the Hub, or it is private: check the name, or `hf auth login`$"),
+        ("GatedRepo", r"^'someone/tiny' is gated: accept its terms at http.*/someone/tiny, then `hf auth login`$"),
+        ("RevisionNotFound", r"^'someone/tiny' has no revision 'v9' on the Hub$"),
+    ],
+)
+def test_refusal_of_the_hub_is_told_from_a_lack_of_network(code: str, message: str, hub: Hub) -> None:
+    hub.refusals[NAME] = code
+    with pytest.raises(UserError, match=message):
+        pipelines.fetch(resolve(f"{NAME}@v9"), dtype="float32")
 
 
 @pytest.mark.usefixtures("hub")
