@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -24,13 +25,14 @@ class Hub(http.server.ThreadingHTTPServer):
         ranges: the `Range` headers of downloads.
         cuts: path -> bytes after which its next download breaks off.
         refusals: repository -> the code of the error with which it is refused, as the Hub names it.
+        commit: the newest of every repository; each commit has the same files.
     """
 
     daemon_threads = True
 
     def __init__(self, root: Path) -> None:
         self.root, self.hits, self.ranges, self.cuts = root, Counter[str](), list[str](), dict[str, int]()
-        self.refusals = dict[str, str]()
+        self.refusals, self.commit = dict[str, str](), COMMIT
         super().__init__(("127.0.0.1", 0), _Handler)
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
@@ -75,6 +77,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        self.commit = next((part for part in parts if re.fullmatch(r"[0-9a-f]{40}", part)), self.server.commit)
         if parts[:1] == ["api"]:
             self._send_listing("/".join(parts[2:4] if parts[1] == "models" else parts[1:4]))
             return
@@ -90,7 +93,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _send_file(self, path: str, *, with_body: bool) -> None:
         content = (self.server.root / path).read_bytes()
         etag = hashlib.sha256(content).hexdigest()
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"', "X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(content))}
+        headers = {"X-Repo-Commit": self.commit, "ETag": f'"{etag}"', "X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(content))}
         byte_range = self.headers.get("Range", "")
         start = int(byte_range.removeprefix("bytes=").partition("-")[0]) if byte_range else 0
         if byte_range:
@@ -108,7 +111,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         siblings = [{"rfilename": str(file.relative_to(folder)), "size": file.stat().st_size} for file in files]
-        answer: Any = {"id": repository.removeprefix("datasets/"), "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
+        answer: Any = {"id": repository.removeprefix("datasets/"), "sha": self.commit, "siblings": siblings, "private": False, "tags": []}
         if "/tree/" in url.path:
             below = folder / unquote(url.path.partition("/tree/")[2]).partition("/")[2]
             listed = sorted(below.rglob("*") if "recursive=true" in url.query.lower() else below.glob("*"))

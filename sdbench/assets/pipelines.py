@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
@@ -43,6 +43,10 @@ class _Download:
     parts: tuple[str, ...] = ()
 
 
+class _UnreachableError(UserError):
+    """The Hub gave no list of files: those on this disk may have to do."""
+
+
 def required_files(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
     """The files that a model needs from the Hub, including those already on this disk; none for models from elsewhere.
 
@@ -55,20 +59,37 @@ def required_files(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
     return [file for download in _downloads(spec) for file in _list_files(download, sixteen_bit=dtype != "float32")]
 
 
-def is_cached(spec: ModelSpec, *, dtype: str) -> bool:
-    """Whether all files that a model needs are on this disk; does not ask the Hub.
-
-    False for a float32 run if only a 16-bit copy is here: only the Hub knows whether there is a 32-bit copy too.
-    """
+def is_here(spec: ModelSpec, *, dtype: str) -> bool:
+    """Whether a model can be loaded from this disk, though maybe not from the files that the Hub would have; does not ask the Hub."""
     if spec.source in ("random", "rendered"):
         return True
     try:
         files = locate(spec).weights(sixteen_bit=dtype != "float32")
     except UserError:
         return False
-    paths = [path for part_files in files.values() for path in part_files]
-    is_lower_precision = dtype == "float32" and any(".fp16" in path.name for path in paths) and bool(_downloads(spec))
-    return all(path.is_file() for path in paths) and not is_lower_precision
+    return all(path.is_file() for part_files in files.values() for path in part_files)
+
+
+def is_cached(spec: ModelSpec, *, dtype: str) -> bool:
+    """Whether all files that a model needs are on this disk; does not ask the Hub.
+
+    False where only the Hub knows: for a float32 run if only a 16-bit copy is here, whether there is a 32-bit copy too, and for a LoRA
+    without diffusers' own name, whether its repository has others.
+    """
+    return is_here(spec, dtype=dtype) and not _doubtful_files(spec, dtype=dtype)
+
+
+def _doubtful_files(spec: ModelSpec, *, dtype: str) -> list[str]:
+    """Those files of a model on this disk in whose place the Hub may have others, in words."""
+    if is_local(spec):
+        return []
+    paths, doubtful = locate(spec), []
+    files = [path for part_files in paths.weights(sixteen_bit=dtype != "float32").values() for path in part_files]
+    if dtype == "float32" and any(".fp16" in path.name for path in files):
+        doubtful.append("its 16-bit copy")
+    if paths.lora and _hub_lora(spec) and paths.lora.name != LORA_FILE:
+        doubtful.append(paths.lora.name)
+    return doubtful
 
 
 def is_local(spec: ModelSpec) -> bool:
@@ -77,7 +98,7 @@ def is_local(spec: ModelSpec) -> bool:
 
 
 def missing_files(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
-    """The files that `fetch` would download; none if the Hub cannot be reached and the run falls back to a 16-bit copy.
+    """The files that `fetch` would download; none if the Hub cannot be reached and the run falls back to what is here.
 
     Raises:
         UserError: see `fetch`.
@@ -86,8 +107,8 @@ def missing_files(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
         return []
     try:
         return [file for file in required_files(spec, dtype=dtype) if not file.cached]
-    except UserError:
-        if not is_cached(spec, dtype="float16"):
+    except _UnreachableError:
+        if not is_here(spec, dtype=dtype):
             raise
         return []
 
@@ -95,7 +116,8 @@ def missing_files(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
 def fetch(spec: ModelSpec, *, dtype: str) -> None:
     """Download the files that a model needs and this disk lacks.
 
-    If the Hub cannot be reached, a float32 run falls back to a 16-bit copy on this disk, with a message.
+    If the Hub cannot be reached, a run falls back to what is on this disk, with a message: a float32 run to a 16-bit copy, and any run to a
+    LoRA that may not be the only one of its repository.
 
     Raises:
         UserError: the Hub cannot be reached, or the repository lacks something.
@@ -105,10 +127,10 @@ def fetch(spec: ModelSpec, *, dtype: str) -> None:
     try:
         for download in _downloads(spec):
             _fetch(download, sixteen_bit=dtype != "float32")
-    except UserError as error:
-        if not is_cached(spec, dtype="float16"):
+    except _UnreachableError as error:
+        if not is_here(spec, dtype=dtype):
             raise
-        print_note(f"{spec.name}: using its 16-bit copy, the only one on this disk. {error}")
+        print_note(f"{spec.name}: using {' and '.join(_doubtful_files(spec, dtype=dtype))}, the only one on this disk. {error}")
 
 
 def fetch_card(spec: ModelSpec) -> None:
@@ -141,9 +163,20 @@ def _downloads(spec: ModelSpec) -> list[_Download]:
         )
     if spec.base and spec.base.source == "hub":
         downloads.append(_Download(spec.base.location, spec.base.revision, "pipeline", _parts_from_base(spec)))
-    if spec.lora and not Path(spec.lora).is_absolute():
-        downloads.append(_Download(spec.lora, None, "lora"))
-    return downloads
+    if lora := _hub_lora(spec):
+        downloads.append(_Download(lora, None, "lora"))
+    return [*map(_at_cached_commit, downloads)]
+
+
+def _at_cached_commit(download: _Download) -> _Download:
+    """The same of the commit that is on this disk, if one is: a newer one would take its place, without the copies that it has."""
+    snapshot = hub.cached_snapshot(download.repository, download.revision)
+    return replace(download, revision=snapshot.name) if snapshot else download
+
+
+def _hub_lora(spec: ModelSpec) -> str | None:
+    """The Hub repository of a model's LoRA; None if it has none, or one from elsewhere."""
+    return spec.lora if spec.lora and not Path(spec.lora).is_absolute() else None
 
 
 def _parts_from_base(spec: ModelSpec) -> tuple[str, ...]:
@@ -212,15 +245,17 @@ def _select_lora(repository: str, names: list[str]) -> str:
     return chosen
 
 
-def _fetch_error(download: _Download, error: Exception) -> UserError:
+def _fetch_error(download: _Download, error: Exception) -> _UnreachableError:
     repository = download.repository
     match error:  # a gated repository is also one that is not found
         case GatedRepoError():
-            return UserError(f"{repository!r} is gated: accept its terms at {constants.ENDPOINT}/{repository}, then `hf auth login`")
+            return _UnreachableError(
+                f"{repository!r} is gated: accept its terms at {constants.ENDPOINT}/{repository}, then `hf auth login`"
+            )
         case RevisionNotFoundError():
-            return UserError(f"{repository!r} has no revision {download.revision!r} on the Hub")
+            return _UnreachableError(f"{repository!r} has no revision {download.revision!r} on the Hub")
         case RepositoryNotFoundError():
-            return UserError(f"there is no {repository!r} on the Hub, or it is private: check the name, or `hf auth login`")
+            return _UnreachableError(f"there is no {repository!r} on the Hub, or it is private: check the name, or `hf auth login`")
     entry = next((entry for entry in CATALOGUE.values() if entry.location == repository), None)
     size = f" (about {entry.download_gb} GB)" if entry and download.kind == "pipeline" and download.parts else ""
     patterns = {
@@ -230,7 +265,7 @@ def _fetch_error(download: _Download, error: Exception) -> UserError:
     }
     revision = ["--revision", download.revision] if download.revision else []
     command = shlex.join(["hf", "download", repository, *revision, *(f"--include={pattern}" for pattern in patterns[download.kind])])
-    return UserError(
+    return _UnreachableError(
         f"cannot fetch {repository!r} from the Hub ({describe_error(error)}). Needed{size} is what `{command}` fetches"
         f"{', or the only .safetensors file' if download.kind == 'lora' else ''}: run that where there is a network, and copy its folder "
         f"into {constants.HF_HUB_CACHE}; or put the files in a folder and name that folder."

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbench import __version__, records
-from sdbench.assets.pipelines import is_cached, is_local
+from sdbench.assets.pipelines import is_here, is_local
 from sdbench.errors import UserError
 from sdbench.generate import Job, list_jobs
 from sdbench.machine import slow_dtype_note, version
@@ -145,7 +145,7 @@ def check_weights(specs: Sequence[ModelSpec], dtype: Dtype) -> None:
         UserError: see `check_headers`.
     """
     for spec in [spec for spec in specs if spec.source != "memory"]:
-        if is_local(spec) or is_cached(spec, dtype=dtype):
+        if is_local(spec) or is_here(spec, dtype=dtype):
             check_headers(spec, dtype=dtype)
         elif spec.source == "unet-folder":  # its base is not here yet
             check_part("unet", Path(spec.location), sixteen_bit=dtype != "float32")

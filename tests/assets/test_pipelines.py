@@ -6,16 +6,21 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+import torch
 from hub import COMMIT, Hub, serving
 from huggingface_hub.errors import OfflineModeIsEnabled
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from tiny import save_tiny_pipeline, tiny_unet
 
 from sdbench.assets import pipelines
 from sdbench.errors import UserError
+from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
+from sdbench.models.locate import locate
 from sdbench.models.resolve import resolve
+from sdbench.models.spec import ModelSpec
 from sdbench.run.context import RunContext
 from sdbench.run.plan import plan
 from sdbench.run.runner import fetch_models
@@ -109,6 +114,19 @@ def test_float32_run_fetches_the_32_bit_copy_even_if_the_16_bit_one_is_cached(
     assert pipelines.is_cached(spec, dtype="float32")
     assert "unet/diffusion_pytorch_model.safetensors" in fetched_files(hub)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", [NAME, f"{NAME}@main"])
+def test_another_copy_is_fetched_at_the_commit_of_the_first(name: str, hub: Hub, tmp_path: Path) -> None:
+    spec = resolve(name)
+    pipelines.fetch(spec, dtype="float16")
+    before = weights_digest(spec, dtype="float16")
+    hub.commit = "d" * 40
+    pipelines.fetch(spec, dtype="float32")
+    assert pipelines.is_cached(spec, dtype="float32")
+    assert weights_digest(spec, dtype="float16") == before != weights_digest(spec, dtype="float32")
+    assert spec.origin == f"hub:{NAME}@{COMMIT}"
+    assert [*snapshot_folder(tmp_path).parent.iterdir()] == [snapshot_folder(tmp_path)]
 
 
 def test_float32_run_uses_16_bit_weights_of_a_repository_without_others(hub: Hub) -> None:
@@ -325,3 +343,34 @@ def test_lora_of_the_hub_is_chosen_before_anything_is_fetched(hub: Hub, tiny_pip
     hub.put("someone/single/style.safetensors", b"the LoRA")
     single = pipelines.required_files(resolve(str(tiny_pipeline), lora="someone/single"), dtype="float32")
     assert [file.name for file in single] == ["style.safetensors"]
+
+
+def test_lora_of_the_hub_does_not_depend_on_what_the_cache_has_of_its_repository(
+    hub: Hub, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cached(repository: str, *names: str) -> ModelSpec:
+        """A model with a LoRA of a repository that has files of these names, of which another program cached the first."""
+        for name in names:
+            hub.put(f"someone/{repository}/{name}", save({"unet.conv_in.lora_A.weight": torch.zeros(1)}))
+        huggingface_hub.hf_hub_download(f"someone/{repository}", names[0])
+        return resolve(str(tiny_pipeline), lora=f"someone/{repository}")
+
+    spec = cached("several", "two_step_lora.safetensors", "four_step_lora.safetensors")
+    for look in (pipelines.fetch, pipelines.missing_files):
+        with pytest.raises(UserError, match=r"LoRA 'someone/several': expected .*, found four_step_lora\.safetensors, two_step_lora"):
+            look(spec, dtype="float32")
+    spec = cached("standard", "two_step_lora.safetensors", "pytorch_lora_weights.safetensors")
+    pipelines.fetch(spec, dtype="float32")
+    file = locate(spec).lora
+    assert file
+    assert file.name == "pytorch_lora_weights.safetensors"
+    assert spec.origin == f"folder:tiny-vega+hub:someone/standard@{COMMIT}"
+    single = cached("single", "style.safetensors")
+    pipelines.fetch(single, dtype="float32")
+    assert "on this disk" not in capsys.readouterr().err
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    assert pipelines.is_cached(spec, dtype="float32")
+    assert pipelines.missing_files(single, dtype="float32") == []
+    pipelines.fetch(single, dtype="float32")
+    note = "tiny-vega+single: using style.safetensors, the only one on this disk. cannot fetch 'someone/single' from the Hub (ConnectionErr"
+    assert note in capsys.readouterr().err

@@ -146,7 +146,9 @@ def test_lora_is_part_of_the_name(tiny_pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "style.safetensors").touch()
     spec = resolve(str(tiny_pipeline), lora=str(tmp_path / "style.safetensors"))
     assert (spec.name, spec.lora) == ("tiny-vega+style", str(tmp_path / "style.safetensors"))
-    assert resolve("vega", lora="someone/style").lora == "someone/style"
+    assert spec.origin == "folder:tiny-vega+file:style.safetensors"
+    of_hub = resolve("vega", lora="someone/style")
+    assert (of_hub.lora, of_hub.origin) == ("someone/style", "hub:segmind/Segmind-Vega+hub:someone/style")
 
 
 def test_files_in_the_hubs_cache_keep_their_names(tiny_pipeline: Path, tmp_path: Path) -> None:
