@@ -111,7 +111,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         siblings = [{"rfilename": str(file.relative_to(folder)), "size": file.stat().st_size} for file in files]
-        answer: Any = {"id": repository.removeprefix("datasets/"), "sha": self.commit, "siblings": siblings, "private": False, "tags": []}
+        index = folder / "model_index.json"
+        config = {"diffusers": {"_class_name": json.loads(index.read_bytes())["_class_name"]}} if index.is_file() else {}
+        about = {"id": repository.removeprefix("datasets/"), "sha": self.commit, "config": config}
+        answer: Any = about | {"siblings": siblings, "private": False, "tags": []}
         if "/tree/" in url.path:
             below = folder / unquote(url.path.partition("/tree/")[2]).partition("/")[2]
             listed = sorted(below.rglob("*") if "recursive=true" in url.query.lower() else below.glob("*"))

@@ -15,9 +15,20 @@ from sdbench.assets.weights import RemoteFile
 from sdbench.errors import UserError, describe_error
 from sdbench.models import hub
 from sdbench.models.catalogue import CATALOGUE
-from sdbench.models.files import LORA_FILE, PICKLES, SHARED_PARTS, STEMS, checkpoint_kind, choose_lora_file, choose_weight_files
+from sdbench.models.files import (
+    LORA_FILE,
+    PICKLES,
+    PIPELINE_CLASS,
+    SHARED_PARTS,
+    STEMS,
+    checkpoint_kind,
+    choose_lora_file,
+    choose_weight_files,
+    read_part_config,
+    unet_folder,
+)
 from sdbench.models.headers import read_header
-from sdbench.models.locate import locate
+from sdbench.models.locate import check_pipeline, locate
 from sdbench.models.spec import ModelSpec
 from sdbench.notes import print_note
 
@@ -149,8 +160,24 @@ def fetch_card(spec: ModelSpec) -> None:
 
 def _fetch(download: _Download, *, sixteen_bit: bool) -> None:
     names = [file.name for file in _list_files(download, sixteen_bit=sixteen_bit)]
+    if download.kind != "lora":
+        folder = _fetch_files(download, [name for name in names if not name.endswith(".safetensors")])
+        _check_configs(download, folder)  # before the gigabytes
+        download = replace(download, revision=folder.name)
+    _fetch_files(download, names)
+
+
+def _check_configs(download: _Download, folder: Path) -> None:
+    if download.kind == "pipeline":
+        check_pipeline(folder)
+    for part in download.parts:
+        read_part_config(folder / part if download.kind == "pipeline" else unet_folder(folder))
+
+
+def _fetch_files(download: _Download, names: list[str]) -> Path:
+    """Download files of a repository, and return the folder of its snapshot."""
     try:
-        huggingface_hub.snapshot_download(download.repository, revision=download.revision, allow_patterns=names)
+        return Path(huggingface_hub.snapshot_download(download.repository, revision=download.revision, allow_patterns=names))
     except Exception as error:  # the HTTP library beneath, and so its errors, change with huggingface_hub's version
         raise _fetch_error(download, error) from error
 
@@ -187,10 +214,16 @@ def _parts_from_base(spec: ModelSpec) -> tuple[str, ...]:
 
 def _list_files(download: _Download, *, sixteen_bit: bool) -> list[RemoteFile]:
     try:
-        siblings = huggingface_hub.HfApi().model_info(download.repository, revision=download.revision, files_metadata=True).siblings or []
-    except Exception as error:  # see `_fetch`
+        info = huggingface_hub.HfApi().model_info(download.repository, revision=download.revision, files_metadata=True)
+    except Exception as error:  # see `_fetch_files`
         raise _fetch_error(download, error) from error
-    sizes = {sibling.rfilename: sibling.size or 0 for sibling in siblings}
+    kind = (info.config or {}).get("diffusers", {}).get("_class_name", PIPELINE_CLASS)  # the Hub reads it from model_index.json
+    if download.kind == "pipeline" and kind != PIPELINE_CLASS:
+        raise UserError(
+            f"repository {download.repository!r} is a {kind!r}, expected {PIPELINE_CLASS!r}; only SDXL pipelines and their students are "
+            "measured"
+        )
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
     snapshot = hub.cached_snapshot(download.repository, download.revision)
     wanted = sorted(set(_select(download, sizes, sixteen_bit=sixteen_bit)))
     return [

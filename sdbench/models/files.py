@@ -72,6 +72,26 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def read_part_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration in the folder of a part with weights, which are to be read as they are stored there.
+
+    Raises:
+        UserError: see `read_config`; or the weights are quantised, or in a file of another name.
+    """
+    config = read_config(folder / "config.json")
+    if config.get("quantization_config") is not None:
+        raise UserError(
+            f"{folder} is quantised (quantization_config in its config.json); such weights are not read from files. Load the pipeline with "
+            "diffusers and call sdbench.evaluate(pipeline), or save it dequantised"
+        )
+    if (named := config.get("transformers_weights")) is not None:
+        raise UserError(
+            f"{folder / 'config.json'} names {named!r} as 'transformers_weights', which transformers would load in place of the weights "
+            "that are checked; remove the key, and keep only the weights that the model should have"
+        )
+    return config
+
+
 def _integers(content: Any, key: str = "") -> Iterator[tuple[str, int]]:
     """All integers in JSON content, each with the innermost key that it is under."""
     match content:

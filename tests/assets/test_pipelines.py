@@ -12,7 +12,7 @@ import torch
 from hub import COMMIT, Hub, serving
 from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors.torch import load_file, save, save_file
-from tiny import save_tiny_pipeline, tiny_unet
+from tiny import edit_json, save_tiny_pipeline, tiny_unet
 
 from sdbench.assets import pipelines
 from sdbench.errors import UserError
@@ -194,6 +194,44 @@ def test_pipeline_of_the_hub_takes_no_base(hub: Hub) -> None:
     pipelines.fetch(resolve(NAME), dtype="float32")
     with pytest.raises(UserError, match=message):
         resolve(NAME, base="scenes-teacher")
+
+
+def test_pipeline_of_another_kind_is_refused_by_the_listing(hub: Hub) -> None:
+    edit_json(hub.root / NAME / "model_index.json", _class_name="StableDiffusionXLInpaintPipeline")
+    for name in ("text_encoder_2", "tokenizer_2"):
+        shutil.rmtree(hub.root / NAME / name)  # a pipeline of another kind need not have the same parts
+    for look in (pipelines.fetch, pipelines.missing_files):
+        with pytest.raises(UserError, match=r"'someone/tiny' is a 'StableDiffusionXLInpaintPipeline', expected 'StableDiffusionXLPipe"):
+            look(resolve(NAME), dtype="float32")
+    assert not hub.hits
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("model_index.json", {"vae": ["own_code", "Autoencoder"]}, r"model_index\.json: vae is \['own_code', 'Autoencoder'\]"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 10**9}, "'model_max_length' is 1000000000"),
+        ("unet/config.json", {"quantization_config": {"load_in_4bit": True}}, "unet is quantised"),
+    ],
+)
+def test_pipeline_that_cannot_be_measured_is_refused_before_its_weights_are_fetched(
+    file: str, values: dict[str, Any], message: str, hub: Hub
+) -> None:
+    edit_json(hub.root / NAME / file, **values)
+    with pytest.raises(UserError, match=message):
+        pipelines.fetch(resolve(NAME), dtype="float32")
+    assert file in fetched_files(hub)
+    assert not any(name.endswith(".safetensors") for name in fetched_files(hub))
+
+
+def test_quantised_unet_is_refused_before_its_weights_are_fetched(hub: Hub) -> None:
+    for place in ("root", "folder/unet"):
+        tiny_unet().save_pretrained(hub.root / "someone" / place)
+        edit_json(hub.root / "someone" / place / "config.json", quantization_config={})
+    for name in ("someone/root", "someone/folder"):
+        with pytest.raises(UserError, match="is quantised"):
+            pipelines.fetch(resolve(name, base="scenes-teacher"), dtype="float32")
+    assert sorted(hub.hits) == ["someone/folder/unet/config.json", "someone/root/config.json"]
 
 
 def test_repository_of_single_files_is_refused_with_the_way_to_measure_one(hub: Hub) -> None:
