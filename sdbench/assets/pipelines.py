@@ -91,8 +91,8 @@ def is_cached(spec: ModelSpec, *, dtype: str) -> bool:
 
 
 def _doubtful_files(spec: ModelSpec, *, dtype: str) -> list[str]:
-    """Those files of a model on this disk in whose place the Hub may have others, in words."""
-    if is_local(spec):
+    """Those files of a model on this disk in whose place the Hub may have others, in words; none where the model cannot be loaded."""
+    if is_local(spec) or not is_here(spec, dtype=dtype):
         return []
     paths, doubtful = locate(spec), []
     files = [path for part_files in paths.weights(sixteen_bit=dtype != "float32").values() for path in part_files]
@@ -119,7 +119,7 @@ def missing_files(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
     try:
         return [file for file in required_files(spec, dtype=dtype) if not file.cached]
     except _UnreachableError:
-        if not is_here(spec, dtype=dtype):
+        if not _doubtful_files(spec, dtype=dtype):
             raise
         return []
 
@@ -139,9 +139,9 @@ def fetch(spec: ModelSpec, *, dtype: str) -> None:
         for download in _downloads(spec):
             _fetch(download, sixteen_bit=dtype != "float32")
     except _UnreachableError as error:
-        if not is_here(spec, dtype=dtype):
+        if not (doubtful := _doubtful_files(spec, dtype=dtype)):
             raise
-        print_note(f"{spec.name}: using {' and '.join(_doubtful_files(spec, dtype=dtype))}, the only one on this disk. {error}")
+        print_note(f"{spec.name}: using {' and '.join(doubtful)}, the only one on this disk. {error}")
 
 
 def fetch_card(spec: ModelSpec) -> None:
@@ -290,7 +290,7 @@ def _fetch_error(download: _Download, error: Exception) -> _UnreachableError:
         case RepositoryNotFoundError():
             return _UnreachableError(f"there is no {repository!r} on the Hub, or it is private: check the name, or `hf auth login`")
     entry = next((entry for entry in CATALOGUE.values() if entry.location == repository), None)
-    size = f" (about {entry.download_gb} GB)" if entry and download.kind == "pipeline" and download.parts else ""
+    size = f" (about {entry.download_gb} GB in 16 bits)" if entry and download.kind == "pipeline" and download.parts else ""
     patterns = {
         "pipeline": ("*.json", "*.txt", *_CARD, *(f"{part}/{STEMS[part]}*.safetensors" for part in download.parts)),
         "unet": tuple(f"{place}{name}" for place in ("", "unet/") for name in ("config.json", f"{STEMS['unet']}*.safetensors*")),
