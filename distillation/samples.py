@@ -33,7 +33,6 @@ class StudentSampler:
         self._batch, self._unconditional = (pool.batch_of_rows(rows, SEED, drop) for drop in (0, 1))
         self._precision = precision
         self._vae = read_part("vae", pipeline_folder / "vae", torch.float32)
-        self._vae.enable_slicing()  # type: ignore[operator]  # an AutoencoderKL; decodes one image at a time, since training leaves little memory
         self._scheduler = EulerDiscreteScheduler.from_pretrained(pipeline_folder / "scheduler")
 
     @torch.no_grad()
@@ -44,6 +43,7 @@ class StudentSampler:
             vae=self._vae.to(unet.device), text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None,
             unet=unet, scheduler=self._scheduler, add_watermarker=False,
         )  # fmt: skip
+        pipeline.vae.enable_slicing()  # decodes one image at a time, since training leaves little memory
         pipeline.set_progress_bar_config(disable=True)
         with self._precision():
             images = pipeline(

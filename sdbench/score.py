@@ -36,10 +36,12 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
     """Measure these metrics of the images and return a value for each, in the order of `PROTOCOLS`, and the per-image scores.
 
     Raises:
-        UserError: a metric is not known, or an image cannot be read.
+        UserError: a metric is not known, or an image, or one of the teacher's, cannot be read.
     """
     protocols = find_protocols(metrics)
     subject.store.verify(subject.image_ids)  # a damaged image ends the run here, before any metric
+    if teacher := subject.teacher_images:
+        teacher.store.verify(teacher.image_ids, f"delete it, and run {subject.teacher_name} again: only that image is made again")
     values = []
     for protocol in protocols:
         try:

@@ -19,10 +19,12 @@ from PIL import ExifTags, Image, ImageOps
 from sdbench.arrays import F32, U8
 from sdbench.disk import digest, load_array, write_bytes
 from sdbench.errors import UserError
+from sdbench.notes import print_note
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}  # files that count as images
 Image.init()  # fills `OPEN`
 FORMATS = [name for name in Image.OPEN if name != "EPS"]  # on which Pillow runs Ghostscript, also where a file is called .png
+_MAX_NAMED = 10  # damaged images that an error names
 _WAY_OUT = "delete it and run again: only that image is made again"
 SWAPPED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 RGB_MODES = ("RGB", "1", "CMYK", "L", "LA", "P", "PA", "RGBA")  # which `decode` makes RGB, where every pixel is opaque
@@ -73,29 +75,46 @@ class Store:
         """
         return read_images([self.path(image_id) for image_id in image_ids], _WAY_OUT)
 
-    def verify(self, image_ids: Sequence[str]) -> None:
+    def verify(self, image_ids: Sequence[str], way_out: str = _WAY_OUT) -> None:
         """Check that stored images are whole, by their checksums: 2 ms for a PNG of 1024 px, which takes 38 ms to decode.
 
         Raises:
-            UserError: an image is missing or damaged.
+            UserError: images are missing or damaged; `way_out` ends the line of each.
         """
+
+        def error_of(image_id: str) -> str | None:
+            try:
+                _verify(self.path(image_id), way_out)
+            except UserError as error:
+                return str(error)
+            return None
+
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda image_id: _verify(self.path(image_id), _WAY_OUT), image_ids))
+            errors = [error for error in pool.map(error_of, image_ids) if error]
+        if errors:
+            more = [f"and {len(errors) - _MAX_NAMED} more images of {self.folder}"] if len(errors) > _MAX_NAMED else []
+            raise UserError("\n".join([*errors[:_MAX_NAMED], *more]))
 
     def features(self, name: str, image_ids: Sequence[str], compute: Callable[[], F32]) -> F32:
         """Load the features of these images, N x d float32, or compute and store them; `name` holds the digest of the encoder.
 
-        Raises:
-            UserError: see `write_bytes`.
+        Where they cannot be stored, a note says so.
         """
-        return load_or_compute(self.folder / "features" / f"{name}-{digest(list(image_ids))[:12]}.npy", compute)
+        return load_or_compute(self.folder / "features" / f"{name}-{digest(list(image_ids))[:12]}.npy", compute, _write_or_note)
 
 
-def load_or_compute(path: Path, compute: Callable[[], F32]) -> F32:
+def _write_or_note(path: Path, content: bytes) -> None:
+    try:
+        write_bytes(path, content)
+    except UserError as error:
+        print_note(f"{error} Until then, these features are computed whenever a metric needs them.")
+
+
+def load_or_compute(path: Path, compute: Callable[[], F32], write: Callable[[Path, bytes], object] = write_bytes) -> F32:
     """Load a float32 array, or compute and write it where the file is missing or was cut off by a crash.
 
     Raises:
-        UserError: see `write_bytes`.
+        UserError: see `write_bytes`, or `write`.
     """
     with contextlib.suppress(OSError, UserError):
         loaded: F32 = load_array(path)
@@ -103,7 +122,7 @@ def load_or_compute(path: Path, compute: Callable[[], F32]) -> F32:
     computed = np.asarray(compute(), np.float32)
     buffer = io.BytesIO()
     np.save(buffer, computed)
-    write_bytes(path, buffer.getvalue())
+    write(path, buffer.getvalue())
     return computed
 
 

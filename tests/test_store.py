@@ -20,7 +20,7 @@ from sdbench.arrays import U8
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.probes import rounds_file
-from sdbench.store import Store, decode, read_images, upright_size
+from sdbench.store import Store, decode, load_or_compute, read_images, upright_size
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 
@@ -95,6 +95,24 @@ def join_rounds(target: Path, _: bytes) -> Path:
     return target
 
 
+def test_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a machine that goes down leaves an empty file, which counts as drawn."""
+    flushed, fsync, replace = list[tuple[int, int]](), os.fsync, Path.replace
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        status = os.fstat(descriptor)
+        flushed.append((status.st_ino, status.st_size))
+
+    def replace_flushed(path: Path, target: Path) -> Path:
+        assert flushed == [(path.stat().st_ino, 3)]
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "replace", replace_flushed)
+    assert write_bytes(tmp_path / "a.png", b"abc").read_bytes() == b"abc"
+
+
 @pytest.mark.parametrize("write", [write_bytes, join_rounds])
 def test_two_writers_of_one_file_do_not_interfere(
     write: Callable[[Path, bytes], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -134,6 +152,25 @@ def test_truncated_image_is_reported_with_its_path(n_bytes: int, store: Store) -
     store.path("cut").write_bytes(store.path("cut").read_bytes()[:n_bytes])
     with pytest.raises(UserError, match=r"images/cut\.png cannot be read.*only that image is made again"):
         store.read(["good", "cut"])
+
+
+def test_all_damaged_images_are_counted_and_the_first_named(store: Store) -> None:
+    names = [f"{number:02d}" for number in range(15)]
+    for name in names:
+        store.put(name, IMAGE)
+    store.verify(names)
+    damaged = names[2:]
+    for name in damaged:
+        store.path(name).write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        store.verify(names, "make it again")
+    *first, last = str(error.value).splitlines()
+    assert all(f"images/{name}.png cannot be read" in line for name, line in zip(damaged[:10], first, strict=True))
+    assert all(line.endswith("; make it again.") for line in first)
+    assert last == f"and 3 more images of {store.folder}"
+    with pytest.raises(UserError) as single:
+        store.verify(["00", "03"])
+    assert str(single.value).endswith("; delete it and run again: only that image is made again.")
 
 
 @pytest.mark.parametrize("image", [IMAGE, np.full((16, 16, 3), 90, np.uint8)], ids=["noise", "flat"])
@@ -250,3 +287,15 @@ def test_failed_features_are_not_stored(store: Store) -> None:
     with pytest.raises(RuntimeError, match="no memory"):
         store.features("net-1234", ["a"], broken)
     assert files_of(store.folder) == []
+
+
+def test_features_that_cannot_be_stored_are_used_and_a_note_says_so(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put("a", IMAGE)
+    (store.folder / "features").write_text("a file in the way", encoding="utf-8")
+    features = np.arange(6, dtype=np.float32).reshape(1, 6)
+    np.testing.assert_array_equal(store.features("net-1234", ["a"], lambda: features), features)
+    (note,) = capsys.readouterr().err.splitlines()
+    assert note.startswith(f"cannot write {store.folder / 'features' / 'net-1234-'}")
+    assert note.endswith("Until then, these features are computed whenever a metric needs them.")
+    with pytest.raises(UserError, match="cannot write"):  # those of a reference, which takes hours and would be lost at the end
+        load_or_compute(store.folder / "features" / "a.npy", lambda: features)

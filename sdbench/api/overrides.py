@@ -24,9 +24,9 @@ class Overrides:
     Attributes:
         height_px: of images that are not square.
         timesteps: one for each step; sets `steps` to their number where that is not given.
-        n: number of prompts.
+        n: number of prompts: the first n of the list.
         samples_per_prompt: number of images for each prompt; at the same number of images, more prompts tell more.
-        prompts: text file with one prompt per line; all of them are taken unless `n` says otherwise.
+        prompts: text file with one prompt per line, or a table or folder of captions; all of them are taken unless `n` says otherwise.
         metrics: names of the image metrics.
         reference: name of the reference that distances are measured to.
         rounds: processes for each model and setting.

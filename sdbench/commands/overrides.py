@@ -21,7 +21,9 @@ def add_overrides(command: argparse.ArgumentParser) -> None:
     own.add_argument("--size-px", type=int, help="width and height of the images, in pixels")
     own.add_argument("--height-px", type=int, help="height of the images in pixels, where it differs from their width, --size-px")
     own.add_argument("--batch", type=int, help="batch size: number of images generated at a time")
-    own.add_argument("--n", type=int, help="number of prompts")
+    own.add_argument(
+        "--n", type=int, help="number of prompts: the first N of the list; `hpdv2` is sorted by style, so its first 800 are anime"
+    )
     own.add_argument(
         "--samples-per-prompt",
         type=int,

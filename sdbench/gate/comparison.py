@@ -14,7 +14,7 @@ import numpy as np
 
 from sdbench import records, tables
 from sdbench.errors import UserError
-from sdbench.gate import floors, pairing
+from sdbench.gate import floors, pairing, weighing
 from sdbench.gate.judging import pair_notes
 from sdbench.gate.pairing import Obstacle, Side
 from sdbench.gate.policy import Rule
@@ -159,6 +159,7 @@ def compare(a: Path, b: Path, results: Path) -> Comparison:
     notes = (
         *(["A and B are the same record"] if new.record == old.record else []),
         *pair_notes({name: rules[name] for name in bounds}, new.record, old.record, between_runs, own=True),
+        *weighing.power_notes(new.record, old.record, bounds),
         *([by_chance] if n > 1 else []),
     )
     suite = old.record.suite.title_with_digest

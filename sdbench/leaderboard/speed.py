@@ -19,6 +19,7 @@ MEMORY = ("memory.peak_allocated", "memory.peak_data")  # a record has one of th
 _PROBES = (
     P50,
     "images_per_second",
+    "energy.pipeline",
     "latency.unet_step.p50",
     "latency.vae_decode.p50",
     "share.matmul.unet_step",

@@ -40,7 +40,7 @@ ABOUT = {  # what a reader must know of a family's models before any number
     "numbers with those published elsewhere.",
 }
 OTHER_REFERENCE = "against another reference than the values that are ranked, so not comparable with them"
-_EFFICIENCY = ("latency.pipeline", "latency", "images_per_second", "memory", "parameters", "flops")
+_EFFICIENCY = ("latency.pipeline", "latency", "images_per_second", "energy", "memory", "parameters", "flops")
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from sdbench.tables import Grid
 FILE_NAME = "LEADERBOARD.md"
 _NOTICE = f"<!-- {FILE_NAME} is generated from the records by `sdbench leaderboard`; do not edit it by hand. -->"
 _LEGEND = (
-    "`±` and `(low..high)` are 95 % intervals, the latter where they are asymmetric; a bare number has none: it is a count, a p90 or "
-    "p99, or of too few calls. `separate runs` marks a ratio of two models that were not measured in turns; it has no interval, because "
-    "rounds do not show how much separate runs vary. ↑ higher is better, ↓ lower is better. A note below the table says why a value is "
-    f"missing. Rows of different sections are not comparable. {METHODS} {BIAS}"
+    "`±` and `(low..high)` are 95 % intervals, the latter where they are asymmetric. A bare number has none: counts, memory, cold starts, "
+    "ceilings, conditions of the machine, p90 and p99, and what had too few calls or images. `separate runs` marks a ratio of two models "
+    "that were not measured in turns; it has no interval, because rounds do not show how much separate runs vary. ↑ higher is better, "
+    "↓ lower is better. A note below the table says why a value is missing. Rows of different sections are not comparable. "
+    f"{METHODS} {BIAS}"
 )
 
 

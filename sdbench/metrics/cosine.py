@@ -2,11 +2,12 @@
 
     cosine(x, y) = x . y / (|x| |y|)          score = scale * cosine(image, caption)          (higher is better)
 
-Agreement compares two images of the same prompt and noise; it is 1 where the student drew what the teacher drew. It says how near
-they are, not how good. A CLIP score has scale 100 (Hessel et al. 2021, without their factor 2.5 and without clipping at 0, since either
-hides how bad a bad image is). PickScore v1 (Kirstain et al. 2023) has the model's own scale, about 100: exp(a) / (exp(a) + exp(b)) is
-the probability that people prefer image a, so only differences on one prompt mean anything. HPS v2.1 (Wu et al. 2023) has scale 100, as
-in `evaluate_benchmark` of its code (its `score` leaves the 100 out). Values of different backbones or versions are not comparable.
+Agreement compares two images of the same prompt and noise; it is 1 where the student drew what the teacher drew. It says how near they
+are, not how good. A CLIP score has scale 100 (Hessel et al. 2021, without their factor 2.5, their prefix "A photo depicts", and clipping
+at 0, which hides how bad a bad image is). PickScore v1 (Kirstain et al. 2023) has the model's own scale, about 100: exp(a) / (exp(a) +
+exp(b)) is the probability that people prefer image a, so only differences on one prompt mean anything. HPS v2.1 (Wu et al. 2023) has
+scale 100, as in `evaluate_benchmark` of its code (its `score` leaves the 100 out). Values of different backbones or versions are not
+comparable.
 """
 
 import math

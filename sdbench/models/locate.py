@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sdbench.errors import UserError
 from sdbench.models import hub
@@ -66,6 +67,16 @@ def locate(spec: ModelSpec) -> ModelPaths:
     check_pipeline(pipeline)
     checkpoint = folder if spec.source == "file" and checkpoint_kind(folder, read_header(folder)) == "checkpoint" else None
     return ModelPaths(pipeline, folder if spec.base else folder / "unet", checkpoint, _lora_file(spec.lora) if spec.lora else None)
+
+
+def read_unet_config(spec: ModelSpec) -> dict[str, Any]:
+    """The configuration of a model's UNet; empty where it is not on this disk (yet), and where there is none."""
+    if spec.source in ("random", "rendered"):
+        return {}
+    try:
+        return read_model_json(locate(spec).unet_config)
+    except UserError:
+        return {}
 
 
 def check_local_files(spec: ModelSpec) -> None:

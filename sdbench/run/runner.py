@@ -19,6 +19,7 @@ from sdbench.models.loading import load
 from sdbench.models.out_of_memory import explain_out_of_memory
 from sdbench.models.resolve import with_cached_architecture
 from sdbench.models.spec import ModelSpec
+from sdbench.models.stock import CLASSES
 from sdbench.notes import print_note
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
@@ -113,7 +114,7 @@ def _try_each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T], device
 
 
 def _join_errors(errors: Mapping[str, str]) -> str:
-    """The errors of models by name, as text; a full disk is one error of all."""
+    """The errors of models by name, as text; one of several models, such as too little memory, is said once."""
     names: dict[str, list[str]] = {}
     for name, error in errors.items():
         names.setdefault(error, []).append(name)
@@ -144,6 +145,8 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
     check_weights(fetched, dtype)
     for spec in fetched if context.with_quality else ():
         schedulers.check_prediction(spec, context.sampling)
+        for note in schedulers.sampling_notes(spec, context.sampling, context.pipelines.get(spec.name)):
+            print_note(note)
     return fetched
 
 
@@ -187,6 +190,10 @@ class ImageGenerator:
         sampling, pipeline = self.context.sampling, self.context.pipelines.get(self.spec.name)
         if pipeline is None:
             pipeline = load(self.spec, dtype=sampling.dtype, device=self.context.device)
+            for network in (getattr(pipeline, part) for part in CLASSES):
+                for tensor in (*network.parameters(), *network.buffers()):
+                    if tensor.is_cpu:  # it may be mapped from its file, into which a trainer may write while images are drawn
+                        tensor.data = tensor.data.clone()
             self._check_unchanged()  # the models before it may have taken hours, in which a trainer wrote its next checkpoint
         return make_sampler(pipeline, sampling, self.context.suite.noise)
 

@@ -55,7 +55,7 @@ def stopped(vega: Recipe, teacher_folder: Path, tmp_path_factory: pytest.TempPat
         patch.setattr(train, "fit", partial(fit, save_every_s=-1))
         patch.setattr(train, "numbered_batches", stopping)
         with pytest.raises(KeyboardInterrupt):
-            distil(vega, "scenes", [teacher_folder], work, work / "never", steps=STEPS)
+            distil(plan_run(vega, "scenes", [teacher_folder], STEPS), work, work / "never")
     (folder,) = work.glob("vega-*")
     return folder
 
@@ -161,7 +161,7 @@ def test_a_run_starts_from_a_student_in_its_stage(
     monkeypatch.setattr(train, "batch_loss_terms", noted)
     start = open_start(exported, vega)
     assert start == replace(open_start(exported / "unet", vega), provenance=start.provenance), "a UNet alone will do"
-    out = distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=3, start=start, unet_only=True)
+    out = distil(plan_run(vega, "scenes", [teacher_folder], 3, start), tmp_path / "work", tmp_path / "out", unet_only=True)
     (begun,), expected = starts, load_file(exported / "unet" / WEIGHTS)
     assert begun.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in begun.items())
@@ -201,7 +201,7 @@ def test_a_student_of_another_shape_or_width_is_no_start(vega: Recipe, teacher_f
     ):
         open_start(tmp_path / "other", vega)
     teacher = UNet2DConditionModel.from_pretrained(teacher_folder / "unet")
-    prune(teacher, vega.plans[0]).save_pretrained(tmp_path / "half")
+    prune(teacher, vega.cuts[0]).save_pretrained(tmp_path / "half")
     half = open_start(tmp_path / "half", vega)
     plan = plan_run(vega, "scenes", [teacher_folder], STEPS, half)
     assert [segment.stage for segment in plan.segments] == [0, 1], "later stages cut it further"
@@ -237,6 +237,6 @@ def test_a_loss_that_is_not_finite_tells_how_to_go_on_from_what_was_trained(
     monkeypatch.setattr(train, "fit", failing)
     said = r"not finite\. To keep what was trained: distillation export .*vega-.* --out STUDENT, then the changed run with --from STUDENT"
     with pytest.raises(UserError, match=said):
-        distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+        distil(plan_run(vega, "scenes", [teacher_folder], STEPS), tmp_path / "work", tmp_path / "out")
     with pytest.raises(NotFiniteError, match=r"not finite$"), train._advise_export(replace(run, folder=tmp_path / "new")):
         raise NotFiniteError("the loss is not finite")

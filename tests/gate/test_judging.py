@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 
 from sdbench import api, records, suites
 from sdbench.errors import UserError
-from sdbench.gate import comparison, floors, policy
+from sdbench.gate import comparison, floors, policy, weighing
 from sdbench.gate.judging import Level
 from sdbench.gate.judging import judge as judge_sides
 from sdbench.gate.pairing import Side
@@ -294,6 +294,26 @@ def test_probes_of_other_threads_are_refused(teacher: Measurement, tmp_path: Pat
     assert [result.verdict for result in optional.results] == ["skipped", "pass"]
     on_gpu = [(side.model_copy(update={"machine": GPU}), of) for side, of in sides]
     assert judge(on_gpu[1], on_gpu[0], tmp_path / "gpu").verdict != "incomparable", "threads decide on a CPU only"
+
+
+def test_other_limits_of_the_gpus_power_are_noted_beside_probes(tmp_path: Path) -> None:
+    """One card has one machine class before and after `nvidia-smi -pl 250`."""
+    record, scores = make_measurement(machine=GPU)
+    limits = (Value(name="machine.power_limit", kind="probe", direction="neither", unit="W", value=watts) for watts in (250.0, 400.0))
+    low, high, unknown = (
+        save_record((record.model_copy(update={"values": (*record.values, *added)}), scores), tmp_path)
+        for added in (*((limit,) for limit in limits), ())  # older records do not say
+    )
+
+    def notes(new: Path, old: Path, rules: Policy = SHIPPED) -> str:
+        return " ".join(weighing.judge(Side.read(new), Side.read(old), rules, {}).notes)
+
+    note = "power limit of the GPU was 250 W for the candidate and 400 W for the baseline"
+    assert note in notes(low, high)
+    assert note in " ".join(comparison.compare(high, low, tmp_path).notes)
+    assert not any(
+        "power limit" in each for each in (notes(low, low), notes(low, unknown), notes(low, high, single_rule("clip_score.scenes")))
+    )
 
 
 def test_gate_that_skipped_everything_does_not_pass(teacher: Measurement, tmp_path: Path) -> None:

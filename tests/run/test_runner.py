@@ -29,7 +29,7 @@ from fakes import (
 from PIL import Image
 from processes import is_locked
 from safetensors.torch import save_file
-from tiny import edit_json, tiny_unet
+from tiny import edit_json, tiny_unet, with_unet
 
 from sdbench import api, cli, machine, records
 from sdbench.commands import measuring
@@ -49,6 +49,7 @@ from sdbench.run import recording, runner
 from sdbench.run.context import store_and_jobs
 from sdbench.run.plan import plan
 from sdbench.scenes import embedded
+from sdbench.schedulers import sampling_notes
 from sdbench.settings import Probes, Setting
 from sdbench.store import Store
 from sdbench.suites import Accept, Prompts
@@ -194,6 +195,20 @@ def test_file_trained_for_another_prediction_is_refused_before_any_work(
     assert runner.fetch_models([spec], prepare_in(tmp_path, suite)) == [spec]
 
 
+def test_notes_on_the_sampling_come_before_any_work(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ceilings, "measure", lambda *_: 1e12)
+    spec = resolve(str(with_unet(tiny_pipeline, tmp_path / "lcm", tiny_unet(time_cond_proj_dim=8))))
+    (note,) = sampling_notes(spec, SUITE.sampling)
+    assert plan([spec], prepare_in(tmp_path))["text"].endswith(f"\n{note}")
+    assert note not in plan([spec], prepare_in(tmp_path, PROBED, "probes"))["text"]
+    runner.fetch_models([spec], prepare_in(tmp_path, PROBED, "probes"))
+    assert capsys.readouterr().err == "", "its speed does not depend on it"
+    runner.fetch_models([spec], prepare_in(tmp_path))
+    assert capsys.readouterr().err == f"{note}\n"
+
+
 def test_groups_of_prompts_are_in_the_record_and_in_the_leaderboard(teacher: ModelSpec, tmp_path: Path) -> None:
     suite = SUITE.model_copy(update={"prompts": Prompts(n=4, groups={"first": 3, "last": 1})})
     runner.run([teacher], prepare_in(tmp_path))
@@ -298,6 +313,24 @@ def test_weights_replaced_while_other_models_are_drawn_are_refused(
     assert json.loads(manifest.read_text(encoding="utf-8"))["model"] == teacher.name, (
         "no image has the digest of weights that did not draw it"
     )
+
+
+def test_weights_overwritten_while_their_own_model_is_drawn_change_no_image(
+    teacher: ModelSpec, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    folder, contexts = Path(shutil.copytree(tiny_pipeline, tmp_path / "own")), (prepare_in(tmp_path), prepare_in(tmp_path / "unbroken"))
+    spec = replace(resolve(str(folder)), name=teacher.name)
+    generators = [runner.ImageGenerator(spec, runner.describe_model(spec, context), context) for context in contexts]
+    ids = [job.image_id for job in generators[0].jobs]
+    generators[1].draw(generators[1].jobs)
+    generators[0].draw(generators[0].jobs[:2])
+    with next((folder / "unet").glob("*.safetensors")).open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(size // 2)
+        file.write(bytes(size - size // 2))
+    generators[0].draw(generators[0].jobs)
+    drawn, expected = (generator.store.read(ids) for generator in generators)
+    assert (drawn == expected).all()
 
 
 def test_only_the_copy_of_the_samplings_dtype_is_fetched_whatever_is_timed(
