@@ -18,7 +18,7 @@ from sdbench.errors import UserError, describe_error
 from sdbench.models import lora
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, depths_of_keys
 from sdbench.models.checks import Shapes, check_checkpoint, check_finite, check_tensors
-from sdbench.models.files import SHARED_PARTS, read_config, read_model_json, strip_prefixes, weight_files
+from sdbench.models.files import SHARED_PARTS, read_config, read_model_json, read_part_config, strip_prefixes, weight_files
 from sdbench.models.headers import read_header, read_headers
 from sdbench.models.locate import ModelPaths, locate
 from sdbench.models.random_weights import random_pipeline
@@ -225,17 +225,7 @@ def build_scheduler(pipeline: Path) -> Any:
 
 def _read_config(part: str, folder: Path) -> Config:
     """The configuration of a part in its folder, checked: a network can be built from it."""
-    config = read_config(folder / "config.json")
-    if config.get("quantization_config") is not None:
-        raise UserError(
-            f"{folder} is quantised (quantization_config in its config.json); such weights are not read from files. Load the pipeline with "
-            "diffusers and call sdbench.evaluate(pipeline), or save it dequantised"
-        )
-    if (named := config.get("transformers_weights")) is not None:
-        raise UserError(
-            f"{folder / 'config.json'} names {named!r} as 'transformers_weights', which transformers would load in place of the weights "
-            "that are checked; remove the key, and keep only the weights that the model should have"
-        )
+    config = read_part_config(folder)
     try:
         tensor_shapes(part, config)
     except Exception as error:  # any line of the libraries' constructors may meet what does not fit

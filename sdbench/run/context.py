@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbench import __version__, records
-from sdbench.assets.pipelines import is_cached, is_local
+from sdbench.assets.pipelines import is_here, is_local
 from sdbench.disk import locked
 from sdbench.errors import UserError
 from sdbench.generate import Job, list_jobs
@@ -150,25 +150,17 @@ def check_weights(specs: Sequence[ModelSpec], dtype: Dtype) -> None:
         UserError: see `check_headers`.
     """
     for spec in [spec for spec in specs if spec.source != "memory"]:
-        if is_local(spec) or is_cached(spec, dtype=dtype):
+        if is_local(spec) or is_here(spec, dtype=dtype):
             check_headers(spec, dtype=dtype)
         elif spec.source == "unet-folder":  # its base is not here yet
             check_part("unet", Path(spec.location), sixteen_bit=dtype != "float32")
 
 
-def dtypes(context: RunContext) -> list[Dtype]:
-    """The dtypes of the sampling and of the timed settings, each of which may have its own files of weights."""
-    return sorted({context.sampling.dtype, *_timed_dtypes(context)})
-
-
 def slow_dtype_notes(context: RunContext) -> list[str]:
     """What to know before computing in the dtypes of the timed settings and, if images are drawn, of the sampling."""
-    computed = _timed_dtypes(context) | ({context.sampling.dtype} if context.with_quality else set())
+    timed = {setting.dtype or context.sampling.dtype for setting in context.timed_settings.values()}
+    computed = timed | ({context.sampling.dtype} if context.with_quality else set())
     return [note for dtype in sorted(computed) if (note := slow_dtype_note(dtype, context.device))]
-
-
-def _timed_dtypes(context: RunContext) -> set[Dtype]:
-    return {setting.dtype or context.sampling.dtype for setting in context.timed_settings.values()}
 
 
 def store_and_jobs(model: Model, context: RunContext) -> tuple[Store, list[Job]]:

@@ -14,7 +14,7 @@ from sdbench.models.locate import read_unet_config
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import ceilings, work
 from sdbench.run import requirements
-from sdbench.run.context import RunContext, check_weights, dtypes, slow_dtype_notes
+from sdbench.run.context import RunContext, check_weights, slow_dtype_notes
 from sdbench.settings import Sampling
 
 PNG_BYTES_PER_PIXEL = 1.5  # about that of photographs; plain scenes take far less
@@ -37,8 +37,7 @@ def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str]
     efficiency = EFFICIENCY[context.device.partition(":")[0]]
     rate = efficiency * ceilings.measure("matmul", context.device, sampling.dtype) / 2  # two FLOPs are one multiply-accumulate
     scored = suite if context.with_quality else suite.model_copy(update={"metrics": {}})
-    copies = itertools.product(specs, dtypes(context))
-    of_models = itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)
+    of_models = itertools.chain.from_iterable(missing_files(spec, dtype=sampling.dtype) for spec in specs)
     files = [*dict.fromkeys(of_models), *requirements.files_to_fetch(scored)]  # models of one base share its files
     n = suite.prompts.n * suite.samples if context.with_quality else 0
     for spec in specs if n else ():

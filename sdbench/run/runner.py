@@ -23,7 +23,7 @@ from sdbench.notes import print_note
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
 from sdbench.records import Model
-from sdbench.run.context import RunContext, check_models, check_weights, dtypes, slow_dtype_notes, store_and_jobs
+from sdbench.run.context import RunContext, check_models, check_weights, slow_dtype_notes, store_and_jobs
 from sdbench.run.recording import build_subject, write_record
 from sdbench.run.requirements import fetch_evaluators, sizes_text
 from sdbench.scenes import embedded
@@ -144,18 +144,18 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
     check_models(specs, context.suite)
     for note in slow_dtype_notes(context):
         print_note(note)
-    copies = [*itertools.product(specs, dtypes(context))]
-    files = dict.fromkeys(itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies))
+    dtype = context.sampling.dtype  # timings in other dtypes cast this copy of the weights, which need not be their own
+    files = dict.fromkeys(itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec in specs))
     if files:  # models of one base share its files
         print_note(f"fetching {sizes_text(files)}")
-    for spec, dtype in copies:
+    for spec in specs:
         fetch(spec, dtype=dtype)
     for spec in specs:
         if spec.source == "embedded":
             embedded.verified_path(spec.location)
     fetched = [with_cached_architecture(spec) for spec in specs]
     check_models(fetched, context.suite)
-    check_weights(fetched, context.sampling.dtype)
+    check_weights(fetched, dtype)
     for spec in fetched if context.with_quality else ():
         schedulers.check_prediction(spec, context.sampling)
         for note in schedulers.sampling_notes(spec, context.sampling, context.pipelines.get(spec.name)):

@@ -388,14 +388,14 @@ def test_weights_overwritten_while_their_own_model_is_drawn_change_no_image(
     assert (drawn == expected).all()
 
 
-def test_files_of_the_sampling_and_of_every_timed_setting_are_fetched(
+def test_only_the_copy_of_the_samplings_dtype_is_fetched_whatever_is_timed(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[str] = []
     monkeypatch.setattr(runner, "fetch", lambda _, *, dtype: fetched.append(dtype))
     suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0, settings=(Setting(dtype="bfloat16"),))})
     runner.fetch_models([teacher], prepare_in(tmp_path, suite, None))
-    assert fetched == ["bfloat16", "float32"]
+    assert fetched == ["float32"]
 
 
 def test_changed_weights_of_the_package_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
