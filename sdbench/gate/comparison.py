@@ -23,7 +23,7 @@ from sdbench.records import Kind, Value
 from sdbench.stats import decisions, intervals
 from sdbench.stats.decisions import Bounds
 from sdbench.stats.intervals import WinRate
-from sdbench.tables import Grid
+from sdbench.tables import Grid, Line
 
 ALPHA = 0.05  # of each interval, and of any wrong "better" or "worse" that could not be chance
 JUDGES = ("preference.scenes", "pickscore.v1", "hpsv2.1", "imagereward.v1")  # scores by which an image wins against the other model's
@@ -53,7 +53,7 @@ class Difference:
     could_be_chance: bool
 
     @property
-    def cells(self) -> tuple[str, ...]:
+    def cells(self) -> Line:
         """The row of a table."""
         shown = [tables.format_count(value) if self.kind == "count" else tables.format_number(value) for value in (self.a, self.b)]
         change = change_cell((self.difference, self.low, self.high), self.a, self.b, relative=self.kind in ("probe", "count"))

@@ -14,7 +14,7 @@ from typing import Any
 from sdbench.leaderboard import standings
 from sdbench.leaderboard.speed import SpeedUp
 from sdbench.leaderboard.standings import Row, Section
-from sdbench.tables import JSON_VERSION
+from sdbench.tables import JSON_VERSION, Cell
 
 COLUMNS = (
     "family", "suite", "suite_version", "suite_digest", "machine_class", "model", "label", "architecture", "source", "weights_digest",
@@ -40,8 +40,8 @@ def _rows(section: Section) -> Iterator[tuple[dict[str, Any], Row]]:
         yield _about(section, row) | _speed_up(found), row
 
 
-def _speed_up(found: SpeedUp | str) -> dict[str, float | None]:
-    ratio = None if isinstance(found, str) else found.ratio
+def _speed_up(found: SpeedUp | Cell) -> dict[str, float | None]:
+    ratio = found.ratio if isinstance(found, SpeedUp) else None
     low, high = (ratio.low, ratio.high) if ratio and ratio.has_interval else (None, None)
     return {
         "speed_up": ratio.value if ratio else None,

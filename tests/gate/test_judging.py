@@ -24,6 +24,7 @@ from sdbench.records import Machine, NamedTeacher, Record, Scores, SuiteId, Valu
 from sdbench.records.names import is_probe
 from sdbench.score import PROTOCOLS
 from sdbench.stats.decisions import decide, paired_mean_bounds
+from sdbench.tables import Cell
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -711,8 +712,9 @@ def test_a_difference_over_paired_rounds_that_is_not_that_of_the_medians_says_so
     compared = comparison.compare(folders[0], folders[1], tmp_path)
     cells = next(each.cells for each in compared.differences if each.name == name)
     for cell in (report.grid().rows[0][2], cells[2]):
-        assert cell.startswith(shown)
-        assert cell.endswith("differ, even in sign, from that of the two medians)") == (run == "c411")
+        assert isinstance(cell, Cell)
+        assert cell.text.startswith(shown)
+        assert cell.note.endswith("differ, even in sign, from that of the two medians") == (run == "c411")
 
 
 @pytest.mark.parametrize(
