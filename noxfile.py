@@ -103,10 +103,11 @@ def scenes(session: nox.Session) -> None:
     """Train the embedded family from scratch and install its weights: hours on two cores; a killed run resumes."""
     _install(session)
     work = "results/runs/training"
-    session.run("sdbench", "scenes", "train", "--work", work, *session.posargs)
+    session.run("sdbench", "scenes", "train", "--work", work, *session.posargs, interrupt_timeout=600)
     runs = {"ssd-1b": ["run", "ssd-1b", "--work", work], "vega": ["run", "vega", "--work", work], "vega-pruned": ["prune", "vega"]}
     for student, words in runs.items():
         out = Path(work) / "out" / "unets" / student
         if not out.exists():  # a finished student stays when a killed run goes on
-            session.run("distillation", *words, "--teacher", f"{work}/out/pipeline", "--out", str(out), "--unet-only")
+            teacher_and_out = "--teacher", f"{work}/out/pipeline", "--out", str(out), "--unet-only"
+            session.run("distillation", *words, *teacher_and_out, interrupt_timeout=600)
     session.run("sdbench", "scenes", "ship", "--work", work)

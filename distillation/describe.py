@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from distillation.cut import MIDDLE_ATTENTION
 from distillation.estimate import (
     ASSUMED_MFU,
     FORWARD_EQUIVALENTS,
@@ -14,7 +15,6 @@ from distillation.estimate import (
     gpu_hours,
     step_flops,
 )
-from distillation.plan import MIDDLE_ATTENTION
 from distillation.prune import prune
 from distillation.recipe import Recipe
 from distillation.recipe_tables import ScenesTraining, TeacherShare, Training
@@ -144,11 +144,11 @@ class _Estimate:
 
 def _estimate(recipe: Recipe, family: Family, settings: Training, first_stage: int) -> _Estimate:
     stage_steps, size_px = recipe.stage_steps(settings.steps, first_stage), recipe.size_px(family)
-    trained, plans = recipe.stages[first_stage:], recipe.plans[first_stage:]
+    trained, cuts = recipe.stages[first_stage:], recipe.cuts[first_stage:]
     latent_size, tokens = input_sizes(PARTS[family], size_px)
     teacher = build_on_meta("unet", unet_config(recipe.teacher, family))
-    students = [prune(teacher, plan, copy=False) for plan in plans]
-    taps = resolve_taps(students[-1].config, teacher.config, plans[-1], recipe.taps)
+    students = [prune(teacher, cut, copy=False) for cut in cuts]
+    taps = resolve_taps(students[-1].config, teacher.config, cuts[-1], recipe.taps)
     n, dtype, ema = count_parameters(teacher), settings.dtype, settings.ema > 0
     memory = estimate_memory(students[0], n, taps, latent_size=latent_size, tokens=tokens, dtype=dtype, ema=ema)
     teacher_macs, *student_macs = (unet_macs(network.config, latent_size, tokens) for network in (teacher, *students))
@@ -158,12 +158,12 @@ def _estimate(recipe: Recipe, family: Family, settings: Training, first_stage: i
             name=stage.name,
             steps=steps,
             parameters=count_parameters(student),
-            transformer_blocks=sum(plan.depths.values()),
+            transformer_blocks=sum(cut.depths.values()),
             macs=macs,
             flops_per_step=step_flops(teacher_macs, macs, images, checkpointing=settings.checkpointing),
             fixed_bytes=sum(fixed_bytes(count_parameters(student), n, dtype=dtype, ema=ema).values()),
         )
-        for stage, plan, steps, student, macs in zip(trained, plans, stage_steps, students, student_macs, strict=True)
+        for stage, cut, steps, student, macs in zip(trained, cuts, stage_steps, students, student_macs, strict=True)
     ]
     latents = teacher.config.in_channels * latent_size**2
     embeddings = tokens * teacher.config.cross_attention_dim + pooled_width(teacher.config)
@@ -198,20 +198,20 @@ def _run_lines(
 
 def _stage_lines(recipe: Recipe, settings: Training, estimate: _Estimate) -> list[str]:
     lines = []
-    for cut, stage in zip(recipe.stages[-len(estimate.stages) :], estimate.stages, strict=True):
-        only_warmup = f" (all of them warm-up, to {stage.steps / settings.warmup:.0%} of lr)" if stage.steps < settings.warmup else ""
+    for stage, found in zip(recipe.stages[-len(estimate.stages) :], estimate.stages, strict=True):
+        only_warmup = f" (all of them warm-up, to {found.steps / settings.warmup:.0%} of lr)" if found.steps < settings.warmup else ""
         lines.append(
-            f"stage {stage.name}: {stage.steps:,} steps{only_warmup}, {stage.parameters:,} parameters, "
-            f"{stage.transformer_blocks} transformer blocks"
+            f"stage {stage.name}: {found.steps:,} steps{only_warmup}, {found.parameters:,} parameters, "
+            f"{found.transformer_blocks} transformer blocks"
         )
-        lines += [f"  {row.block} keeps resnets {_format_numbers(row.resnets)}  ({row.source})" for row in cut.shorten or ()]
-        lines += [f"  {row.attentions} keeps {_format_numbers(row.blocks)}  ({row.source})" for row in cut.keep]
+        lines += [f"  {row.block} keeps resnets {_format_numbers(row.resnets)}  ({row.source})" for row in stage.shorten or ()]
+        lines += [f"  {row.attentions} keeps {_format_numbers(row.blocks)}  ({row.source})" for row in stage.keep]
     return lines + _middle_lines(recipe)
 
 
 def _middle_lines(recipe: Recipe) -> list[str]:
     """What happens to the middle's resnets if its attention is removed."""
-    if MIDDLE_ATTENTION in recipe.plans[-1].blocks:
+    if MIDDLE_ATTENTION in recipe.cuts[-1].blocks:
         return []
     resnet = recipe.middle.resnet
     change = "the whole middle is removed" if resnet == "none" else f"the middle resnet is the teacher's mid_block.resnets.{resnet}"

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from pydantic import Field
 
-from distillation.plan import Plan, all_blocks
+from distillation.cut import Cut, all_blocks
 from distillation.recipe_tables import (
     FullSizeTraining,
     LossWeights,
@@ -24,7 +24,7 @@ from distillation.recipe_tables import (
     Stage,
 )
 from sdbench.errors import UserError, unknown_name
-from sdbench.models.architectures import TOPOLOGIES, Config, Family, depths, resnet_counts, unet_config
+from sdbench.models.architectures import TOPOLOGIES, Family, Shape, resnet_counts, shape_of, unet_config
 from sdbench.scenes.render import SIZE_PX
 from sdbench.validation import Table, read_toml
 
@@ -90,20 +90,20 @@ class Recipe(Table):
         return hashlib.sha256(recipe.model_dump_json(exclude=notes | other_families, exclude_none=True).encode()).hexdigest()
 
     @property
-    def plans(self) -> list[Plan]:
-        """The plan of each stage, in the teacher's block numbers.
+    def cuts(self) -> list[Cut]:
+        """The cut of each stage, in the teacher's block numbers.
 
         Raises:
-            UserError: a row does not fit the network that the stages before it leave; see `Plan.keep_resnets` and `Plan.keep_blocks`.
+            UserError: a row does not fit the network that the stages before it leave; see `Cut.keep_resnets` and `Cut.keep_blocks`.
         """
-        config, plans = unet_config(self.teacher), []
-        plan = Plan(all_blocks(config), self.middle.resnet)
+        config, cuts = unet_config(self.teacher), []
+        cut = Cut(all_blocks(config), self.middle.resnet)
         for stage in self.stages:
             where = f"recipe {self.name!r}, stage {stage.name!r}"
-            plan = plan.keep_resnets([(row.block, row.resnets) for row in stage.shorten or ()], resnet_counts(config), where)
-            plan = plan.keep_blocks([(row.attentions, row.blocks) for row in stage.keep], where)
-            plans.append(plan)
-        return plans
+            cut = cut.keep_resnets([(row.block, row.resnets) for row in stage.shorten or ()], resnet_counts(config), where)
+            cut = cut.keep_blocks([(row.attentions, row.blocks) for row in stage.keep], where)
+            cuts.append(cut)
+        return cuts
 
     def stage_steps(self, steps: int, first_stage: int = 0) -> list[int]:
         """Number of steps of each stage from `first_stage` on, by its share.
@@ -162,22 +162,21 @@ class Recipe(Table):
         for architecture in (self.teacher, self.student):
             if architecture is not None and architecture not in TOPOLOGIES:
                 raise unknown_name("architecture", architecture, TOPOLOGIES, _OWN_SHAPE if architecture == self.student else "")
-        last = self.plans[-1]
+        reached = self.cuts[-1].shape(unet_config(self.teacher))
         if self.student:
-            self._check_final_architecture(unet_config(self.teacher), unet_config(self.student), last)
+            self._check_final_shape(reached, shape_of(unet_config(self.student)))
         for what, rows in (("stages", self.stages), ("teachers", self.sdxl.teachers)):
             if abs((total := sum(row.share for row in rows)) - 1) > 1e-6:
                 raise UserError(f"recipe {self.name!r}: the shares of its {what} sum to {total:g}; expected 1")
 
-    def _check_final_architecture(self, teacher: Config, student: Config, last: Plan) -> None:
-        shortened = {block: len(kept) for block, kept in last.resnets.items()}
-        for what, reached, expected in (
-            ("resnets", resnet_counts(teacher) | shortened, resnet_counts(student)),
-            ("transformer blocks", last.depths, depths(student)),
-            ("middle", {"mid_block": last.mid_block_type}, {"mid_block": student["mid_block_type"]}),
+    def _check_final_shape(self, reached: Shape, expected: Shape) -> None:
+        for what, kept, wanted in (
+            ("resnets", reached.resnets, expected.resnets),
+            ("transformer blocks", reached.blocks, expected.blocks),
+            ("middle", {"mid_block": reached.middle}, {"mid_block": expected.middle}),
         ):
-            if wrong := sorted(path for path in reached | expected if reached.get(path) != expected.get(path)):
-                found = ", ".join(f"{path} {reached.get(path, 0)} (expected {expected.get(path, 0)})" for path in wrong)
+            if wrong := sorted(path for path in kept | wanted if kept.get(path) != wanted.get(path)):
+                found = ", ".join(f"{path} {kept.get(path, 0)} (expected {wanted.get(path, 0)})" for path in wrong)
                 raise UserError(f"recipe {self.name!r} does not end at {self.student}; {what} kept: {found}. {_OWN_SHAPE}")
 
 

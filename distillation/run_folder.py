@@ -125,7 +125,7 @@ class Run:
                     return number, taken, student, None
             elif checkpoint := read_newest_network(folder):
                 taken, is_average, tensors = checkpoint
-                student = build_on_meta("unet", student_config(plan.teachers[0].config, plan.recipe.plans[segment.stage]))
+                student = build_on_meta("unet", student_config(plan.teachers[0].config, plan.recipe.cuts[segment.stage]))
                 student.load_state_dict(tensors, assign=True)
                 check_finite(student, "unet", folder)
             else:

@@ -17,7 +17,7 @@ from distillation.teacher import Teacher, check_family, open_teacher_for
 from sdbench.disk import size_text
 from sdbench.errors import UserError
 from sdbench.models.architectures import Family
-from sdbench.models.loading import build_on_meta, check_part, count_parameters
+from sdbench.models.loading import build_on_meta, check_part, count_parameters, tensor_shapes
 from sdbench.training.diffusion import check_diffusion
 from sdbench.training.latents import CaptionedImages
 
@@ -28,7 +28,8 @@ class RunPlan:
 
     Attributes:
         family: which of the recipe's settings to use.
-        teachers: in the order in which they teach.
+        teachers: in the order in which they teach. The student is cut from the first and keeps its text encoders and VAE; only the UNets of
+            the others are used.
         taps: for each stage.
         start: the student to start from; None: a cut of the first teacher.
     """
@@ -73,7 +74,7 @@ class RunPlan:
         if device.type != "cuda":
             return
         teacher, settings = self.teachers[0], self.settings
-        configs = [teacher.config, *(student_config(teacher.config, plan) for plan in self.recipe.plans)]
+        configs = [teacher.config, *(student_config(teacher.config, cut) for cut in self.recipe.cuts)]
         of_teacher, *of_students = (count_parameters(build_on_meta("unet", config)) for config in configs)
         fixed = [fixed_bytes(n, of_teacher, dtype=settings.dtype, ema=settings.ema > 0) for n in of_students]
         needed = [sum(each.values()) - (each["autocast_copies"] if settings.accumulation == 1 else 0) for each in fixed]
@@ -102,8 +103,8 @@ def plan_run(
     """
     teachers = open_teachers(recipe, family, teacher_folders)
     segments = recipe.segments(steps or recipe.settings(family).steps, len(teachers), start.stage if start else 0)
-    students = [(student_config(teachers[0].config, plan), plan) for plan in recipe.plans]
-    taps = [[resolve_taps(student, teacher.config, plan, recipe.taps) for student, plan in students] for teacher in teachers]
+    students = [(student_config(teachers[0].config, cut), cut) for cut in recipe.cuts]
+    taps = [[resolve_taps(student, teacher.config, cut, recipe.taps) for student, cut in students] for teacher in teachers]
     # The taps of all teachers are alike; resolving them checks each teacher.
     return RunPlan(recipe, family, teachers, segments, taps[0], start)
 
@@ -153,15 +154,11 @@ def check_start(plan: RunPlan) -> None:
     if plan.start is None:
         return
     teacher = plan.teachers[0]
-    configs = (
-        check_part("unet", plan.start.folder, sixteen_bit=False),
-        student_config(teacher.config, plan.recipe.plans[plan.start.stage]),
-    )
-    found, expected = (
-        {name: list(tensor.shape) for name, tensor in build_on_meta("unet", config).state_dict().items()} for config in configs
-    )
+    found = tensor_shapes("unet", check_part("unet", plan.start.folder, sixteen_bit=False))
+    expected = tensor_shapes("unet", student_config(teacher.config, plan.recipe.cuts[plan.start.stage]))
     if misfit := next((name for name in (*expected, *found) if found.get(name) != expected.get(name)), None):
+        has, needs = (list(shapes[misfit]) if misfit in shapes else "none" for shapes in (found, expected))
         raise UserError(
-            f"the student in {plan.start.folder} is not one of the teacher in {teacher.folder}: its {misfit!r} has shape "
-            f"{found.get(misfit, 'none')}, expected {expected.get(misfit, 'none')}. Name another with --teacher"
+            f"the student in {plan.start.folder} is not one of the teacher in {teacher.folder}: its {misfit!r} has shape {has}, expected "
+            f"{needs}. Name another with --teacher"
         )

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from distillation.prune import student_config
 from distillation.recipe import Recipe
 from sdbench.disk import file_digest, read_json
 from sdbench.errors import UserError
-from sdbench.models.architectures import Config, depths, resnet_counts, unet_config
+from sdbench.models.architectures import shape_of, unet_config
 from sdbench.models.checks import check_finite
 from sdbench.models.files import weight_files
 from sdbench.models.headers import read_headers
@@ -73,13 +72,13 @@ def open_start(folder: Path, recipe: Recipe) -> Start:
     if not (unet / "config.json").is_file():
         raise UserError(f"no student in {folder}; expected a pipeline or a UNet in diffusers layout. `distillation export` writes one")
     network = build_on_meta("unet", check_part("unet", unet, sixteen_bit=False))
-    found = _shape(network.config)
+    found = shape_of(network.config)
     teacher = unet_config(recipe.teacher)
-    shapes = [_shape(student_config(teacher, plan)) for plan in recipe.plans]
+    shapes = [cut.shape(teacher) for cut in recipe.cuts]
     if found not in shapes:
-        stages = ", ".join(f"{stage.name} {sum(shape[0].values())}" for stage, shape in zip(recipe.stages, shapes, strict=True))
+        stages = ", ".join(f"{stage.name} {sum(shape.blocks.values())}" for stage, shape in zip(recipe.stages, shapes, strict=True))
         raise UserError(
-            f"the student in {folder} has the shape of no stage of recipe {recipe.name!r}: it has {sum(found[0].values())} transformer "
+            f"the student in {folder} has the shape of no stage of recipe {recipe.name!r}: it has {sum(found.blocks.values())} transformer "
             f"blocks, the stages have: {stages}. Name a student that this recipe makes, or write a recipe with a stage of its shape"
         )
     files = [unet / "config.json", *weight_files(unet, "unet", sixteen_bit=False)[1]]
@@ -91,8 +90,3 @@ def open_start(folder: Path, recipe: Recipe) -> Start:
 def _check_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
     list(provenance["licences"])
     return provenance
-
-
-def _shape(config: Config) -> tuple[dict[str, int], dict[str, int], str | None]:
-    """Number of transformer blocks per attention and of resnets per block, and the type of the middle."""
-    return depths(config), resnet_counts(config), config["mid_block_type"]

@@ -12,7 +12,7 @@ import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from distillation.plan import Plan, matches
+from distillation.cut import Cut, matches
 from sdbench.errors import UserError, unknown_name
 from sdbench.models.architectures import Config
 from sdbench.models.loading import build_on_meta, config_key
@@ -31,10 +31,10 @@ class Tap:
         return f"{self.student} <- {self.teacher} {' x '.join(map(str, self.shape[1:]))}"
 
 
-def resolve_taps(student: Config, teacher: Config, plan: Plan, patterns: Sequence[str]) -> list[Tap]:
+def resolve_taps(student: Config, teacher: Config, cut: Cut, patterns: Sequence[str]) -> list[Tap]:
     """The taps that the patterns name in two UNets, given by their configs, checked by a forward pass on the meta device.
 
-    Modules that the plan removed with their whole layer or block get no tap.
+    Modules that the cut removed with their whole layer or block get no tap.
 
     Args:
         patterns: module paths in the teacher; `*` matches any one part.
@@ -43,7 +43,7 @@ def resolve_taps(student: Config, teacher: Config, plan: Plan, patterns: Sequenc
         UserError: a pattern matches no module, the student lacks a module, or the outputs of a pair differ in shape.
     """
     student_shapes, teacher_shapes = (_output_shapes(config_key(config)) for config in (student, teacher))
-    pairs = {path: own for path in _expand_patterns(patterns, teacher_shapes) if (own := plan.student_path(path))}
+    pairs = {path: own for path in _expand_patterns(patterns, teacher_shapes) if (own := cut.student_path(path))}
     if missing := [path for path, own in pairs.items() if own not in student_shapes]:
         raise UserError(f"tap {missing[0]}: the teacher has it, the student does not; remove it from the recipe's taps or keep the module")
     for path, own in pairs.items():

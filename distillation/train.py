@@ -7,7 +7,7 @@ import gc
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -25,11 +25,9 @@ from distillation.export import check_new_or_empty
 from distillation.losses import min_snr_weights, weighted_terms
 from distillation.provenance import Environment
 from distillation.prune import prune
-from distillation.recipe import Recipe
 from distillation.run_folder import LOSSES, STUDENT, Run, add_environment, load_student, run_folder, segment_folders
-from distillation.run_plan import RunPlan, check_images, check_start, plan_run
+from distillation.run_plan import RunPlan, check_images, check_start
 from distillation.samples import StudentSampler
-from distillation.start import Start
 from distillation.succession import warn_of_different_parts
 from distillation.taps import Tap, collect_outputs
 from distillation.teacher import Teacher
@@ -71,15 +69,11 @@ class StepContext:
 
 
 def distil(
-    recipe: Recipe,
-    family: Family,
-    teacher_folders: Sequence[Path],
+    plan: RunPlan,
     work: Path,
     out: Path,
     *,
     images: CaptionedImages | None = None,
-    steps: int | None = None,
-    start: Start | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     unet_only: bool = False,
 ) -> Path:
@@ -88,31 +82,25 @@ def distil(
     The same run in another process, which would write the same folders, is waited for.
 
     Args:
-        family: which of the recipe's settings to use.
-        teacher_folders: the teacher, a complete diffusers pipeline, or several teachers in succession. The student is cut from
-            the first and keeps its text encoders and VAE; only the UNets of the others are used.
         work: folder for training images, latents and stages.
         out: new or empty folder for the student.
         images: to train on; default: rendered scenes, for the embedded family only.
-        steps: in total over all stages; default: the recipe's.
-        start: the student to start from, in the stage whose shape it has; default: a cut of the first teacher.
         device: where both networks run; of several processes, as `torchrun` starts them, each takes its own GPU.
         unet_only: write the UNet alone instead of a complete pipeline.
 
     Raises:
-        UserError: a teacher does not fit the recipe or the family, there are no images, `out` is not empty, the device is missing or
+        UserError: there are no images, the student to start from is not one of the teacher, `out` is not empty, the device is missing or
             has too little memory, the processes cannot share a step evenly, a loss is not finite, or a file cannot be read or written.
     """
     check_new_or_empty(out)
-    plan = plan_run(recipe, family, teacher_folders, steps, start)
     settings = plan.settings
-    check_images(family, images)
+    check_images(plan.family, images)
     check_start(plan)
     accelerator = make_accelerator(device, settings.dtype)
     check_even_split(settings.accumulation, accelerator.num_processes)  # before hours of encoding
     source = _open_images(plan, images, work, accelerator)
     data_digest = broadcast_from_main(lambda: source.digest)  # it may read all images
-    folder = broadcast_from_main(lambda: run_folder(work, recipe.name, plan.identity(data_digest, device)))
+    folder = broadcast_from_main(lambda: run_folder(work, plan.recipe.name, plan.identity(data_digest, device)))
     left = [
         segment.stage for segment, each in zip(plan.segments, segment_folders(folder, plan), strict=True) if not (each / STUDENT).exists()
     ]
@@ -122,7 +110,7 @@ def distil(
         pool = LatentPool(plan.teachers[0].folder, source, work / "latents", str(accelerator.device), settings.validation)
     if accelerator.is_main_process and len(pool.validation_rows):
         print_note(f"not trained on: {len(pool.validation_rows):,} of these images, whose loss is logged")
-    evaluate = _make_evaluation(family, pool, teacher_folders[0], accelerator)
+    evaluate = _make_evaluation(plan.family, pool, plan.teachers[0].folder, accelerator)
 
     def make_context(teacher: Teacher) -> StepContext:
         place = str(accelerator.device)
@@ -192,7 +180,7 @@ def _initial_student(run: Run, number: int) -> UNet2DConditionModel:
     """
     plan = run.plan
     stages = [segment.stage for segment in plan.segments]
-    cut = plan.recipe.plans[stages[number]]
+    cut = plan.recipe.cuts[stages[number]]
     if number:
         earlier, student = stages[number - 1], load_student(run.segment_folders[number - 1])
     elif plan.start:
@@ -200,7 +188,7 @@ def _initial_student(run: Run, number: int) -> UNet2DConditionModel:
     else:
         teacher = plan.teachers[0]
         return prune(teacher.unet(teacher.dtype, "cpu"), cut).float()
-    return prune(student, cut.relative_to(plan.recipe.plans[earlier]))
+    return prune(student, cut.relative_to(plan.recipe.cuts[earlier]))
 
 
 @contextmanager
@@ -246,7 +234,7 @@ def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: li
     if accelerator.is_main_process:
         losses = _final_losses(context, trained, taps, next_batch) | _validation_losses(context, trained, taps)
         with atomic_folder(STUDENT, folder) as partial:
-            trained.save_pretrained(partial)  # type: ignore[operator]  # a UNet
+            trained.save_pretrained(partial)
             (partial / LOSSES).write_text(json.dumps(losses), encoding="utf-8")
 
 

@@ -82,7 +82,7 @@ def read_json_lines(path: Path, parse: Callable[[bytes], Any] = json.loads) -> I
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file atomically, making its folder where needed, and return its path.
+    """Write a file atomically, also where the machine goes down, making its folder where needed, and return its path.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
@@ -91,6 +91,8 @@ def write_bytes(path: Path, content: bytes) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())  # else a machine that goes down within seconds leaves an empty file of this name
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Which scheduler samples a model's images, and at which timesteps: as a suite asks for them, and in words for records.
+"""Which scheduler samples a model's images, and at which timesteps: as a suite asks for them, and in words for records and people.
 
 A few-step student looks worse than it is when sampled at timesteps that it was not trained for. A suite that leaves the
 scheduler to the model does not state the timesteps, so dry runs and records do.
@@ -18,7 +18,7 @@ from sdbench.errors import UserError
 from sdbench.models.architectures import PARTS
 from sdbench.models.headers import stated_prediction
 from sdbench.models.loading import build_scheduler
-from sdbench.models.locate import locate
+from sdbench.models.locate import locate, read_unet_config
 from sdbench.models.spec import ModelSpec
 from sdbench.settings import CONFIGURED, Sampling
 
@@ -75,11 +75,7 @@ def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[
     Raises:
         UserError: the scheduler refuses the suite's steps or timesteps, or see `set_scheduler`.
     """
-    if spec.source == "rendered":
-        return {}
-    try:
-        own = pipeline.scheduler if pipeline else _build_own(spec)
-    except UserError:
+    if (own := _find_own(spec, pipeline)) is None:
         return {}
     chosen = _choose(own, sampling)
     return {
@@ -116,6 +112,31 @@ def check_prediction(spec: ModelSpec, sampling: Sampling) -> None:
     )
 
 
+def sampling_notes(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> list[str]:
+    """What to know before images are drawn with other guidance or more steps than a few-step student seems to be trained for.
+
+    The range of guidance scales of a UNet that takes them as an input is what the guide of diffusers to latent consistency models states;
+    it also says that 1 works in most cases. Nothing is said of a model whose files are not on this disk (yet).
+
+    Args:
+        pipeline: that of a model in memory.
+    """
+    notes, unet = [], pipeline.unet.config if pipeline else read_unet_config(spec)
+    if unet.get("time_cond_proj_dim") is not None and sampling.guidance_scale <= 1:
+        notes.append(
+            f"{spec.name}: its UNet takes the guidance scale as an input, as those of latent consistency models, which are trained with 3 "
+            f"to 13; the suite gives it {sampling.guidance_scale:g}. To change that, add --guidance-scale 8"
+        )
+    many = sampling.scheduler == "model" and sampling.steps > 10 and sampling.guidance_scale > 1
+    if many and spec.family == "sdxl" and (own := _find_own(spec, pipeline)) and own.config.get("timestep_spacing") == "trailing":
+        notes.append(
+            f"{spec.name}: its own scheduler spaces timesteps as those of few-step students do, but the suite draws it in "
+            f"{sampling.steps} steps with guidance; SDXL-Turbo, for one, is drawn as it was trained with --suite few-step --scheduler "
+            "model --steps 1 --size-px 512"
+        )
+    return notes
+
+
 def _describe(settings: Mapping[str, Any]) -> str:
     return " and ".join(f"{name} {value}" for name, value in settings.items())
 
@@ -125,6 +146,16 @@ def _choose(own: Any, sampling: Sampling) -> Any:
     stand_in = SimpleNamespace(scheduler=type(own).from_config(own.config))  # has what `set_scheduler` needs of a pipeline
     set_scheduler(stand_in, sampling)
     return stand_in.scheduler
+
+
+def _find_own(spec: ModelSpec, pipeline: Any) -> Any:
+    """The model's own scheduler; None where no model draws the images, and where the model's files are not on this disk (yet)."""
+    if pipeline:
+        return pipeline.scheduler
+    try:
+        return None if spec.source == "rendered" else _build_own(spec)
+    except UserError:
+        return None
 
 
 def _build_own(spec: ModelSpec) -> Any:

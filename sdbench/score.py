@@ -5,9 +5,11 @@ A protocol that raises an error, or lacks its weights, gives a value that holds 
 
 from collections.abc import Sequence
 
+import torch
+
 from sdbench.assets import catalogue, weights
 from sdbench.encoders.inference import device, release_evaluators
-from sdbench.errors import MissingError, unknown_name
+from sdbench.errors import MissingError, UserError, describe_error, unknown_name
 from sdbench.models.out_of_memory import explain_out_of_memory, is_out_of_memory
 from sdbench.protocols import agreement, captions, diversity, sets, truth
 from sdbench.protocols.base import Protocol, Result, Subject
@@ -36,10 +38,12 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
     """Measure these metrics of the images and return a value for each, in the order of `PROTOCOLS`, and the per-image scores.
 
     Raises:
-        UserError: a metric is not known, or an image cannot be read.
+        UserError: a metric is not known, an image, or one of the teacher's, cannot be read, or the GPU failed.
     """
     protocols = find_protocols(metrics)
     subject.store.verify(subject.image_ids)  # a damaged image ends the run here, before any metric
+    if teacher := subject.teacher_images:
+        teacher.store.verify(teacher.image_ids, f"delete it, and run {subject.teacher_name} again: only that image is made again")
     values = []
     for protocol in protocols:
         try:
@@ -47,6 +51,7 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
         except MissingError as error:
             value, columns = protocol.without_value("missing", str(error))
         except Exception as error:  # noqa: BLE001  # a metric that fails loses only itself
+            _check_gpu(protocol)
             value, columns = protocol.without_value("failed", f"{type(error).__name__}: {error}")
         if protocol.against_teacher and value.state == "ok":
             value = value.model_copy(update={"reference": subject.teacher_digest})
@@ -66,6 +71,22 @@ def _measure(subject: Subject, protocol: Protocol) -> Result:
     room = "free some of it and run again, which keeps the images"
     with explain_out_of_memory(str(device()), f"to measure {protocol.name}", [room]):
         return protocol.measure(subject, protocol)
+
+
+def _check_gpu(protocol: Protocol) -> None:
+    """Check, after a metric has failed, that it is not the GPU: one that has stays so until the process ends, whatever is measured next.
+
+    Raises:
+        UserError: it is.
+    """
+    if device().type == "cuda":
+        try:
+            torch.cuda.synchronize(device())
+        except torch.AcceleratorError as error:
+            raise UserError(
+                f"the GPU failed while {protocol.name} was measured ({describe_error(error)}); run again, which keeps the images "
+                "and the finished features"
+            ) from error
 
 
 def _note_unverified_weights(value: Value) -> Value:

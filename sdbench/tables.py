@@ -6,7 +6,6 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -27,24 +26,18 @@ _LATEX = str.maketrans(
 _WORD = re.compile(rf"\S+(?: [%↑↓{_SUPERSCRIPTS}]\S*)*")
 _WRAPPED = 20  # characters in a line of a cell that is wrapped in a terminal: `0.803 (0.766..0.835)`
 _SUFFIXES = (" ", " k", " M", " G", " T", " P")
+_Column = tuple[str, ...]  # its title first
 
 
-class Noted(str):
-    """The whole text of a cell; a table may print the note in it below the table instead.
+@dataclass(frozen=True)
+class Cell:
+    """What a cell shows, and a note that is printed below the table; "" for none."""
 
-    Attributes:
-        short: the text without the note.
-    """
+    text: str
+    note: str = ""
 
-    __slots__ = ("note", "short")
-    short: str
-    note: str
 
-    def __new__(cls, text: str, short: str, note: str) -> Self:
-        """Text, and its two parts."""
-        cell = super().__new__(cls, text)
-        cell.short, cell.note = short, note
-        return cell
+Line = tuple[str | Cell, ...]  # a text alone has no note
 
 
 class Footnotes:
@@ -67,57 +60,38 @@ class Footnotes:
 class Grid:
     """A table; every row has one cell for each column of the header."""
 
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    header: Line
+    rows: tuple[Line, ...]
 
     def transposed(self) -> "Grid":
         """The grid with rows and columns exchanged."""
-        header, *rows = self.columns()
+        header, *rows = zip(self.header, *self.rows, strict=True)
         return Grid(header, tuple(rows))
 
     def tall(self) -> "Grid":
         """The grid, or the transposed one if that has more rows: a page is as long as it likes, but only so wide."""
         return max(self, self.transposed(), key=lambda grid: len(grid.rows))
 
-    def parts(self, width: int) -> Iterator["Grid"]:
-        """The grid cut into parts that a terminal `width` characters wide has room for; each has the first column."""
-        widths = [_least_width(column) for column in self.columns()]
-        start = 1
-        for stop in range(2, len(widths)):
-            if _table_width([widths[0], *widths[start : stop + 1]]) > width:
-                yield self._with_columns(start, stop)
-                start = stop
-        yield self._with_columns(start, len(widths))
-
-    def columns(self) -> list[tuple[str, ...]]:
-        """The cells of each column, its title first."""
-        return [*zip(self.header, *self.rows, strict=True)]
-
-    def _with_columns(self, start: int, stop: int) -> "Grid":
-        header, *rows = ((line[0], *line[start:stop]) for line in (self.header, *self.rows))
-        return Grid(header, tuple(rows))
-
-    def with_notes_below(self) -> tuple["Grid", str]:
-        """The grid with numbers in place of notes, and the numbered notes, each once; "" if there are none."""
+    def with_notes_below(self) -> tuple[list[list[str]], str]:
+        """The texts of header and rows, with numbers for the notes, and the numbered notes, each once; "" if there are none."""
         notes = Footnotes()
-        rows = tuple(
-            tuple(f"{cell.short} {notes.mark(cell.note)}" if isinstance(cell, Noted) else cell for cell in row) for row in self.rows
-        )
-        return Grid(self.header, rows), _one_line(str(notes))
+        cells = ([cell if isinstance(cell, Cell) else Cell(cell) for cell in line] for line in (self.header, *self.rows))
+        lines = [[f"{cell.text} {notes.mark(cell.note)}" if cell.note else cell.text for cell in line] for line in cells]
+        return lines, _one_line(str(notes))
 
 
 def markdown(grid: Grid) -> str:
     """The grid as a GitHub table, with notes below; cells are escaped so that they cannot break it."""
-    grid, notes = grid.with_notes_below()
-    lines = [grid.header, tuple("---" for _ in grid.header), *grid.rows]
+    lines, notes = grid.with_notes_below()
+    lines.insert(1, ["---"] * len(grid.header))
     table = "\n".join("| " + " | ".join(escape_markdown(_one_line(cell)).replace("|", "\\|") for cell in line) + " |" for line in lines)
     return f"{table}\n\n{escape_markdown(notes)}" if notes else table
 
 
 def latex(grid: Grid) -> str:
     """The grid as a LaTeX `tabular`, with the rules of the package booktabs, and with notes below."""
-    grid, notes = grid.with_notes_below()
-    head, *rows = (" & ".join(map(escape_latex, line)) + r" \\" for line in (grid.header, *grid.rows))
+    shown, notes = grid.with_notes_below()
+    head, *rows = (" & ".join(map(escape_latex, line)) + r" \\" for line in shown)
     columns = "l" + "r" * (len(grid.header) - 1)
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
     lines += [rf"{{\par\smallskip\footnotesize {escape_latex(notes)}\par}}"] if notes else []
@@ -138,9 +112,19 @@ def _one_line(cell: str) -> str:
     return " ".join(cell.split())
 
 
-def _widths(grid: Grid, width: int) -> list[int | None]:
+def _parts(columns: Sequence[_Column], width: int) -> Iterator[list[_Column]]:
+    """The columns of the tables into which a terminal `width` characters wide makes one be cut; the first column is in each."""
+    widths = [_least_width(column) for column in columns]
+    start = 1
+    for stop in range(2, len(widths)):
+        if _table_width([widths[0], *widths[start : stop + 1]]) > width:
+            yield [columns[0], *columns[start:stop]]
+            start = stop
+    yield [columns[0], *columns[start:]]
+
+
+def _widths(columns: Sequence[_Column], width: int) -> list[int | None]:
     """The width of each column in a table of this width, so that no word breaks; None for each where that cannot be."""
-    columns = grid.columns()
     widths = [_least_width(column) for column in columns]
     spare = width - _table_width(widths)
     if spare < 0:
@@ -158,7 +142,7 @@ def _table_width(widths: Sequence[int]) -> int:
     return sum(widths) + 3 * len(widths) - 1
 
 
-def _least_width(column: Sequence[str]) -> int:
+def _least_width(column: _Column) -> int:
     """The width with which a column is readable: long cells wrap, but no word breaks."""
     longest_word = max(len(word) for cell in column for word in _words(cell))
     return min(max(map(len, column)), max(_WRAPPED, longest_word))
@@ -166,13 +150,14 @@ def _least_width(column: Sequence[str]) -> int:
 
 def text(grid: Grid, width: int) -> str:
     """The grid for a terminal `width` characters wide, in as many tables as it takes, with notes below; without colour."""
-    short, notes = grid.with_notes_below()
-    return "\n\n".join([*(_part_text(part, width) for part in short.parts(width)), *([notes] if notes else [])])
+    lines, notes = grid.with_notes_below()
+    parts = _parts([*zip(*lines, strict=True)], width)
+    return "\n\n".join([*(_part_text(part, width) for part in parts), *([notes] if notes else [])])
 
 
-def _part_text(grid: Grid, width: int) -> str:
-    widths = _widths(grid, width)
-    header, *rows = ([Text(_wrap(cell, room)) for cell, room in zip(line, widths, strict=True)] for line in (grid.header, *grid.rows))
+def _part_text(columns: Sequence[_Column], width: int) -> str:
+    widths = _widths(columns, width)
+    header, *rows = ([Text(_wrap(cell, room)) for cell, room in zip(line, widths, strict=True)] for line in zip(*columns, strict=True))
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for title in header:
         table.add_column(title, overflow="fold")
@@ -197,23 +182,18 @@ def _words(cell: str) -> list[str]:
     return _WORD.findall(cell)
 
 
-def format_value(value: Value | None, usual_n: int | None = None) -> str:
-    """A value with its interval, or its state and the reason; with its n where that differs from `usual_n`."""
+def format_value(value: Value | None, usual_n: int | None = None) -> Cell:
+    """A value with its interval and note, or its state and the reason; with its n where that differs from `usual_n`."""
     if value is None:
-        return format_absent("missing", "not in this record")
+        return Cell("missing", "not in this record")
     if value.value is None:
-        return format_absent(value.state.replace("_", " "), value.reason)
+        return Cell(value.state.replace("_", " "), value.reason)
     if value.kind == "count":
-        return format_count(value.value)
+        return Cell(format_count(value.value))
     n = f" [n={value.n}]" if usual_n is not None and value.n != usual_n else ""
     is_condition = value.kind == "probe" and value.direction == "neither"  # such as threads, or clocks in MHz, which take no suffix
     shown = f"{float(format_number(value.value)):g}" if is_condition else format_estimate(value.value, value.low, value.high) + n
-    return Noted(f"{shown} ({value.note})", shown, value.note) if value.note else shown
-
-
-def format_absent(state: str, reason: str) -> Noted:
-    """A state, such as "missing", and the reason for it."""
-    return Noted(f"{state}: {reason}", state, reason)
+    return Cell(shown, value.note)
 
 
 def format_estimate(value: float, low: float | None, high: float | None) -> str:

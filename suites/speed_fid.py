@@ -23,9 +23,9 @@ from sdbench.assets import weights
 from sdbench.encoders import inception
 from sdbench.encoders.inference import device, exact_inference
 from sdbench.encoders.resize import clean
+from sdbench.image_files import read_images
 from sdbench.models.precision import full_float32
 from sdbench.probes.meters import synchronised_clock
-from sdbench.store import read_images
 
 N, ROUNDS, WORKERS = 32, 5, 2
 VERSIONS = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "clean-fid", "pillow"))

@@ -25,10 +25,10 @@ from sdbench.encoders import clip
 from sdbench.encoders.inference import device, exact_inference
 from sdbench.encoders.pixels import resize_shortest_edge
 from sdbench.encoders.towers import Towers, image_features
+from sdbench.image_files import read_images
 from sdbench.metrics.cosine import caption_score
 from sdbench.probes.meters import synchronised_clock
 from sdbench.scenes.grammar import scene_at
-from sdbench.store import read_images
 
 N, ROUNDS = 16, 7
 CONFIG = open_clip.get_model_config(clip.BACKBONES["vit-b-32"])

@@ -102,12 +102,12 @@ class Noise:
 
 
 class Bench:
-    """A teacher, a small pool, and the plan of a student."""
+    """A teacher, a small pool, and the cut of a student."""
 
     def __init__(self, case: Case, work: Path) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # a process has one precision, each case its own
         recipe = load_recipe(case.recipe)
-        self.case, self.cut = case, recipe.plans[-1]
+        self.case, self.cut = case, recipe.cuts[-1]
         self.settings = recipe.settings(case.family).model_copy(update=case.settings)
         recipe = recipe.model_copy(update={case.family: self.settings})
         if case.family == "sdxl":

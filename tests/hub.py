@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -23,12 +24,15 @@ class Hub(http.server.ThreadingHTTPServer):
         hits: number of downloads, by path in `root`.
         ranges: the `Range` headers of downloads.
         cuts: path -> bytes after which its next download breaks off.
+        refusals: repository -> the code of the error with which it is refused, as the Hub names it.
+        commit: the newest of every repository; each commit has the same files.
     """
 
     daemon_threads = True
 
     def __init__(self, root: Path) -> None:
         self.root, self.hits, self.ranges, self.cuts = root, Counter[str](), list[str](), dict[str, int]()
+        self.refusals, self.commit = dict[str, str](), COMMIT
         super().__init__(("127.0.0.1", 0), _Handler)
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
@@ -73,6 +77,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        self.commit = next((part for part in parts if re.fullmatch(r"[0-9a-f]{40}", part)), self.server.commit)
         if parts[:1] == ["api"]:
             self._send_listing("/".join(parts[2:4] if parts[1] == "models" else parts[1:4]))
             return
@@ -88,7 +93,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _send_file(self, path: str, *, with_body: bool) -> None:
         content = (self.server.root / path).read_bytes()
         etag = hashlib.sha256(content).hexdigest()
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"', "X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(content))}
+        headers = {"X-Repo-Commit": self.commit, "ETag": f'"{etag}"', "X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(content))}
         byte_range = self.headers.get("Range", "")
         start = int(byte_range.removeprefix("bytes=").partition("-")[0]) if byte_range else 0
         if byte_range:
@@ -101,14 +106,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _send_listing(self, repository: str) -> None:
         folder, url = self.server.root / repository, urlsplit(self.path)
+        if refusal := self.server.refusals.get(repository):
+            self._send(403, b"", {"X-Error-Code": refusal}, with_body=True)
+            return
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         siblings = [{"rfilename": str(file.relative_to(folder)), "size": file.stat().st_size} for file in files]
-        answer: Any = {"id": repository.removeprefix("datasets/"), "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
+        index = folder / "model_index.json"
+        config = {"diffusers": {"_class_name": json.loads(index.read_bytes())["_class_name"]}} if index.is_file() else {}
+        about = {"id": repository.removeprefix("datasets/"), "sha": self.commit, "config": config}
+        answer: Any = about | {"siblings": siblings, "private": False, "tags": []}
         if "/tree/" in url.path:
             below = folder / unquote(url.path.partition("/tree/")[2]).partition("/")[2]
             listed = sorted(below.rglob("*") if "recursive=true" in url.query.lower() else below.glob("*"))
             answer = [self._entry(path, folder) for path in listed]
-        self._send(200 if files else 404, json.dumps(answer).encode(), {"Content-Type": "application/json"}, with_body=True)
+        headers = {"Content-Type": "application/json"} | ({} if files else {"X-Error-Code": "RepoNotFound"})
+        self._send(200 if files else 404, json.dumps(answer).encode(), headers, with_body=True)
 
     def _entry(self, path: Path, folder: Path) -> dict[str, Any]:
         kind, size = ("file", path.stat().st_size) if path.is_file() else ("directory", 0)

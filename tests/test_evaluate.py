@@ -130,7 +130,7 @@ def test_evaluation_prints_as_a_table_and_a_verdict(few: suites.Suite, teacher: 
     found = sdbench.evaluate("scenes-vega", few, baseline="scenes-teacher", only="quality")
     assert found.report is not None
     clip, markdown = found.record.value("clip_score.scenes"), found._repr_markdown_()
-    shown = tables.format_value(clip)
+    shown = tables.format_value(clip).text
     assert str(found).startswith(f"scenes-vega under quality-custom@4 (digest {found.record.suite.digest}), 4 images\n")
     assert " ".join(f"clip_score.scenes ↑ {shown} 4".split()) in " ".join(str(found).split())
     assert f"| clip_score.scenes ↑ | {shown} | 4 |" in markdown

@@ -25,7 +25,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from safetensors.torch import save_file
-from tiny import SIZE_PX
+from tiny import SIZE_PX, edit_json, save_tiny_pipeline, tiny_unet, with_unet
 from tqdm import tqdm
 
 from sdbench import store as module
@@ -37,7 +37,7 @@ from sdbench.models.architectures import PARTS
 from sdbench.models.resolve import resolve
 from sdbench.models.spec import ModelSpec
 from sdbench.scenes.grammar import parse
-from sdbench.schedulers import SCHEDULERS, check_prediction, describe
+from sdbench.schedulers import SCHEDULERS, check_prediction, describe, sampling_notes
 from sdbench.settings import SUPPORTED_SETTINGS, Sampling, Scheduler
 from sdbench.store import Store
 from sdbench.suites import Noise, Prompts, Suite
@@ -539,6 +539,35 @@ def test_file_that_states_how_it_was_trained_is_drawn_so_or_not_at_all(tiny_pipe
     plain = {name: torch.zeros(0) for name in names[:2]}
     save_file(plain, tmp_path / "noob.safetensors", metadata={"modelspec.prediction_type": "epsilon"})
     check_prediction(spec, Sampling.model_validate({**SAMPLING.model_dump(), "scheduler": "ddim", "prediction_type": "epsilon"}))
+
+
+def few_step_advice(spec: ModelSpec, pipeline: Any = None, **settings: Any) -> list[str]:
+    """The last words of each note on drawing a model in 25 steps with guidance, or with other settings."""
+    sampling = Sampling.model_validate({**SAMPLING.model_dump(), "steps": 25, "guidance_scale": 7.5, **settings})
+    return [note.partition(" with --suite ")[2] or note.rpartition("; ")[2] for note in sampling_notes(spec, sampling, pipeline)]
+
+
+def test_consistency_model_without_guidance_is_noted(tiny_pipeline: Path, loaded_pipeline: Any, tmp_path: Path) -> None:
+    folder = with_unet(tiny_pipeline, tmp_path / "lcm", tiny_unet(time_cond_proj_dim=8))
+    expected = ["the suite gives it 1. To change that, add --guidance-scale 8"]
+    assert few_step_advice(resolve(str(folder)), guidance_scale=1.0) == expected
+    assert few_step_advice(resolve(str(folder)), guidance_scale=8.0) == []
+    assert few_step_advice(resolve(str(tiny_pipeline)), guidance_scale=1.0) == []
+    in_memory = SimpleNamespace(unet=SimpleNamespace(config={"time_cond_proj_dim": 8}), scheduler=loaded_pipeline.scheduler)
+    assert few_step_advice(ModelSpec("lcm", "sdxl", "sdxl", "memory", "digest"), in_memory, guidance_scale=1.0) == expected
+
+
+def test_few_step_student_in_many_steps_is_noted(tmp_path: Path) -> None:
+    """SDXL-Turbo comes as a whole pipeline, whose scheduler tells it from SDXL."""
+    pipeline = save_tiny_pipeline(tmp_path / "turbo", "sdxl", family="sdxl")
+    turbo, config = resolve(str(pipeline)), pipeline / "scheduler" / "scheduler_config.json"
+    assert few_step_advice(turbo) == []
+    edit_json(config, timestep_spacing="trailing")
+    assert few_step_advice(turbo) == ["few-step --scheduler model --steps 1 --size-px 512"]
+    for settings in ({"steps": 4}, {"guidance_scale": 1.0}, {"scheduler": "euler"}):
+        assert few_step_advice(turbo, **settings) == []
+    assert few_step_advice(resolve("scenes-teacher")) == [], "whose scheduler has that spacing too"
+    assert few_step_advice(ModelSpec("absent", "sdxl", "sdxl", "folder", str(tmp_path / "absent"))) == []
 
 
 def test_unavailable_scheduler_has_an_empty_description(tmp_path: Path) -> None:

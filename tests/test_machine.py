@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import sys
@@ -10,6 +11,7 @@ import torch
 from commandline import ROOT, git
 
 from sdbench import __version__, machine
+from sdbench.doctor import checks
 from sdbench.errors import UserError
 from sdbench.machine import PACKAGES, checkout_state, choose_device, environment, slow_dtype_note, this_machine, variables
 
@@ -29,6 +31,33 @@ def test_default_device_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch
     assert choose_device(None) == "cpu"
     with pytest.raises(UserError, match=r"no device 'cuda' here: torch .* sees cpu;"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize(("n_gpus", "hidden"), [(2, False), (2, True), (0, False), (None, False)])
+def test_gpu_that_pytorch_cannot_use_is_told_of_once(
+    n_gpus: int | None, hidden: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as beside a PyTorch for the CPU alone; None is a machine without NVIDIA's driver."""
+
+    class NVMLError(Exception):
+        pass
+
+    def init() -> None:
+        if n_gpus is None:
+            raise NVMLError
+
+    nvml = {"nvmlInit": init, "nvmlDeviceGetCount": lambda: n_gpus, "nvmlSystemGetDriverVersion": lambda: "550.54.15"}
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=NVMLError, **nvml))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    machine._tell_of_unusable_gpu.cache_clear()
+    assert [choose_device(asked) for asked in ("cpu", None, None)] == ["cpu"] * 3
+    told = f"there is an NVIDIA GPU with driver 550.54.15, but torch {torch.__version__} cannot use it; install"
+    assert capsys.readouterr().err.count(told) == (n_gpus == 2 and not hidden)
+    assert checks._device().text.startswith(told) == (n_gpus == 2 and not hidden)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +103,53 @@ def test_processor_whose_name_tells_no_model_is_told_apart_by_its_numbers(
     cpuinfo = tmp_path / "cpuinfo"
     entry = f"vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: {name}\n\n"
     cpuinfo.write_text("".join(f"processor\t: {index}\n{entry}" for index in range(2)), encoding="utf-8")
-    monkeypatch.setattr(machine, "Path", lambda _: cpuinfo)
+    monkeypatch.setattr(machine, "_CPUINFO", cpuinfo)
     assert this_machine("cpu").cpu == found
+
+
+def test_arm_processors_are_told_apart_by_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux gives them no name: Graviton 2 and 3 were one machine class."""
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(machine, "_CPUINFO", cpuinfo)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+
+    def name(part: str) -> str:
+        entry = f"CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x1\nCPU part\t: {part}\nCPU revision\t: 1\n\n"
+        cpuinfo.write_text("".join(f"processor\t: {index}\nBogoMIPS\t: 2100.00\n{entry}" for index in range(2)), encoding="utf-8")
+        return this_machine("cpu").cpu
+
+    assert (name("0xd0c"), name("0xd40")) == (
+        "aarch64 implementer 0x41 part 0xd0c variant 0x1",
+        "aarch64 implementer 0x41 part 0xd40 variant 0x1",
+    )
+
+
+def test_apples_processors_are_told_apart_by_their_brand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sysctl = tmp_path / "sysctl"
+    sysctl.write_text('#!/bin/sh\n[ "$*" = "-n machdep.cpu.brand_string" ] && echo Apple M4 Pro\n', encoding="utf-8")
+    sysctl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "none")
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("platform.processor", lambda: "arm")
+    assert machine._cpu_name() == "Apple M4 Pro"
+    monkeypatch.setenv("PATH", "")
+    assert machine._cpu_name() == "arm"
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "cores"), [("200000 100000\n", 2), ("150000 100000\n", 2), ("6400000 100000\n", 8), ("max 100000\n", 8), (None, 8)]
+)
+def test_cores_are_those_that_the_quota_of_a_container_allows(
+    cpu_max: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`docker run --cpus 2` leaves a process free to run on all cores, but not at once."""
+    if cpu_max is not None:
+        (tmp_path / "cpu.max").write_text(cpu_max, encoding="utf-8")
+    monkeypatch.setattr(machine, "_CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert this_machine("cpu").cores == cores
 
 
 def test_driver_version_comes_from_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +210,7 @@ def test_environment_has_every_required_package_that_affects_results() -> None:
     assert names - set(PACKAGES) == others, "these only train, show, fetch or write recipes; add any other new one to PACKAGES"
     assert set(PACKAGES) <= names
     found = environment().packages
-    assert found["torch"] == torch.__version__.split("+")[0]
+    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert found["sdbench"] == __version__
 
 
@@ -176,3 +250,23 @@ def test_checkout_is_dirty_for_changed_code_but_not_for_results(tmp_path: Path) 
     (tmp_path / "code.py").write_text("2\n", encoding="utf-8")
     assert checkout_state(tmp_path) == (commit, True)
     assert checkout_state(tmp_path / "results") == (None, None), "a package in an environment within a checkout is not of its commit"
+
+
+def test_commit_of_an_installed_package_is_the_one_its_installer_noted(tmp_path: Path) -> None:
+    origins = {
+        "from-git": {
+            "url": "https://example.org/sdbench.git",
+            "vcs_info": {"vcs": "git", "requested_revision": "main", "commit_id": "4ef1"},
+        },
+        "from-archive": {"url": "https://example.org/sdbench.zip", "archive_info": {}},
+        "from-index": None,
+    }
+    for name, origin in origins.items():
+        folder = tmp_path / name / "sdbench-1.0.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: sdbench\nVersion: 1.0\n", encoding="utf-8")
+        if origin:
+            (folder / "direct_url.json").write_text(json.dumps(origin), encoding="utf-8")
+    assert [checkout_state(tmp_path / name) for name in origins] == [("4ef1", False), (None, None), (None, None)]
+    git(tmp_path / "from-git", "init", "-q")
+    assert checkout_state(tmp_path / "from-git") == (None, None), "a checkout is never of the commit of an installed package"

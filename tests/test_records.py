@@ -90,6 +90,19 @@ def test_changed_file_is_detected(name: str, tmp_path: Path) -> None:
         records.read(folder)
 
 
+def test_record_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a machine that goes down leaves one that cannot be read, which stops all that read records."""
+    flushed, replace = list[int](), Path.replace
+
+    def replace_flushed(path: Path, target: Path) -> Path:
+        assert {(path / name).stat().st_ino for name in ("record.json", "scores.parquet")} == {*flushed}
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(Path, "replace", replace_flushed)
+    assert save_record(make_measurement(), tmp_path).is_dir()
+
+
 def test_record_is_read_from_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_record(make_measurement(), tmp_path)
     monkeypatch.chdir(folder)

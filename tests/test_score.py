@@ -92,6 +92,30 @@ def test_failing_metric_is_reported_and_the_others_continue(error: Exception, tm
     assert {name for name, value in found.items() if value.state == "ok"} == {"fd.scenes", "preference.scenes", "scene_accuracy"}
 
 
+@pytest.mark.parametrize("has_failed", [True, False])
+def test_scoring_ends_where_the_gpu_has_failed(has_failed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call on it raises the error from then on, so that all later metrics would be recorded as failed."""
+
+    def synchronize(_: torch.device) -> None:
+        if has_failed:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be")
+
+    def broken(_: U8) -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling cublasSgemm")
+
+    monkeypatch.setattr("sdbench.score.device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    replace_towers(monkeypatch, "clip.scenes", images=broken)
+    subject = scenes_subject(tmp_path, is_teacher=True)
+    if has_failed:
+        said = r"the GPU failed while clip_score\.scenes was measured \(AcceleratorError: CUDA error: an .* encountered\); run again"
+        with pytest.raises(UserError, match=said):
+            score(subject, METRICS)
+    else:
+        states = {name: value.state for name, value in score_values(subject).items()}
+        assert (states["clip_score.scenes"], states["preference.scenes"]) == ("failed", "ok")
+
+
 @pytest.mark.parametrize("fits", [True, False])
 def test_metric_that_runs_out_of_memory_is_measured_once_more_without_the_other_evaluators(
     fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

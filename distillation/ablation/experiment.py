@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from diffusers import UNet2DConditionModel
 
+from distillation.cut import MIDDLE_ATTENTION, all_blocks
 from distillation.data.batches import numbered_batches, scene_pool
-from distillation.plan import MIDDLE_ATTENTION, all_blocks
 from distillation.provenance import package_versions
 from distillation.recipe import Recipe
 from distillation.recipe_tables import KeepBlocks, KeepResnets, Stage
@@ -129,7 +129,7 @@ def run_sweep(
                 out = work / "students" / digest(identity)
                 with locked(out.with_suffix(".lock")):  # another sweep may be making it
                     if not out.exists():
-                        distil(variant, "scenes", [teacher_folder], work, out, steps=steps, device=device, unet_only=True)
+                        distil(plan, work, out, device=device, unet_only=True)
                 outcome = _evaluate(out, name, seed, identity, evaluation, device)
                 if earlier:
                     keep_earlier(path, [key for key in earlier.identity | identity if earlier.identity.get(key) != identity.get(key)])
@@ -162,9 +162,9 @@ def with_other_blocks(recipe: Recipe, choose: BlockChooser, source: str) -> Reci
     """A recipe with the same stages and depths but the blocks that `choose` keeps; `source` is the source of each row."""
     blocks = all_blocks(unet_config(recipe.teacher))
     stages = []
-    for stage, plan in zip(recipe.stages, recipe.plans, strict=True):
-        blocks = {path: present for path, present in blocks.items() if path == MIDDLE_ATTENTION or plan.student_path(path)}
-        counts = {path: len(plan.blocks.get(path, ())) for path in blocks}
+    for stage, cut in zip(recipe.stages, recipe.cuts, strict=True):
+        blocks = {path: present for path, present in blocks.items() if path == MIDDLE_ATTENTION or cut.student_path(path)}
+        counts = {path: len(cut.blocks.get(path, ())) for path in blocks}
         blocks = {path: choose(path, present, counts[path]) for path, present in blocks.items()}
         rows = tuple(KeepBlocks(attentions=path, blocks=kept, source=source) for path, kept in blocks.items())
         stages.append(stage.model_copy(update={"keep": rows}))
@@ -174,7 +174,7 @@ def with_other_blocks(recipe: Recipe, choose: BlockChooser, source: str) -> Reci
 
 def one_shot_recipe(recipe: Recipe) -> Recipe:
     """A recipe that makes all cuts at once and then trains for all steps."""
-    last, source = recipe.plans[-1], "the recipe's last stage"
+    last, source = recipe.cuts[-1], "the recipe's last stage"
     paths = [path for path in depths(unet_config(recipe.teacher)) if path == MIDDLE_ATTENTION or last.student_path(path)]
     keep = tuple(KeepBlocks(attentions=path, blocks=last.blocks.get(path, ()), source=source) for path in paths)
     shorten = tuple(KeepResnets(block=block, resnets=kept, source=source) for block, kept in last.resnets.items()) or None

@@ -48,7 +48,7 @@ def add_commands(add: AddCommand) -> None:
     )
     command.add_argument("--stages", type=positive_int, default=2, help="number of stages to remove the blocks in (default: %(default)s)")
     command.add_argument("--like", default="vega", help="recipe whose settings, taps and loss to copy (default: %(default)s)")
-    command.add_argument("--write-recipe", type=Path, metavar="FILE.toml", help="write the derived plan as a recipe to this new file")
+    command.add_argument("--write-recipe", type=Path, metavar="FILE.toml", help="write the derived cut as a recipe to this new file")
     command.add_argument("--work", type=Path, default=WORK, help="folder for images and latents (default: %(default)s)")
     command.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     add_device(command)
@@ -56,7 +56,7 @@ def add_commands(add: AddCommand) -> None:
 
 
 def _sensitivity(options: argparse.Namespace) -> int:
-    """Measure and print the sensitivity, and derive a plan if there is a budget."""
+    """Measure and print the sensitivity, and derive a cut if there is a budget."""
     like = load_recipe(options.like)  # before torch is imported, which takes seconds
     check_data(options)
     if options.latency:  # set before CUDA starts: by default its queue holds some 1,000 launches, about half of a call of SDXL's UNet
@@ -110,25 +110,25 @@ def _derive(
     cost: "Cost",
     budget: float,
 ) -> list[dict[str, Any]]:
-    """Print the best plan within a budget of `cost`, write its recipe if asked to, and return its stages.
+    """Print the best cut within a budget of `cost`, write its recipe if asked to, and return its stages.
 
     Args:
         budget: up to 1, a share of the cost's total.
     """
-    from distillation.sensitivity.budget import find_best_plan, sum_removed
+    from distillation.sensitivity.budget import find_best_cut, sum_removed
     from distillation.sensitivity.derive import derive_recipe, split_into_stages, stage_table, write_recipe
 
-    plan = find_best_plan(sensitivity.mean, cost, int(budget * cost.total if budget <= 1 else budget))
-    plans = split_into_stages(sensitivity.mean, parameters, plan, options.stages)
+    cut = find_best_cut(sensitivity.mean, cost, int(budget * cost.total if budget <= 1 else budget))
+    cuts = split_into_stages(sensitivity.mean, parameters, cut, options.stages)
     costs = [parameters] if cost is parameters else [parameters, cost]
-    print_answer("\n" + stage_table(plans, sensitivity.mean, costs), options)
+    print_answer("\n" + stage_table(cuts, sensitivity.mean, costs), options)
     if path := options.write_recipe:
-        recipe = derive_recipe(plans, teacher.spec.architecture, path.stem, like)
-        write_recipe(recipe, path, f"Derived from the weights {sensitivity.digest}: {cost.format(cost.remaining(plan))}.")
+        recipe = derive_recipe(cuts, teacher.spec.architecture, path.stem, like)
+        write_recipe(recipe, path, f"Derived from the weights {sensitivity.digest}: {cost.format(cost.remaining(cut))}.")
         print_answer(f"\n{path}", options)
     return [
-        {"keeps": plan.blocks, "loss": sum_removed(sensitivity.mean, plan)} | {each.unit: each.remaining(plan) for each in costs}
-        for plan in plans
+        {"keeps": cut.blocks, "loss": sum_removed(sensitivity.mean, cut)} | {each.unit: each.remaining(cut) for each in costs}
+        for cut in cuts
     ]
 
 

@@ -98,7 +98,7 @@ def _prune(options: argparse.Namespace) -> int:
     check_new_or_empty(out)
     check_named_teacher(options.teacher, recipe)
     teacher = open_teacher_for(fetch_folder(options.teacher), recipe)
-    student = prune(teacher.unet(teacher.dtype, "cpu"), recipe.plans[-1], copy=False)  # from file to file
+    student = prune(teacher.unet(teacher.dtype, "cpu"), recipe.cuts[-1], copy=False)  # from file to file
     show(export_student(student, out, teacher, Provenance.from_run(recipe, [teacher], student), unet_only=options.unet_only))
     _suggest_measuring(out, options.teacher, unet_only=options.unet_only)
     return 0
@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace) -> int:
 
     from distillation.data.batches import open_square_images
     from distillation.export import check_new_or_empty
-    from distillation.run_plan import check_images, open_teachers
+    from distillation.run_plan import check_images, open_teachers, plan_run
     from distillation.start import open_start
     from distillation.teacher import check_named_teacher, fetch_folder, local_folder
     from distillation.train import distil
@@ -134,19 +134,8 @@ def _run(options: argparse.Namespace) -> int:
         _use_deterministic_algorithms()
     if device == "cuda":
         _suggest_more_gpus(recipe.settings(options.family).accumulation)
-    folders = [fetch_folder(name) for name in names]
-    student = distil(
-        recipe,
-        options.family,
-        folders,
-        options.work,
-        out,
-        images=images,
-        steps=options.steps,
-        start=start,
-        device=device,
-        unet_only=options.unet_only,
-    )
+    plan = plan_run(recipe, options.family, [fetch_folder(name) for name in names], options.steps, start)
+    student = distil(plan, options.work, out, images=images, device=device, unet_only=options.unet_only)
     if rank_and_local_size()[0] == 0:  # the process that wrote it
         show(student)
         _suggest_measuring(out, names[0], unet_only=options.unet_only)

@@ -24,8 +24,8 @@ from sdbench.assets.sources import Rows, open_image, read_rows, read_texts
 from sdbench.assets.weights import user_cache
 from sdbench.disk import write_bytes
 from sdbench.errors import UndecodableError, UserError
+from sdbench.image_files import FORMATS, turn_upright, upright_size
 from sdbench.notes import progress
-from sdbench.store import FORMATS, turn_upright, upright_size
 
 DAMAGE = (None, errno.ENOENT, errno.EINVAL)  # `errno` if the image is at fault: for Pillow, missing, or an offset before its start
 MISSING = bytes(32)  # in place of the SHA-256 of an image that is not there

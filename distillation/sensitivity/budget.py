@@ -1,4 +1,4 @@
-"""The best cut: of all plans within a budget, the one whose removed parts have the smallest summed output loss.
+"""The best cut: of all within a budget, the one whose removed parts have the smallest summed output loss.
 
 Solved exactly as a 0/1 integer programme. LAPTOP-Diff (arXiv 2404.11098) found that the losses of single parts can be
 added. A mapping of parts, here as in `removal`, has one number per block of each attention, and under `mid_block` one for
@@ -21,7 +21,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from distillation.plan import MIDDLE_ATTENTION, Plan, all_blocks, block_paths
+from distillation.cut import MIDDLE_ATTENTION, Cut, all_blocks, block_paths
 from distillation.prune import student_config
 from distillation.sensitivity.removal import SECOND_RESNET, WHOLE_MIDDLE
 from sdbench.arrays import F64
@@ -52,15 +52,15 @@ class Cost:
     parts: Mapping[str, I64]
     unit: str
 
-    def remaining(self, plan: Plan) -> int:
-        """The cost of the student that a plan leaves."""
-        return self.total - int(sum_removed(self.parts, plan))
+    def remaining(self, cut: Cut) -> int:
+        """The cost of the student that a cut leaves."""
+        return self.total - int(sum_removed(self.parts, cut))
 
     @property
     def minimum(self) -> int:
         """The cost of the smallest student: the cheapest block of each attention, and none in the middle."""
         kept = sum(int(row.min()) for path, row in self.parts.items() if path not in (MIDDLE_ATTENTION, WHOLE_MIDDLE))
-        return self.remaining(Plan({path: () for path in self.parts if path not in (MIDDLE_ATTENTION, WHOLE_MIDDLE)}, 0)) + kept
+        return self.remaining(Cut({path: () for path in self.parts if path not in (MIDDLE_ATTENTION, WHOLE_MIDDLE)}, 0)) + kept
 
     @property
     def shares(self) -> dict[str, F64]:
@@ -73,14 +73,14 @@ class Cost:
         return f"{number} ({amount / self.total:.2%} of the teacher's)"
 
 
-def sum_removed(parts: Parts, plan: Plan) -> float:
-    """Sum over the parts that a plan removes; if the middle goes, the whole middle counts instead of its blocks."""
+def sum_removed(parts: Parts, cut: Cut) -> float:
+    """Sum over the parts that a cut removes; if the middle goes, the whole middle counts instead of its blocks."""
     total = 0.0
     for path, row in parts.items():
         if path == WHOLE_MIDDLE:
-            total += row[0] * (MIDDLE_ATTENTION not in plan.blocks)
-        elif path in plan.blocks:
-            total += sum(value for block, value in enumerate(row) if block not in plan.blocks[path])
+            total += row[0] * (MIDDLE_ATTENTION not in cut.blocks)
+        elif path in cut.blocks:
+            total += sum(value for block, value in enumerate(row) if block not in cut.blocks[path])
     return total
 
 
@@ -91,8 +91,8 @@ def parameter_cost(config: Config) -> Cost:
         path: np.array([count_parameters(unet.get_submodule(block)) for block in blocks]) for path, blocks in block_paths(config).items()
     }
     if MIDDLE_ATTENTION in parts:
-        plan = Plan({path: blocks for path, blocks in all_blocks(config).items() if path != MIDDLE_ATTENTION}, 0)
-        parts[WHOLE_MIDDLE] = np.array([count_parameters(unet) - count_parameters(build_on_meta("unet", student_config(config, plan)))])
+        cut = Cut({path: blocks for path, blocks in all_blocks(config).items() if path != MIDDLE_ATTENTION}, 0)
+        parts[WHOLE_MIDDLE] = np.array([count_parameters(unet) - count_parameters(build_on_meta("unet", student_config(config, cut)))])
     return Cost(count_parameters(unet), parts, "parameters")
 
 
@@ -140,16 +140,16 @@ def _durations_s(timestamps: Sequence[Any]) -> list[float]:
     return [end - start if isinstance(start, float) else start.elapsed_time(end) / 1000 for start, end in pairs]
 
 
-def find_best_plan(losses: Mapping[str, F64], cost: Cost, limit: int) -> Plan:
-    """The plan with the smallest summed loss that costs at most `limit`, among plans that a diffusers config can express.
+def find_best_cut(losses: Mapping[str, F64], cost: Cost, limit: int) -> Cut:
+    """The cut with the smallest summed loss whose student costs at most `limit`, among those that a diffusers config can express.
 
     Raises:
-        UserError: no plan is that small.
+        UserError: no student is that small.
     """
     if limit < cost.minimum:
         raise UserError(
-            f"no plan comes down to {cost.format(limit)}; the smallest, with one block in each attention and none in the middle, has "
-            f"{cost.format(cost.minimum)}. Allow at least that much"
+            f"no cut comes down to {cost.format(limit)}; the smallest student, with one block in each attention and none in the middle, "
+            f"has {cost.format(cost.minimum)}. Allow at least that much"
         )
     depth = {path: len(row) for path, row in losses.items() if path != WHOLE_MIDDLE}
     savings = _flatten(cost.parts, depth)
@@ -164,10 +164,10 @@ def find_best_plan(losses: Mapping[str, F64], cost: Cost, limit: int) -> Plan:
             constraints=[within_budget, *_config_constraints(depth)],
             options={"mip_rel_gap": 0},
         )
-    assert solution.x is not None  # the smallest plan is within the limit
+    assert solution.x is not None  # the smallest student is within the limit
     is_removed = iter(solution.x.round().astype(bool))
     kept = {path: tuple(block for block in range(n) if not next(is_removed)) for path, n in depth.items()}
-    return Plan({path: blocks for path, blocks in kept.items() if blocks}, 0)
+    return Cut({path: blocks for path, blocks in kept.items() if blocks}, 0)
 
 
 @contextmanager

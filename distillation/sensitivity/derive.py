@@ -1,4 +1,4 @@
-"""From a plan to a recipe: the order in which parts are removed, in stages of about equal loss, and the recipe's file."""
+"""From a cut to a recipe: the order in which parts are removed, in stages of about equal loss, and the recipe's file."""
 
 import itertools
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tomli_w
 
-from distillation.plan import MIDDLE_ATTENTION, Plan, all_blocks
+from distillation.cut import MIDDLE_ATTENTION, Cut, all_blocks
 from distillation.recipe import NAME_PATTERN, Recipe
 from distillation.recipe_tables import KeepBlocks, Middle, Stage
 from distillation.sensitivity.budget import TIED_TO_MIDDLE, Cost, sum_removed
@@ -37,31 +37,31 @@ class _Unit:
     loss_per_parameter: float
 
 
-def split_into_stages(losses: Mapping[str, F64], parameters: Cost, plan: Plan, n: int) -> list[Plan]:
-    """Divide a plan into n stages, and return the plan of each stage.
+def split_into_stages(losses: Mapping[str, F64], parameters: Cost, cut: Cut, n: int) -> list[Cut]:
+    """Divide a cut into n stages, and return the cut of each stage.
 
     Parts are removed in rising order of loss per saved parameter, and the stages have about equal summed loss. A diffusers
     config can express each stage: a middle that is removed goes at once, before any block of the attention tied to it; if it
     stays, the two lose their blocks in pairs.
 
     Raises:
-        UserError: the plan removes fewer parts than there are stages.
+        UserError: the cut removes fewer parts than there are stages.
     """
-    units = _units(losses, parameters, plan)
+    units = _units(losses, parameters, cut)
     if len(units) < n:
-        raise UserError(f"the plan removes {len(units)} parts, too few for {n} stages; give fewer --stages or a smaller budget")
-    plans, blocks = [], {path: tuple(range(len(row))) for path, row in losses.items() if path != WHOLE_MIDDLE}
+        raise UserError(f"the cut removes {len(units)} parts, too few for {n} stages; give fewer --stages or a smaller budget")
+    cuts, blocks = [], {path: tuple(range(len(row))) for path, row in losses.items() if path != WHOLE_MIDDLE}
     ends = _stage_ends(np.array([unit.loss for unit in units]), n)
     for start, end in itertools.pairwise([0, *ends]):
         removed = {place for unit in units[start:end] for place in unit.blocks}
         blocks = {path: tuple(block for block in kept if (path, block) not in removed) for path, kept in blocks.items()}
         blocks = {path: kept for path, kept in blocks.items() if kept}
-        plans.append(Plan(blocks, plan.mid_resnet))
-    return plans
+        cuts.append(Cut(blocks, cut.mid_resnet))
+    return cuts
 
 
-def _units(losses: Mapping[str, F64], parameters: Cost, plan: Plan) -> list[_Unit]:
-    """What the plan removes, in the order of removal."""
+def _units(losses: Mapping[str, F64], parameters: Cost, cut: Cut) -> list[_Unit]:
+    """What the cut removes, in the order of removal."""
 
     def unit(*blocks: tuple[str, int], measured_as: str = "", not_before: float = 0.0) -> _Unit:
         places = [(measured_as, 0)] if measured_as else blocks
@@ -69,11 +69,11 @@ def _units(losses: Mapping[str, F64], parameters: Cost, plan: Plan) -> list[_Uni
         return _Unit(blocks, loss, max(loss / saved, not_before))
 
     def removed(path: str) -> list[tuple[str, int]]:
-        return [(path, block) for block in range(len(losses[path])) if block not in plan.blocks.get(path, ())]
+        return [(path, block) for block in range(len(losses[path])) if block not in cut.blocks.get(path, ())]
 
     ordinary = [path for path in losses if path not in (MIDDLE_ATTENTION, TIED_TO_MIDDLE, WHOLE_MIDDLE)]
     single = [unit(place) for path in ordinary for place in removed(path)]
-    if MIDDLE_ATTENTION in plan.blocks:
+    if MIDDLE_ATTENTION in cut.blocks:
         by_loss = (sorted(removed(path), key=lambda place: unit(place).loss_per_parameter) for path in (MIDDLE_ATTENTION, TIED_TO_MIDDLE))
         tied = [unit(*pair) for pair in zip(*by_loss, strict=True)]
     elif MIDDLE_ATTENTION in losses:
@@ -93,18 +93,18 @@ def _stage_ends(losses: F64, n: int) -> list[int]:
     return [*ends[1:], len(losses)]
 
 
-def stage_table(plans: Sequence[Plan], losses: Mapping[str, F64], costs: Sequence[Cost]) -> str:
+def stage_table(cuts: Sequence[Cut], losses: Mapping[str, F64], costs: Sequence[Cost]) -> str:
     """The blocks that stay after each stage, with summed loss and costs, as a Markdown table."""
     rows = [
-        [path, *(", ".join(map(str, plan.blocks.get(path, ()))) or "nothing" for plan in plans)] for path in losses if path != WHOLE_MIDDLE
+        [path, *(", ".join(map(str, cut.blocks.get(path, ()))) or "nothing" for cut in cuts)] for path in losses if path != WHOLE_MIDDLE
     ]
-    rows.append(["summed output loss", *(f"{sum_removed(losses, plan):.3g}" for plan in plans)])
-    rows += [[cost.unit, *(cost.format(cost.remaining(plan)) for plan in plans)] for cost in costs]
-    head = ["keeps after", *(f"stage {number}" for number, _ in enumerate(plans, 1))]
+    rows.append(["summed output loss", *(f"{sum_removed(losses, cut):.3g}" for cut in cuts)])
+    rows += [[cost.unit, *(cost.format(cost.remaining(cut)) for cut in cuts)] for cost in costs]
+    head = ["keeps after", *(f"stage {number}" for number, _ in enumerate(cuts, 1))]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
-def derive_recipe(plans: Sequence[Plan], teacher: str, name: str, like: Recipe) -> Recipe:
+def derive_recipe(cuts: Sequence[Cut], teacher: str, name: str, like: Recipe) -> Recipe:
     """A recipe of these stages, each with an equal share of the steps, and with everything else as in `like`.
 
     Args:
@@ -117,11 +117,11 @@ def derive_recipe(plans: Sequence[Plan], teacher: str, name: str, like: Recipe) 
     if teacher not in TOPOLOGIES:
         raise UserError(f"a recipe starts from an architecture that has a name; found {teacher!r}, expected one of {', '.join(TOPOLOGIES)}")
     stages, previous = [], all_blocks(unet_config(teacher))
-    for number, plan in enumerate(plans, 1):
-        rows = {path: plan.blocks.get(path, ()) for path, blocks in previous.items() if plan.blocks.get(path, ()) != blocks}
+    for number, cut in enumerate(cuts, 1):
+        rows = {path: cut.blocks.get(path, ()) for path, blocks in previous.items() if cut.blocks.get(path, ()) != blocks}
         keep = tuple(KeepBlocks(attentions=path, blocks=blocks, source=SOURCE) for path, blocks in rows.items())
-        stages.append(Stage(name=f"stage-{number}", share=1 / len(plans), keep=keep))
-        previous = dict(plan.blocks)
+        stages.append(Stage(name=f"stage-{number}", share=1 / len(cuts), keep=keep))
+        previous = dict(cut.blocks)
     middle = Middle(resnet=0, source="the one that stayed where the middle's loss was measured")
     changes = {"name": name, "student": None, "teacher": teacher, "middle": middle, "stages": tuple(stages)}
     return like.model_copy(update=changes)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from distillation.plan import MIDDLE_ATTENTION
+from distillation.cut import MIDDLE_ATTENTION
 from distillation.sensitivity.removal import WHOLE_MIDDLE, Sensitivity
 
 GAP = 1.5  # between attentions, in blocks

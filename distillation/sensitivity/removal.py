@@ -19,8 +19,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from pydantic import Field
 from torch import Tensor, nn
 
+from distillation.cut import MIDDLE_ATTENTION, block_paths
 from distillation.losses import mse
-from distillation.plan import MIDDLE_ATTENTION, block_paths
 from distillation.provenance import package_versions
 from distillation.taps import collect_outputs
 from distillation.teacher import Teacher

@@ -133,7 +133,7 @@ def until_verdict(
     prepare(context)
     with evaluators_on(context.device):
         new, report = run_until_verdict(spec, context, old, weighed, floors.between_runs(reference, places.results))
-    report = weighing.with_left_out(report, left_out, (records.read_record(new), reference))
+    report = weighing.with_notes(report, left_out, (records.read_record(new), reference))
     return new, asked.with_inputs(report, new, old, str(baseline))
 
 

@@ -2,7 +2,8 @@
 
 A digest is given only if a source states it. A file without one is pinned when it is first used, and values made with it are
 marked "unverified". Where the digests come from: Inception and AlexNet: the prefix that `torch.hub` puts into the file's name,
-and the full digest in several projects that check it; PickScore and HPS v2.1: the Hub's LFS pages at dc2ed37 and 697403c;
+and the full digest in several projects that check it; PickScore and HPS v2.1: the Hub's LFS pages at dc2ed37 and 697403c; ImageReward:
+its LFS page, and a project that records it;
 DINOv2 at 47b73eef, CLIP ViT-B/32 at a6f597a3, ViT-B/16 at 977e3dd0, ViT-L/14 at 18d05354, ViT-L/14 336 at ce19dc91 and
 ViT-H/14: LFS oids that several projects pin; BERT's vocabulary and LAION's aesthetic predictor: several projects that check them;
 MLPerf: the files of mlcommons/inference at the commit in their address; HPDv2: a project that pins the benchmark lists at b9517430.
@@ -83,7 +84,7 @@ _TABLE = (
         File("HPS_v2.1_compressed.pt", 1_972_490_005, "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"),
     ), ("hpsv2.1",)),
     Asset("imagereward-v1", "model:zai-org/ImageReward", (
-        File("ImageReward.pt", 1_786_667_908),
+        File("ImageReward.pt", 1_786_667_908, "d71dc8d4912bc633c06ab8ef1ef6a81e8199d4369f14b47b29baf1d19de561f6"),
     ), ("imagereward.v1",)),
     Asset("bert-base-uncased", "model:google-bert/bert-base-uncased", (
         File("vocab.txt", 231_508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),

@@ -1,24 +1,38 @@
 """Fetches pipelines from the Hub into huggingface_hub's cache: only the configurations and one copy of the weights."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
 import huggingface_hub
-from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from sdbench.assets.weights import RemoteFile
 from sdbench.errors import UserError, describe_error
 from sdbench.models import hub
 from sdbench.models.catalogue import CATALOGUE
-from sdbench.models.files import LORA_FILE, SHARED_PARTS, STEMS, checkpoint_kind, choose_lora_file, choose_weight_files
+from sdbench.models.files import (
+    LORA_FILE,
+    PICKLES,
+    PIPELINE_CLASS,
+    SHARED_PARTS,
+    STEMS,
+    checkpoint_kind,
+    choose_lora_file,
+    choose_weight_files,
+    read_part_config,
+    unet_folder,
+)
 from sdbench.models.headers import read_header
-from sdbench.models.locate import locate
+from sdbench.models.locate import check_pipeline, locate
 from sdbench.models.spec import ModelSpec
 from sdbench.notes import print_note
 
+_SHOWN_FILES = 12
 _CARD = ("README.md", "LICENSE*")
 _CONFIGS = (
     "model_index.json",
@@ -40,6 +54,10 @@ class _Download:
     parts: tuple[str, ...] = ()
 
 
+class _UnreachableError(UserError):
+    """The Hub gave no list of files: those on this disk may have to do."""
+
+
 def required_files(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
     """The files that a model needs from the Hub, including those already on this disk; none for models from elsewhere.
 
@@ -52,20 +70,37 @@ def required_files(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
     return [file for download in _downloads(spec) for file in _list_files(download, sixteen_bit=dtype != "float32")]
 
 
-def is_cached(spec: ModelSpec, *, dtype: str) -> bool:
-    """Whether all files that a model needs are on this disk; does not ask the Hub.
-
-    False for a float32 run if only a 16-bit copy is here: only the Hub knows whether there is a 32-bit copy too.
-    """
+def is_here(spec: ModelSpec, *, dtype: str) -> bool:
+    """Whether a model can be loaded from this disk, though maybe not from the files that the Hub would have; does not ask the Hub."""
     if spec.source in ("random", "rendered"):
         return True
     try:
         files = locate(spec).weights(sixteen_bit=dtype != "float32")
     except UserError:
         return False
-    paths = [path for part_files in files.values() for path in part_files]
-    is_lower_precision = dtype == "float32" and any(".fp16" in path.name for path in paths) and bool(_downloads(spec))
-    return all(path.is_file() for path in paths) and not is_lower_precision
+    return all(path.is_file() for part_files in files.values() for path in part_files)
+
+
+def is_cached(spec: ModelSpec, *, dtype: str) -> bool:
+    """Whether all files that a model needs are on this disk; does not ask the Hub.
+
+    False where only the Hub knows: for a float32 run if only a 16-bit copy is here, whether there is a 32-bit copy too, and for a LoRA
+    without diffusers' own name, whether its repository has others.
+    """
+    return is_here(spec, dtype=dtype) and not _doubtful_files(spec, dtype=dtype)
+
+
+def _doubtful_files(spec: ModelSpec, *, dtype: str) -> list[str]:
+    """Those files of a model on this disk in whose place the Hub may have others, in words; none where the model cannot be loaded."""
+    if is_local(spec) or not is_here(spec, dtype=dtype):
+        return []
+    paths, doubtful = locate(spec), []
+    files = [path for part_files in paths.weights(sixteen_bit=dtype != "float32").values() for path in part_files]
+    if dtype == "float32" and any(".fp16" in path.name for path in files):
+        doubtful.append("its 16-bit copy")
+    if paths.lora and _hub_lora(spec) and paths.lora.name != LORA_FILE:
+        doubtful.append(paths.lora.name)
+    return doubtful
 
 
 def is_local(spec: ModelSpec) -> bool:
@@ -74,7 +109,7 @@ def is_local(spec: ModelSpec) -> bool:
 
 
 def missing_files(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
-    """The files that `fetch` would download; none if the Hub cannot be reached and the run falls back to a 16-bit copy.
+    """The files that `fetch` would download; none if the Hub cannot be reached and the run falls back to what is here.
 
     Raises:
         UserError: see `fetch`.
@@ -83,8 +118,8 @@ def missing_files(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
         return []
     try:
         return [file for file in required_files(spec, dtype=dtype) if not file.cached]
-    except UserError:
-        if not is_cached(spec, dtype="float16"):
+    except _UnreachableError:
+        if not _doubtful_files(spec, dtype=dtype):
             raise
         return []
 
@@ -92,7 +127,8 @@ def missing_files(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
 def fetch(spec: ModelSpec, *, dtype: str) -> None:
     """Download the files that a model needs and this disk lacks.
 
-    If the Hub cannot be reached, a float32 run falls back to a 16-bit copy on this disk, with a message.
+    If the Hub cannot be reached, a run falls back to what is on this disk, with a message: a float32 run to a 16-bit copy, and any run to a
+    LoRA that may not be the only one of its repository.
 
     Raises:
         UserError: the Hub cannot be reached, or the repository lacks something.
@@ -102,10 +138,10 @@ def fetch(spec: ModelSpec, *, dtype: str) -> None:
     try:
         for download in _downloads(spec):
             _fetch(download, sixteen_bit=dtype != "float32")
-    except UserError as error:
-        if not is_cached(spec, dtype="float16"):
+    except _UnreachableError as error:
+        if not (doubtful := _doubtful_files(spec, dtype=dtype)):
             raise
-        print_note(f"{spec.name}: using its 16-bit copy, the only one on this disk. {error}")
+        print_note(f"{spec.name}: using {' and '.join(doubtful)}, the only one on this disk. {error}")
 
 
 def fetch_card(spec: ModelSpec) -> None:
@@ -124,8 +160,24 @@ def fetch_card(spec: ModelSpec) -> None:
 
 def _fetch(download: _Download, *, sixteen_bit: bool) -> None:
     names = [file.name for file in _list_files(download, sixteen_bit=sixteen_bit)]
+    if download.kind != "lora":
+        folder = _fetch_files(download, [name for name in names if not name.endswith(".safetensors")])
+        _check_configs(download, folder)  # before the gigabytes
+        download = replace(download, revision=folder.name)
+    _fetch_files(download, names)
+
+
+def _check_configs(download: _Download, folder: Path) -> None:
+    if download.kind == "pipeline":
+        check_pipeline(folder)
+    for part in download.parts:
+        read_part_config(folder / part if download.kind == "pipeline" else unet_folder(folder))
+
+
+def _fetch_files(download: _Download, names: list[str]) -> Path:
+    """Download files of a repository, and return the folder of its snapshot."""
     try:
-        huggingface_hub.snapshot_download(download.repository, revision=download.revision, allow_patterns=names)
+        return Path(huggingface_hub.snapshot_download(download.repository, revision=download.revision, allow_patterns=names))
     except Exception as error:  # the HTTP library beneath, and so its errors, change with huggingface_hub's version
         raise _fetch_error(download, error) from error
 
@@ -138,9 +190,20 @@ def _downloads(spec: ModelSpec) -> list[_Download]:
         )
     if spec.base and spec.base.source == "hub":
         downloads.append(_Download(spec.base.location, spec.base.revision, "pipeline", _parts_from_base(spec)))
-    if spec.lora and not Path(spec.lora).is_absolute():
-        downloads.append(_Download(spec.lora, None, "lora"))
-    return downloads
+    if lora := _hub_lora(spec):
+        downloads.append(_Download(lora, None, "lora"))
+    return [*map(_at_cached_commit, downloads)]
+
+
+def _at_cached_commit(download: _Download) -> _Download:
+    """The same of the commit that is on this disk, if one is: a newer one would take its place, without the copies that it has."""
+    snapshot = hub.cached_snapshot(download.repository, download.revision)
+    return replace(download, revision=snapshot.name) if snapshot else download
+
+
+def _hub_lora(spec: ModelSpec) -> str | None:
+    """The Hub repository of a model's LoRA; None if it has none, or one from elsewhere."""
+    return spec.lora if spec.lora and not Path(spec.lora).is_absolute() else None
 
 
 def _parts_from_base(spec: ModelSpec) -> tuple[str, ...]:
@@ -151,10 +214,16 @@ def _parts_from_base(spec: ModelSpec) -> tuple[str, ...]:
 
 def _list_files(download: _Download, *, sixteen_bit: bool) -> list[RemoteFile]:
     try:
-        siblings = huggingface_hub.HfApi().model_info(download.repository, revision=download.revision, files_metadata=True).siblings or []
-    except Exception as error:  # see `_fetch`
+        info = huggingface_hub.HfApi().model_info(download.repository, revision=download.revision, files_metadata=True)
+    except Exception as error:  # see `_fetch_files`
         raise _fetch_error(download, error) from error
-    sizes = {sibling.rfilename: sibling.size or 0 for sibling in siblings}
+    kind = (info.config or {}).get("diffusers", {}).get("_class_name", PIPELINE_CLASS)  # the Hub reads it from model_index.json
+    if download.kind == "pipeline" and kind != PIPELINE_CLASS:
+        raise UserError(
+            f"repository {download.repository!r} is a {kind!r}, expected {PIPELINE_CLASS!r}; only SDXL pipelines and their students are "
+            "measured"
+        )
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
     snapshot = hub.cached_snapshot(download.repository, download.revision)
     wanted = sorted(set(_select(download, sizes, sixteen_bit=sixteen_bit)))
     return [
@@ -167,19 +236,34 @@ def _select(download: _Download, names: dict[str, int], *, sixteen_bit: bool) ->
     if download.kind == "lora":
         yield _select_lora(download.repository, [name for name in names if "/" not in name])
         return
-    patterns = ("config.json",) if download.kind == "unet" else _CONFIGS
+    is_pipeline = "model_index.json" in names
+    if download.kind == "unet" and is_pipeline:
+        raise UserError(f"{download.repository!r} is already a complete pipeline; leave --base out, it only completes a bare UNet")
+    if download.kind == "pipeline" and not is_pipeline:
+        raise _layout_error(download, "model_index.json, which a pipeline has (a UNet alone needs --base)", names)
+    of_unet = "" if download.kind == "unet" and "config.json" in names else "unet/"  # see `unet_folder`
+    patterns = (f"{of_unet}config.json",) if download.kind == "unet" else _CONFIGS
     yield from (name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
     for part in download.parts:
-        folder = "" if download.kind == "unet" else f"{part}/"
+        folder = of_unet if part == "unet" else f"{part}/"
         choice = choose_weight_files(
             (name.removeprefix(folder) for name in names if name.startswith(folder)), STEMS[part], sixteen_bit=sixteen_bit
         )
         if choice is None:
-            raise UserError(
-                f"repository {download.repository!r} has no {folder}{STEMS[part]}.safetensors; "
-                "only safetensors in diffusers layout are read"
-            )
+            raise _layout_error(download, f"{folder}{STEMS[part]}.safetensors", names)
         yield from (f"{folder}{name}" for name in choice.names)
+
+
+def _layout_error(download: _Download, missing: str, names: Iterable[str]) -> UserError:
+    """An error on a repository that is not in diffusers layout, which may hold checkpoints in single files instead."""
+    weights = sorted(name for name in names if name.endswith((".safetensors", *PICKLES)))
+    found = ", ".join(weights[:_SHOWN_FILES]) or "no weights"
+    more = f" and {len(weights) - _SHOWN_FILES} more" if len(weights) > _SHOWN_FILES else ""
+    return UserError(
+        f"repository {download.repository!r} has no {missing}; only safetensors in diffusers layout are read from the Hub. It holds "
+        f"{found}{more}. To measure one of its files, fetch that, `hf download {download.repository} FILE --local-dir .`, with the "
+        "config.json beside it if there is one, and name it"
+    )
 
 
 def _select_lora(repository: str, names: list[str]) -> str:
@@ -194,17 +278,28 @@ def _select_lora(repository: str, names: list[str]) -> str:
     return chosen
 
 
-def _fetch_error(download: _Download, error: Exception) -> UserError:
-    entry = next((entry for entry in CATALOGUE.values() if entry.location == download.repository), None)
-    size = f" (about {entry.download_gb} GB)" if entry and download.kind == "pipeline" and download.parts else ""
-    needed = {
-        "pipeline": ", ".join((*_CONFIGS, *(f"{part}/{STEMS[part]}*.safetensors" for part in download.parts))),
-        "unet": f"config.json, {STEMS['unet']}*.safetensors",
-        "lora": f"{LORA_FILE}, or its only .safetensors file",
+def _fetch_error(download: _Download, error: Exception) -> _UnreachableError:
+    repository = download.repository
+    match error:  # a gated repository is also one that is not found
+        case GatedRepoError():
+            return _UnreachableError(
+                f"{repository!r} is gated: accept its terms at {constants.ENDPOINT}/{repository}, then `hf auth login`"
+            )
+        case RevisionNotFoundError():
+            return _UnreachableError(f"{repository!r} has no revision {download.revision!r} on the Hub")
+        case RepositoryNotFoundError():
+            return _UnreachableError(f"there is no {repository!r} on the Hub, or it is private: check the name, or `hf auth login`")
+    entry = next((entry for entry in CATALOGUE.values() if entry.location == repository), None)
+    size = f" (about {entry.download_gb} GB in 16 bits)" if entry and download.kind == "pipeline" and download.parts else ""
+    patterns = {
+        "pipeline": ("*.json", "*.txt", *_CARD, *(f"{part}/{STEMS[part]}*.safetensors" for part in download.parts)),
+        "unet": tuple(f"{place}{name}" for place in ("", "unet/") for name in ("config.json", f"{STEMS['unet']}*.safetensors*")),
+        "lora": (LORA_FILE,),
     }
-    return UserError(
-        f"cannot fetch {download.repository!r} from the Hub ({describe_error(error)}). "
-        f"Needed{size}: {needed[download.kind]}. Where there is a network, run `hf download {download.repository}"
-        f"{f' --revision {download.revision}' if download.revision else ''}` and copy its folder into {HF_HUB_CACHE}; or put the files in "
-        "a folder and name that folder."
+    revision = ["--revision", download.revision] if download.revision else []
+    command = shlex.join(["hf", "download", repository, *revision, *(f"--include={pattern}" for pattern in patterns[download.kind])])
+    return _UnreachableError(
+        f"cannot fetch {repository!r} from the Hub ({describe_error(error)}). Needed{size} is what `{command}` fetches"
+        f"{', or the only .safetensors file' if download.kind == 'lora' else ''}: run that where there is a network, and copy its folder "
+        f"into {constants.HF_HUB_CACHE}; or put the files in a folder and name that folder."
     )

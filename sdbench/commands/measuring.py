@@ -252,21 +252,23 @@ def _benchmark(arguments: argparse.Namespace) -> int:
 
 def _score(arguments: argparse.Namespace) -> int:
     from sdbench import api, suites
-    from sdbench.tables import format_value
+    from sdbench.tables import Cell, format_value
 
     suite = overrides.read(arguments, overrides.SCORING).apply(suites.load(arguments.suite))
     options = {"places": places_from(arguments), "device": arguments.device}
     if arguments.name:
         return _print_records([api.record_images(arguments.images, arguments.prompts, suite, name=arguments.name, **options)], arguments)
     values, scores = api.score(arguments.images, arguments.prompts, suite, **options)
-    by_reason: dict[str, list[str]] = {}  # several metrics may lack the same file
+    by_reason: dict[Cell, list[str]] = {}  # several metrics may lack the same file
     for value in values:
+        shown = format_value(value)
         if value.value is None:
-            by_reason.setdefault(format_value(value), []).append(value.name)
+            by_reason.setdefault(shown, []).append(value.name)
         else:
-            print_answer(f"{value.name:28} {format_value(value)}, n = {value.n}", arguments)
-    for reason, names in by_reason.items():
-        print_answer(f"{', '.join(names)}: {reason}", arguments)
+            note = f" ({shown.note})" if shown.note else ""
+            print_answer(f"{value.name:28} {shown.text}{note}, n = {value.n}", arguments)
+    for shown, names in by_reason.items():
+        print_answer(f"{', '.join(names)}: {shown.text}: {shown.note}", arguments)
     if all(value.value is None for value in values):  # a script must not take this for scores
         raise UserError(
             f"none of these metrics could be measured; put right what is missing, or name another suite than {arguments.suite!r}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from sdbench import machine
 from sdbench.errors import UserError
 from sdbench.machine import version
 from sdbench.records import Value
@@ -70,6 +71,8 @@ def _device() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
+        if unusable := machine.unusable_gpu():
+            return Finding(False, unusable)
         return Finding(False, f"no CUDA device: the embedded family runs on {os.cpu_count()} CPU cores; full-size suites need a GPU")
     free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
     can_run = total >= FULL_SIZE_GIB

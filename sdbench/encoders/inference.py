@@ -6,7 +6,7 @@ back: the evaluators of full size take some 17 GB together.
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import _lru_cache_wrapper, cache
 from typing import Any, TypeVar
@@ -57,8 +57,14 @@ def release_evaluators() -> None:
     """Unload the networks of full size, so that the GPU has room for another metric or a training loop; the next use loads them again."""
     for load in _EVALUATORS:
         load.cache_clear()
+    free_memory()
+
+
+def free_memory() -> None:
+    """Free what nothing refers to any more, on the GPU too."""
     gc.collect()
-    torch.cuda.empty_cache()
+    with suppress(torch.AcceleratorError):  # of a GPU that has failed; whoever met that raises an error already
+        torch.cuda.empty_cache()
 
 
 def device() -> torch.device:

@@ -1,9 +1,11 @@
 """Full-size models of human preference: PickScore v1 through transformers, HPS v2.1 through open_clip."""
 
 import math
+import unicodedata
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 
+import open_clip
 from torch import Tensor
 from transformers import CLIPModel
 
@@ -19,7 +21,7 @@ _preprocess = partial(resize_shortest_edge, corner=math.floor)  # as transformer
 
 
 def towers(model: CLIPModel, name: str) -> Towers:
-    """Both towers of PickScore, a CLIP of transformers. open_clip tokenizes: it has the same vocabulary, and needs no files."""
+    """Both towers of PickScore, a CLIP of transformers."""
     weight, side = model.logit_scale, model.config.vision_config.image_size
 
     def image_features(some: U8) -> Tensor:
@@ -30,10 +32,21 @@ def towers(model: CLIPModel, name: str) -> Towers:
         return encode(given, image_features, clip.BATCH)
 
     def texts(captions: Sequence[str]) -> F32:
-        tokens = clip.tokenize(captions).to(weight.device)
+        tokens = _tokenizer()(list(captions)).to(weight.device)
         return encode(tokens, lambda some: model.get_text_features(input_ids=some).pooler_output, clip.CAPTIONS_BATCH)
 
     return Towers(name, weight.detach().exp().item(), images, texts)
+
+
+@cache
+def _tokenizer() -> open_clip.SimpleTokenizer:
+    """The tokenizer of transformers' CLIP, made of open_clip's, which needs no files.
+
+    The vocabulary is the same, the cleaning is not: transformers keeps typographic quotes, HTML entities and full-width letters.
+    """
+    tokenizer = open_clip.SimpleTokenizer()
+    tokenizer.clean_fn = lambda text: " ".join(unicodedata.normalize("NFC", text).split()).lower()
+    return tokenizer
 
 
 @evaluator

@@ -14,7 +14,7 @@ import numpy as np
 
 from sdbench import records, tables
 from sdbench.errors import UserError
-from sdbench.gate import floors, pairing
+from sdbench.gate import floors, pairing, weighing
 from sdbench.gate.judging import pair_notes
 from sdbench.gate.pairing import Obstacle, Side
 from sdbench.gate.policy import Rule
@@ -23,7 +23,7 @@ from sdbench.records import Kind, Value
 from sdbench.stats import decisions, intervals
 from sdbench.stats.decisions import Bounds
 from sdbench.stats.intervals import WinRate
-from sdbench.tables import Grid
+from sdbench.tables import Grid, Line
 
 ALPHA = 0.05  # of each interval, and of any wrong "better" or "worse" that could not be chance
 JUDGES = ("preference.scenes", "pickscore.v1", "hpsv2.1", "imagereward.v1")  # scores by which an image wins against the other model's
@@ -53,7 +53,7 @@ class Difference:
     could_be_chance: bool
 
     @property
-    def cells(self) -> tuple[str, ...]:
+    def cells(self) -> Line:
         """The row of a table."""
         shown = [tables.format_count(value) if self.kind == "count" else tables.format_number(value) for value in (self.a, self.b)]
         change = change_cell((self.difference, self.low, self.high), self.a, self.b, relative=self.kind in ("probe", "count"))
@@ -159,6 +159,7 @@ def compare(a: Path, b: Path, results: Path) -> Comparison:
     notes = (
         *(["A and B are the same record"] if new.record == old.record else []),
         *pair_notes({name: rules[name] for name in bounds}, new.record, old.record, between_runs, own=True),
+        *weighing.power_notes(new.record, old.record, bounds),
         *([by_chance] if n > 1 else []),
     )
     suite = old.record.suite.title_with_digest

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 from sdbench import tables
 from sdbench.stats.decisions import Verdict
-from sdbench.tables import Grid, Noted
+from sdbench.tables import Cell, Grid, Line
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "regressed": 1, "incomparable": 2, "inconclusive": 3}
 _MARKS = {"pass": "✅", "regressed": "❌", "incomparable": "⛔", "inconclusive": "❔", "skipped": "▫️"}
@@ -171,15 +171,15 @@ def format_change(difference: float, low: float, high: float, *, relative: bool)
     return ends[0] if low == high else f"{ends[0]} ({ends[1]}..{ends[2]})"
 
 
-def change_cell(change: Sequence[float], a: float | None, b: float | None, *, relative: bool) -> str:
+def change_cell(change: Sequence[float], a: float | None, b: float | None, *, relative: bool) -> Cell:
     """The cell of a difference and its ends between the values a and b; with a note where it is not what these two give.
 
     Rounds that were measured in turns are compared one by one, so the mean of their ratios is not the ratio of the two medians.
     """
     shown = format_change(*change, relative=relative)
     if not (relative and a and b) or _format_signed(b / a - 1, relative) == _format_signed(change[0], relative):
-        return shown
-    return Noted(f"{shown} ({_OVER_ROUNDS})", shown, _OVER_ROUNDS)
+        return Cell(shown)
+    return Cell(shown, _OVER_ROUNDS)
 
 
 def name_some(names: Sequence[str]) -> str:
@@ -187,11 +187,11 @@ def name_some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
-def _row(result: Result, mark: str) -> tuple[str, ...]:
+def _row(result: Result, mark: str) -> Line:
     name = (f"{result.name} ({result.unit})" if result.unit else result.name) + tables.ARROWS[result.direction]
-    verdict = Noted(f"{mark}{result.verdict}: {result.reason}", f"{mark}{result.verdict}", result.reason)
+    verdict = Cell(f"{mark}{result.verdict}", result.reason)
     if result.difference is None or result.low is None or result.high is None:
-        difference = "none"
+        difference = Cell("none")
     else:
         change = (result.difference, result.low, result.high)
         difference = change_cell(change, result.baseline, result.candidate, relative=result.relative)

@@ -1,6 +1,6 @@
 """What of a policy is weighed between two records: latency, memory and size only where both have a model behind them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from sdbench.errors import UserError
@@ -24,7 +24,7 @@ def judge(new: Side, old: Side, policy: Policy, between_runs: Mapping[str, Betwe
     """
     sides = new.record, old.record
     weighed, left_out = leave_out_probes(policy, new.record.suite.name, only, sides)
-    return with_left_out(judging.judge(new, old, weighed, between_runs), left_out, sides)
+    return with_notes(judging.judge(new, old, weighed, between_runs), left_out, sides)
 
 
 def leave_out_probes(rules: Policy, suite: str, only: str | None, sides: Sequence[Record]) -> tuple[Policy, list[str]]:
@@ -46,11 +46,22 @@ def leave_out_probes(rules: Policy, suite: str, only: str | None, sides: Sequenc
     return rules.model_copy(update={"suites": {rules.table_name(suite): remaining}}), left_out
 
 
-def with_left_out(report: Report, left_out: Sequence[str], sides: tuple[Record, Record]) -> Report:
-    """The report, with notes that say why metrics of the policy were not weighed."""
+def with_notes(report: Report, left_out: Sequence[str], sides: tuple[Record, Record]) -> Report:
+    """The report, with notes that say why metrics of the policy were not weighed, and on the power of the GPUs."""
     measured = [name for name in left_out if all(side.value(name) for side in sides)]
     told = {
         "not measured, so not weighed": [name for name in left_out if name not in measured],
         "left out, as only image metrics are weighed": measured,
     }
-    return replace(report, notes=(*report.notes, *(f"{what}: {', '.join(names)}" for what, names in told.items() if names)))
+    not_weighed = (f"{what}: {', '.join(names)}" for what, names in told.items() if names)
+    return replace(report, notes=(*report.notes, *not_weighed, *power_notes(*sides, (result.name for result in report.results))))
+
+
+def power_notes(new: Record, old: Record, compared: Iterable[str]) -> Iterator[str]:
+    """A note where probes were measured on GPUs of one machine class with different power limits, which decide the clock under load."""
+    limits = [limit.value for side in (new, old) if (limit := side.value("machine.power_limit")) and limit.value]
+    if len(set(limits)) > 1 and new.machine.machine_class == old.machine.machine_class and any(map(is_probe, compared)):
+        yield (
+            f"the power limit of the GPU was {limits[0]:.0f} W for the candidate and {limits[1]:.0f} W for the baseline, which may explain "
+            "a difference in latency"
+        )

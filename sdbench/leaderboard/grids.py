@@ -1,12 +1,14 @@
 """The tables of a section: quality, ranks, scores by group, efficiency; and the titles of their columns and lines."""
 
+from collections.abc import Sequence
+
 from sdbench import tables
 from sdbench.leaderboard import groups, speed
 from sdbench.leaderboard.standings import TITLES, Section, metrics, probes, title_rank
 from sdbench.models.catalogue import TEACHERS
 from sdbench.records import Record, Value
 from sdbench.records.names import BASE
-from sdbench.tables import Grid
+from sdbench.tables import Cell, Grid, Line
 
 METHODS = "What each number is, and how it is made: docs/methods.md of sdbench."
 BIAS = "Frechet distances and CMMD, like their intervals, depend on the number of images: with more images they would be lower."
@@ -14,7 +16,7 @@ BIAS = "Frechet distances and CMMD, like their intervals, depend on the number o
 
 def quality_grid(section: Section) -> Grid:
     """The first table: models down, image metrics across, then median latency, speed-up, memory and size; without what no model has."""
-    columns = {"model": [row.name for row in section.rows]}
+    columns: dict[str, Sequence[str | Cell]] = {"model": [row.name for row in section.rows]}
     if any(record.n_images for record in section.records):
         columns["images"] = [images_cell(record) for record in section.records]
     for metric in metrics(section):
@@ -36,7 +38,7 @@ def images_cell(record: Record) -> str:
     return f"{n} ({samples} per prompt)" if samples > 1 else str(n)
 
 
-def _metric_cell(section: Section, record: Record, name: str) -> str:
+def _metric_cell(section: Section, record: Record, name: str) -> Cell:
     value = record.value(name)
     return tables.format_value(value and value.with_note(section.mark(value)), record.n_prompts)
 
@@ -63,7 +65,7 @@ def efficiency_grid(section: Section) -> Grid:
     """Probes and counts down, models across, without those of the first table: tails of the latency, its stages, memory and work."""
     header, costs = ("", *(row.name for row in section.rows)), {cost.name for cost in section.costs}
     shown = [value for value in probes(section) if value.name not in costs]
-    lines = ((probe_title(value), *(speed.probe_cell(record, value.name) for record in section.records)) for value in shown)
+    lines: list[Line] = [(probe_title(value), *(speed.probe_cell(record, value.name) for record in section.records)) for value in shown]
     return Grid(header, tuple(lines))
 
 

@@ -9,7 +9,7 @@ from sdbench.arrays import F64
 from sdbench.records import Record, Scores, mean_per_prompt
 from sdbench.records.names import place_of_prompt
 from sdbench.stats import intervals
-from sdbench.tables import Grid
+from sdbench.tables import Grid, Line
 
 
 def grid(models: Sequence[tuple[Record, Scores]], groups: Mapping[str, int], metric: str) -> Grid:
@@ -23,7 +23,7 @@ def grid(models: Sequence[tuple[Record, Scores]], groups: Mapping[str, int], met
     return Grid(header, tuple((record.model.title, *_cells(record, scores, groups, metric)) for record, scores in models))
 
 
-def _cells(record: Record, scores: Scores, groups: Mapping[str, int], metric: str) -> tuple[str, ...]:
+def _cells(record: Record, scores: Scores, groups: Mapping[str, int], metric: str) -> Line:
     value = record.value(metric)
     if value is None or value.value is None:
         return (tables.format_value(value),) * len(groups)

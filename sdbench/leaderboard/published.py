@@ -26,7 +26,7 @@ class Claim(Table):
         url: of that place.
         values: the number of each model as printed there, with its unit.
         numbers: for ratios, the number of each model, by our nearest probe. The inner table is empty where only words were published;
-            the outer one where nothing of the kind is measured here.
+            the outer one where nothing of the kind is measured here, or there is no number of SDXL.
     """
 
     what: _Text

@@ -11,7 +11,7 @@ from sdbench.records import Record, Value
 from sdbench.records.names import BASE, STAGES, latency_of, setting_of, with_setting, without_setting
 from sdbench.stats import decisions
 from sdbench.stats.intervals import Estimate
-from sdbench.tables import Grid
+from sdbench.tables import Cell, Grid, Line
 
 P50 = latency_of("pipeline")
 MEMORY = ("memory.peak_allocated", "memory.peak_data")  # a record has one of the two, by its device
@@ -19,6 +19,7 @@ MEMORY = ("memory.peak_allocated", "memory.peak_data")  # a record has one of th
 _PROBES = (
     P50,
     "images_per_second",
+    "energy.pipeline",
     "latency.unet_step.p50",
     "latency.vae_decode.p50",
     "share.matmul.unet_step",
@@ -35,13 +36,14 @@ _PROBES = (
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """How many times as fast as the teacher; as text `1.55x ± 0.02`, or `1.55x (separate runs)` for two that did not take turns."""
+    """How many times as fast as the teacher.
+
+    Attributes:
+        is_same_run: whether the two took turns.
+    """
 
     ratio: Estimate
     is_same_run: bool = True
-
-    def __str__(self) -> str:
-        return " ".join(filter(None, self.parts))
 
     @property
     def parts(self) -> tuple[str, str]:
@@ -53,18 +55,18 @@ class SpeedUp:
         return f"{number}x", interval
 
 
-def ratio_cell(found: SpeedUp | str) -> str:
-    """The cell of a speed-up, or of the reason why there is none, whose note `str` would drop."""
-    return found if isinstance(found, str) else str(found)
+def ratio_cell(found: SpeedUp | Cell) -> Cell:
+    """`1.55x ± 0.02`, or `1.55x (separate runs)` for two that did not take turns; the cell of why there is none as it is."""
+    return Cell(" ".join(filter(None, found.parts))) if isinstance(found, SpeedUp) else found
 
 
-def probe_cell(record: Record, name: str) -> str:
+def probe_cell(record: Record, name: str) -> Cell:
     """The cell of a probe or count; "no model" for images without a model, which can have none."""
     value = record.value(name)
-    return "no model" if value is None and record.model.is_images_only else tables.format_value(value)
+    return Cell("no model") if value is None and record.model.is_images_only else tables.format_value(value)
 
 
-def speed_up(record: Record, teacher: Record | None, name: str) -> SpeedUp | str:
+def speed_up(record: Record, teacher: Record | None, name: str) -> SpeedUp | Cell:
     """How many times as fast as the teacher, by a value that both have; otherwise the reason why there is none.
 
     The ratio is that of the two medians shown beside it; its 95 % interval resamples rounds (`decisions.ratio_bounds`), and is from 0 to
@@ -74,10 +76,10 @@ def speed_up(record: Record, teacher: Record | None, name: str) -> SpeedUp | str
     if not own or not own.value:
         return probe_cell(record, name)
     if teacher is None:
-        return tables.format_absent("missing", "the teacher's latency was not measured on this machine")
+        return Cell("missing", "the teacher's latency was not measured on this machine")
     of_teacher = teacher.value(name)
     if not of_teacher or not of_teacher.value:
-        return tables.format_absent("missing", "the teacher has no value to compare with")
+        return Cell("missing", "the teacher has no value to compare with")
     ratio = of_teacher.value / own.value
     alone = Estimate(ratio, ratio, ratio, own.n, has_interval=False)
     if record is teacher or not (own.samples and of_teacher.samples):
@@ -148,7 +150,7 @@ def _ratio_grid(records: Sequence[Record], teacher: Record, labels: Sequence[str
     header = ("stage", "setting", *(record.model.title for record in students))
     if not students:
         return Grid(header, ())
-    rows = [
+    rows: list[Line] = [
         (stage, label, *(ratio_cell(speed_up(record, teacher, name)) for record in students))
         for stage, label in itertools.product(STAGES, labels)
         if teacher.value(name := with_setting(latency_of(stage), label))
@@ -161,7 +163,7 @@ def _ratio_grid(records: Sequence[Record], teacher: Record, labels: Sequence[str
 
 def _setting_grid(records: Sequence[Record], labels: Sequence[str]) -> Grid:
     measured = _with_latency(records)
-    rows = []
+    rows = list[Line]()
     for probe, label in itertools.product(_PROBES, labels):
         values = [record.value(with_setting(probe, label)) for record in measured]
         if example := next(filter(None, values), None):

@@ -14,6 +14,7 @@ from sdbench.leaderboard.speed import SpeedUp
 from sdbench.models.catalogue import DEFAULT_SUITES, TEACHERS
 from sdbench.records import NamedTeacher, Record, Scores, SuiteId, Value
 from sdbench.records.names import BASE, begins_with, judge_of, setting_of, with_setting
+from sdbench.tables import Cell
 
 # First part of a metric's name -> title of its column; also the order of the columns.
 TITLES = {
@@ -40,7 +41,7 @@ ABOUT = {  # what a reader must know of a family's models before any number
     "numbers with those published elsewhere.",
 }
 OTHER_REFERENCE = "against another reference than the values that are ranked, so not comparable with them"
-_EFFICIENCY = ("latency.pipeline", "latency", "images_per_second", "memory", "parameters", "flops")
+_EFFICIENCY = ("latency.pipeline", "latency", "images_per_second", "energy", "memory", "parameters", "flops")
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Section:
         return next((value for record in self.records if (value := record.value(name))), None)
 
     @cached_property
-    def speed_ups(self) -> list[SpeedUp | str]:
+    def speed_ups(self) -> list[SpeedUp | Cell]:
         """How many times as fast as the teacher each row is by that latency, see `speed.speed_up`."""
         name = with_setting(speed.P50, self.setting)
         return [speed.speed_up(record, self.speed_baseline, name) for record in self.records]

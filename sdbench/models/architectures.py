@@ -6,11 +6,28 @@ prunes both the full-size teacher and the embedded one. The depths come from `co
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Family = Literal["sdxl", "scenes"]
 AnyFamily = Literal[Family, "custom"]  # "custom": text embeddings of another width
 Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What distinguishes the UNets of a teacher and its students.
+
+    Attributes:
+        resnets: number of resnets, by down or up block.
+        blocks: number of transformer blocks, by attention.
+        middle: type of the middle block; None without one.
+    """
+
+    resnets: dict[str, int]
+    blocks: dict[str, int]
+    middle: str | None
+
 
 CROSS, PLAIN = "UNetMidBlock2DCrossAttn", "UNetMidBlock2D"
 
@@ -160,6 +177,11 @@ def resnet_counts(config: Config) -> dict[str, int]:
     return down | {f"up_blocks.{index}": count + 1 for index, count in enumerate(layers[::-1])}
 
 
+def shape_of(config: Config) -> Shape:
+    """The shape of a UNet, by its config."""
+    return Shape(resnet_counts(config), depths(config), config.get("mid_block_type", CROSS))
+
+
 def depths_of_keys(keys: Iterable[str]) -> dict[str, int]:
     """The result of `depths`, read from the names of a UNet's tensors."""
     found: dict[str, int] = {}
@@ -206,7 +228,7 @@ def _topology(config: Config) -> tuple[Any, ...]:
     types = [list(config.get(side, ())) for side in ("down_block_types", "up_block_types")]
     if types != [COMMON_UNET["down_block_types"], COMMON_UNET["up_block_types"]]:
         return (*types,)
-    return (*types, config.get("mid_block_type", CROSS), _as_list(config.get("layers_per_block", 2), 3), depths(config))
+    return (*types, shape_of(config))
 
 
 def _as_list(value: Any, n: int) -> list[Any]:

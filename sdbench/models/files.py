@@ -22,6 +22,7 @@ PART_CLASSES = {  # part -> library and class, as in model_index.json
 }
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
 SHARED_PARTS = tuple(part for part in STEMS if part != "unet")  # a student has its teacher's
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")  # endings of weights that can run code
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LDM_PREFIXES = {  # of the names of each part's tensors in a checkpoint in the original layout
     "unet": "model.diffusion_model.",
@@ -71,6 +72,26 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def read_part_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration in the folder of a part with weights, which are to be read as they are stored there.
+
+    Raises:
+        UserError: see `read_config`; or the weights are quantised, or in a file of another name.
+    """
+    config = read_config(folder / "config.json")
+    if config.get("quantization_config") is not None:
+        raise UserError(
+            f"{folder} is quantised (quantization_config in its config.json); such weights are not read from files. Load the pipeline with "
+            "diffusers and call sdbench.evaluate(pipeline), or save it dequantised"
+        )
+    if (named := config.get("transformers_weights")) is not None:
+        raise UserError(
+            f"{folder / 'config.json'} names {named!r} as 'transformers_weights', which transformers would load in place of the weights "
+            "that are checked; remove the key, and keep only the weights that the model should have"
+        )
+    return config
+
+
 def _integers(content: Any, key: str = "") -> Iterator[tuple[str, int]]:
     """All integers in JSON content, each with the innermost key that it is under."""
     match content:
@@ -111,6 +132,11 @@ def choose_weight_files(names: Iterable[str], stem: str, *, sixteen_bit: bool) -
     return None
 
 
+def unet_folder(folder: Path) -> Path:
+    """The folder of the UNet in a repository of a UNet alone: its root, or `unet` where that has no configuration."""
+    return folder if (folder / "config.json").is_file() else folder / "unet"
+
+
 def choose_lora_file(names: Iterable[str]) -> str | None:
     """The LoRA among the file names of one folder: diffusers' own name for one, or the only .safetensors file; None if neither is there."""
     files = [name for name in names if name.endswith(".safetensors")]
@@ -129,7 +155,7 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
     names = [path.name for path in folder.glob("*")]
     choice = choose_weight_files(names, STEMS[part], sixteen_bit=sixteen_bit)
     if choice is None:
-        pickled = [name for name in names if name.endswith((".bin", ".ckpt", ".pt"))]
+        pickled = [name for name in names if name.endswith(PICKLES)]
         found = f"only pickled weights ({pickled[0]}), which can run code" if pickled else ", ".join(sorted(names)) or "nothing"
         raise UserError(
             f"{folder} has no weights of the {part}: expected {STEMS[part]}.safetensors, found {found}. Save it with "

@@ -18,7 +18,7 @@ from sdbench.errors import UserError, describe_error
 from sdbench.models import lora
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, depths_of_keys
 from sdbench.models.checks import Shapes, check_checkpoint, check_finite, check_tensors
-from sdbench.models.files import SHARED_PARTS, read_config, read_model_json, strip_prefixes, weight_files
+from sdbench.models.files import SHARED_PARTS, read_config, read_model_json, read_part_config, strip_prefixes, weight_files
 from sdbench.models.headers import read_header, read_headers
 from sdbench.models.locate import ModelPaths, locate
 from sdbench.models.random_weights import random_pipeline
@@ -98,7 +98,7 @@ def _check_files(paths: ModelPaths, *, sixteen_bit: bool) -> dict[str, Config]:
     """Check that the headers of a pipeline's files fit its networks, and return the configurations of these."""
     if paths.checkpoint:
         configs = {part: _read_config(part, paths.pipeline / part) for part in CLASSES}
-        shapes = {part: _tensor_shapes(part, config_key(config)) for part, config in configs.items()}
+        shapes = {part: tensor_shapes(part, config) for part, config in configs.items()}
         check_checkpoint(shapes, read_header(paths.checkpoint), paths.checkpoint)
         return configs
     folders = {part: paths.pipeline / part for part in SHARED_PARTS} | ({} if paths.unet.is_file() else {"unet": paths.unet})
@@ -166,9 +166,13 @@ def config_key(config: Config) -> str:
     return json.dumps({name: value for name, value in config.items() if name != "_name_or_path"}, sort_keys=True)
 
 
+def tensor_shapes(part: str, config: Config) -> Shapes:
+    """The shapes, by name, of the tensors that a part with this configuration consists of."""
+    return _tensor_shapes(part, config_key(config))
+
+
 @cache  # each file is checked several times: before a run, before its weights are read, and as the teacher's of several students
 def _tensor_shapes(part: str, config_json: str) -> Shapes:
-    """The shapes, by name, of the tensors that a part with this configuration consists of."""
     return {name: tuple(tensor.shape) for name, tensor in build_on_meta(part, json.loads(config_json)).state_dict().items()}
 
 
@@ -203,7 +207,7 @@ def check_part(part: str, folder: Path, *, sixteen_bit: bool) -> Config:
     """
     config = _read_config(part, folder)
     found = read_headers(weight_files(folder, part, sixteen_bit=sixteen_bit)[1])
-    check_tensors(_tensor_shapes(part, config_key(config)), part, found, folder)
+    check_tensors(tensor_shapes(part, config), part, found, folder)
     return config
 
 
@@ -221,19 +225,9 @@ def build_scheduler(pipeline: Path) -> Any:
 
 def _read_config(part: str, folder: Path) -> Config:
     """The configuration of a part in its folder, checked: a network can be built from it."""
-    config = read_config(folder / "config.json")
-    if config.get("quantization_config") is not None:
-        raise UserError(
-            f"{folder} is quantised (quantization_config in its config.json); such weights are not read from files. Load the pipeline with "
-            "diffusers and call sdbench.evaluate(pipeline), or save it dequantised"
-        )
-    if (named := config.get("transformers_weights")) is not None:
-        raise UserError(
-            f"{folder / 'config.json'} names {named!r} as 'transformers_weights', which transformers would load in place of the weights "
-            "that are checked; remove the key, and keep only the weights that the model should have"
-        )
+    config = read_part_config(folder)
     try:
-        _tensor_shapes(part, config_key(config))
+        tensor_shapes(part, config)
     except Exception as error:  # any line of the libraries' constructors may meet what does not fit
         raise UserError(
             f"{folder / 'config.json'} does not describe a {CLASSES[part].__name__}: {error}. Use the one that the weights were saved with."
@@ -258,7 +252,7 @@ def _check_unet_file(paths: ModelPaths) -> Config:
             f"{paths.unet}: its transformer blocks {depths_of_keys(tensors)} fit no known architecture; save the UNet as a folder with "
             "its config.json"
         )
-    check_tensors(_tensor_shapes("unet", config_key(config)), "unet", tensors, paths.unet)
+    check_tensors(tensor_shapes("unet", config), "unet", tensors, paths.unet)
     return config
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sdbench.errors import UserError
 from sdbench.models import hub
@@ -14,6 +15,7 @@ from sdbench.models.files import (
     choose_lora_file,
     read_config,
     read_model_json,
+    unet_folder,
     weight_files,
 )
 from sdbench.models.headers import read_header, read_headers
@@ -62,10 +64,19 @@ def locate(spec: ModelSpec) -> ModelPaths:
     """
     folder = _folder(spec)
     pipeline = _folder(spec.base) if spec.base else folder
-    _check_model_index(pipeline)
-    _check_small_files(pipeline)
+    check_pipeline(pipeline)
     checkpoint = folder if spec.source == "file" and checkpoint_kind(folder, read_header(folder)) == "checkpoint" else None
     return ModelPaths(pipeline, folder if spec.base else folder / "unet", checkpoint, _lora_file(spec.lora) if spec.lora else None)
+
+
+def read_unet_config(spec: ModelSpec) -> dict[str, Any]:
+    """The configuration of a model's UNet; empty where it is not on this disk (yet), and where there is none."""
+    if spec.source in ("random", "rendered"):
+        return {}
+    try:
+        return read_model_json(locate(spec).unet_config)
+    except UserError:
+        return {}
 
 
 def check_local_files(spec: ModelSpec) -> None:
@@ -80,6 +91,16 @@ def check_local_files(spec: ModelSpec) -> None:
         weight_files(Path(spec.location), "unet", sixteen_bit=False)
     if spec.source in ("folder", "unet-folder", "file") and (spec.base is None or spec.base.source != "hub"):
         locate(replace(spec, lora=None)).weights(sixteen_bit=False)
+
+
+def check_pipeline(folder: Path) -> None:
+    """Check the files of a pipeline beside the weights and the networks' configurations.
+
+    Raises:
+        UserError: it is not an SDXL pipeline of stock parts, or a file is missing, is damaged or holds code.
+    """
+    _check_model_index(folder)
+    _check_small_files(folder)
 
 
 def _check_model_index(folder: Path) -> None:
@@ -134,7 +155,8 @@ def _folder(spec: ModelSpec) -> Path:
     if spec.source == "embedded":
         return _existing(WEIGHTS / spec.location, "the embedded weights are part of the package: install it again, or train them anew")
     if spec.source == "hub":
-        return _cached_snapshot(spec.location, spec.revision)
+        snapshot = _cached_snapshot(spec.location, spec.revision)
+        return unet_folder(snapshot) if spec.base else snapshot
     return _existing(Path(spec.location), "it was moved or deleted since it was named")
 
 

@@ -26,10 +26,12 @@ from sdbench.models.files import (
     LORA_FILE,
     MERGE_ADAPTER,
     PART_CLASSES,
+    PICKLES,
     checkpoint_kind,
     read_config,
     read_model_json,
     strip_prefixes,
+    unet_folder,
 )
 from sdbench.models.headers import Tensor, read_header
 from sdbench.models.spec import HUB_NAME, ModelSpec, path_of, snapshot_folder, with_name
@@ -39,11 +41,10 @@ _AT_REVISION = re.compile(rf"(?P<repository>{HUB_NAME.pattern})(?:@(?P<revision>
 _ADAPTER_FILE = "adapter_model.safetensors"  # of peft
 # Names that trainers give to the weights of all checkpoints, and to the folders in them.
 _STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", LORA_FILE.removesuffix(".safetensors"))
-_STOCK_FOLDERS = ("unet", "unet_ema", "student")  # the last by `distillation`
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+_STOCK_FOLDERS = ("unet", "unet_ema", "unet_target", "unet_lora", "student")  # the last by `distillation`
 OWN_BASE = (  # for a checkpoint in the original (LDM) layout, whose shape no pipeline of the catalogue has
     "for a UNet of a shape of its own, a folder with the .json and .txt files of the pipeline that it was made from (of SDXL: `hf download "
-    "stabilityai/stable-diffusion-xl-base-1.0 --include '*.json' '*.txt' --local-dir base`) and, in unet/config.json, its own "
+    "stabilityai/stable-diffusion-xl-base-1.0 --include '*.json' --include '*.txt' --local-dir base`) and, in unet/config.json, its own "
     "configuration; no weights are read from it"
 )
 
@@ -124,7 +125,7 @@ def _describe_text_width(spec: ModelSpec) -> str:
     if spec.source == "file":
         widths = _text_widths(strip_prefixes(read_header(path)))
         return f"{path}: its attentions take text embeddings of width {' and '.join(map(str, sorted(widths))) or 'unknown'}"
-    config = (path if spec.base else path / "unet") / "config.json"
+    config = (unet_folder(path) if spec.base else path / "unet") / "config.json"
     return f"{config}: cross_attention_dim is {read_config(config).get('cross_attention_dim')}"
 
 
@@ -141,9 +142,10 @@ def _spec_of(what: str, base: ModelSpec | None) -> ModelSpec:
         return _from_folder(_resolve(path), base)
     if path.is_file():
         return _from_file(_resolve(path), base)
+    if entry := next((entry for entry in CATALOGUE.values() if (entry.source, entry.location) == ("hub", what)), None):
+        return _from_catalogue(entry.name)
     if (match := _AT_REVISION.fullmatch(what)) and not path.parent.is_dir():
-        entry = next((entry for entry in CATALOGUE.values() if (entry.source, entry.location) == ("hub", what)), None)
-        return _from_catalogue(entry.name) if entry else _from_hub(match["repository"], base, match["revision"])
+        return _from_hub(match["repository"], base, match["revision"])
     raise _not_found(what, path)
 
 
@@ -160,7 +162,14 @@ def _not_found(what: str, path: Path) -> UserError:
         return unknown_name("model", what, CATALOGUE, advice)
     siblings = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, 1)
-    return UserError(f"no folder or file {what!r}" + (f"; did you mean {str(path.parent / near[0])!r}?" if near else ".") + f" {advice}")
+    hint = f"; did you mean {str(path.parent / near[0])!r}?" if near else "."
+    return UserError(f"no folder or file {what!r}{hint} {advice}{_explain_path(what, path)}")
+
+
+def _explain_path(what: str, path: Path) -> str:
+    """A sentence on a name that may have meant the Hub, but was taken for a path; "" for any other."""
+    taken = _AT_REVISION.fullmatch(what) and path.parent.is_dir()
+    return f" The folder {str(path.parent)!r} is here, so this was taken for a path; to mean the Hub, run from elsewhere." if taken else ""
 
 
 def _from_catalogue(name: str) -> ModelSpec:
@@ -225,9 +234,9 @@ def _advise_contents(folder: Path) -> str:
 
 
 def _from_file(path: Path, base: ModelSpec | None) -> ModelSpec:
-    if path.suffix not in (".safetensors", *_PICKLES):
+    if path.suffix not in (".safetensors", *PICKLES):
         raise UserError(f"{path} is neither a .safetensors file nor a folder in diffusers layout")
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
         raise UserError(
             f"{path} is not a .safetensors file; pickled weights can run code and are not read. Write its tensors to one, with the program "
             "below; where they lie under another key than 'state_dict', such as 'ema', put that in its place. A diffusers EMAModel, whose "
@@ -283,9 +292,11 @@ def _require_base(base: ModelSpec | None, path: Path, family: AnyFamily) -> Mode
 
 def _from_hub(repository: str, base: ModelSpec | None, revision: str | None) -> ModelSpec:
     name = "@".join(filter(None, [repository.split("/")[1], revision]))
-    spec = ModelSpec(name, base.family if base else "sdxl", "custom", "hub", repository, base, revision=revision)
     folder = snapshot_folder(repository, revision)
-    if folder is None or not (config := (folder if base else folder / "unet") / "config.json").is_file():
+    if folder and (folder / "model_index.json").is_file():
+        base = None  # which a complete pipeline does not take
+    spec = ModelSpec(name, base.family if base else "sdxl", "custom", "hub", repository, base, revision=revision)
+    if folder is None or not (config := (unet_folder(folder) if base else folder / "unet") / "config.json").is_file():
         return spec  # its architecture is known once it is downloaded
     content = read_config(config)
     return replace(spec, family=family_of(content), architecture=architecture_of(content))
@@ -308,4 +319,7 @@ def _with_lora(spec: ModelSpec, lora: str) -> ModelSpec:
         return replace(spec, name=f"{spec.name}+{_checkpoint_name(resolved)}", lora=str(resolved))
     if HUB_NAME.fullmatch(lora) and not path.parent.is_dir():
         return replace(spec, name=f"{spec.name}+{path.name}", lora=lora)
-    raise UserError(f"no LoRA {lora!r}: it is the path of a .safetensors file or of a folder that holds one, or owner/name on the Hub")
+    raise UserError(
+        f"no LoRA {lora!r}: it is the path of a .safetensors file or of a folder that holds one, or owner/name on the Hub."
+        f"{_explain_path(lora, path)}"
+    )

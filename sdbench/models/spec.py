@@ -52,11 +52,16 @@ class ModelSpec:
 
     @property
     def origin(self) -> str:
-        """The source as written to records: `hub:<repo>[@<commit>]`, `folder:<name>`, `file:<name>`, or just `source`."""
+        """The source as written to records: `hub:<repo>[@<commit>]`, `folder:<name>`, `file:<name>`, or just `source`.
+
+        It ends with that of a LoRA, after a `+`.
+        """
+        if self.lora:
+            is_local = Path(self.lora).is_absolute()
+            return f"{replace(self, lora=None).origin}+{f'file:{Path(self.lora).name}' if is_local else _hub_origin(self.lora)}"
         match self.source:
             case "hub":
-                folder = snapshot_folder(self.location, self.revision)
-                return f"hub:{self.location}" + (f"@{folder.name}" if folder else "")
+                return _hub_origin(self.location, self.revision)
             case "folder" | "unet-folder":
                 return f"folder:{Path(self.location).name}"
             case "file":
@@ -67,6 +72,11 @@ class ModelSpec:
 def path_of(what: str) -> Path:
     """The path that a user names, where `~` is a home folder; the home of an unknown user stays as it is, and so is not found."""
     return Path(expanduser(what))  # noqa: PTH111  # Path.expanduser raises a RuntimeError
+
+
+def _hub_origin(repository: str, revision: str | None = None) -> str:
+    folder = snapshot_folder(repository, revision)
+    return f"hub:{repository}" + (f"@{folder.name}" if folder else "")
 
 
 def snapshot_folder(repository: str, revision: str | None) -> Path | None:

@@ -1,4 +1,4 @@
-"""How much fits: the largest batch that a card takes, and the smallest card that takes a batch."""
+"""How much fits: a batch that a card takes, and the smallest card that takes a batch."""
 
 from collections.abc import Callable
 
@@ -8,14 +8,14 @@ from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.probes.meters import MIB
 from sdbench.probes.stages import Stages
 
-CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 80)  # in units of 2**30 bytes, as cards are sold
+CARDS_GB = (8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80)  # in units of 2**30 bytes, as cards are sold
 GIB = 2**30
 # Of its size that a card shows: 0.97 to 0.98 (RTX 3060, 3070, 5090), with error correction 0.91 to 0.94 (T4, L4, L40), as users report.
 LEAST_SHARE = 0.9
 
 
-def largest_batch(stages: Stages) -> int:
-    """The largest batch that fits, found by halving the batch of `stages`, which does not; 0 where not even one image fits."""
+def fitting_batch(stages: Stages) -> int:
+    """The first batch that fits, halving that of `stages`, which does not; 0 where not even one image fits."""
     batch = stages.batch // 2
     while batch and not _fits(stages, batch):
         batch //= 2
@@ -23,16 +23,16 @@ def largest_batch(stages: Stages) -> int:
 
 
 def smallest_card(stages: Stages, device: str, context_mib: float) -> int | None:
-    """Memory in GB of the smallest card that runs the pipeline; None where that needs more than this card, or than any of `CARDS_GB`.
+    """Memory in GB, one of `CARDS_GB`, of the smallest cards that all run the pipeline; None if it is none of those that this card covers.
 
-    This is tried, not computed: the pipeline runs while PyTorch's allocator may take no more than a card that shows all of its size would
-    have left besides the CUDA context.
+    This is tried, not computed: the pipeline runs while PyTorch's allocator may take no more than the card that shows least of its size
+    would have left besides the CUDA context.
     """
     total, index = torch.cuda.get_device_properties(device).total_memory, torch.device(device).index  # None is the current one
     try:
         for card in (card for card in CARDS_GB if LEAST_SHARE * card * GIB <= total):
             torch.cuda.empty_cache()
-            torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, card * GIB - context_mib * MIB) / total), index)
+            torch.cuda.set_per_process_memory_fraction(max(0.0, LEAST_SHARE * card * GIB - context_mib * MIB) / total, index)
             if _fits(stages, stages.batch):
                 return card
         return None

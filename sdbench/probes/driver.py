@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbench.disk import digest as digest_of
-from sdbench.disk import file_digest, locked, write_bytes
+from sdbench.disk import file_digest, write_bytes
 from sdbench.machine import environment, this_machine
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import ModelSpec
@@ -68,7 +68,6 @@ def measure(
 ) -> ProbeResult:
     """Measure models in turns; only rounds that are not in `work` are run.
 
-    A second command that measures in `work` waits until the first has ended: at once, both would time each other too.
     Only rounds that took turns ran under the same state of the machine. So a kept round is reused only for the same set of models, and
     measured again where that of another model, which failed before, is now measured beside it in all stages.
     The rounds of these models and settings, kept or new, are then written together to `work/rounds.json`, in place of those of the
@@ -93,25 +92,24 @@ def measure(
     ]
     digest = cache(weights_digest)  # settings share the weights, so that their gigabytes are read only once
     weights = [(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs]
-    with locked(work / ".lock"):
-        turns = digest_of([sorted(weights, key=str), _conditions(device, machine)])
-        series = {}
-        for request in requests:
-            stem = _file_stem(request, digest(request.spec, dtype=request.dtype), turns)
-            series[request.setting.label, request.spec.name] = Series(request, stem, work)
-        id_file = work / "turns" / f"{turns}.id"
-        if not id_file.exists():
-            _write_new_id(id_file)
-        rounds, took_turns = _measure_in_turns(series, probes.rounds, id_file)
-        run_id = id_file.read_text(encoding="utf-8") if took_turns else ""
-        if profile:  # after the rounds, so that it finds the compiler's cache filled
-            for (label, name), own in series.items():
-                if is_in_vain(rounds[label, name]):
-                    continue
-                for reason in dict.fromkeys(own.write_profiles().values()):
-                    print_note(f"the profile of {name} {label} is incomplete: {reason}")
-        kept = {key: [file for index in range(probes.rounds) if (file := own.file(index)).exists()] for key, own in series.items()}
-        rounds_file.write(kept, work / ROUNDS_FILE)
+    turns = digest_of([sorted(weights, key=str), _conditions(device, machine)])
+    series = {}
+    for request in requests:
+        stem = _file_stem(request, digest(request.spec, dtype=request.dtype), turns)
+        series[request.setting.label, request.spec.name] = Series(request, stem, work)
+    id_file = work / "turns" / f"{turns}.id"
+    if not id_file.exists():
+        _write_new_id(id_file)
+    rounds, took_turns = _measure_in_turns(series, probes.rounds, id_file)
+    run_id = id_file.read_text(encoding="utf-8") if took_turns else ""
+    if profile:  # after the rounds, so that it finds the compiler's cache filled
+        for (label, name), own in series.items():
+            if is_in_vain(rounds[label, name]):
+                continue
+            for reason in dict.fromkeys(own.write_profiles().values()):
+                print_note(f"the profile of {name} {label} is incomplete: {reason}")
+    kept = {key: [file for index in range(probes.rounds) if (file := own.file(index)).exists()] for key, own in series.items()}
+    rounds_file.write(kept, work / ROUNDS_FILE)
     by_name = {spec.name: _values([(series[label, spec.name].request, rounds[label, spec.name]) for label in chosen]) for spec in specs}
     return ProbeResult(by_name, run_id)
 

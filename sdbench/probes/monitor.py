@@ -1,4 +1,4 @@
-"""The state of the machine during a measurement: clocks and temperature of the card, and other processes on it and on the CPU.
+"""The state of the machine during a measurement: clocks, temperature and power of the card, and other processes on it and on the CPU.
 
 The card is found in NVML by its UUID, since NVML and CUDA may number cards differently (optimum-benchmark issue 136).
 What NVML cannot tell about a card, for example in a virtual machine, is None.
@@ -38,17 +38,31 @@ class Gpu:
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
 
     def state(self) -> dict[str, Any]:
-        """Clocks in MHz, temperature in Celsius, power in W, and the reasons why the clock is held down."""
+        """At this moment: clocks in MHz, temperature in Celsius, limit of the power in W, and the reasons why the clock is held down."""
         nvml = self._nvml
         reasons = self._query(nvml.nvmlDeviceGetCurrentClocksEventReasons)
-        power_mw = self._query(nvml.nvmlDeviceGetPowerUsage)
+        limit_mw = self._query(nvml.nvmlDeviceGetEnforcedPowerLimit)
         return {
             "sm_mhz": self._query(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
             "memory_mhz": self._query(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
             "temperature_c": self._query(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
-            "power_w": None if power_mw is None else power_mw / 1000,
+            "power_limit_w": None if limit_mw is None else limit_mw / 1000,
             "slowed_by": [word for bit, word in _SLOWDOWN_REASONS.items() if bit & (reasons or 0)],
         }
+
+    def counters(self) -> dict[str, float]:
+        """Since the driver was loaded: `energy_j`, and seconds at a lower clock, by what held it down; without what NVML does not count.
+
+        Differences of two readings are of the time between, in which the card computed. A reading of the power itself follows the last
+        call, and on an A100 and older cards it is of that moment, when the card idles (NVML's documentation of `nvmlDeviceGetPowerUsage`).
+        """
+        nvml = self._nvml
+        energy_mj = self._query(nvml.nvmlDeviceGetTotalEnergyConsumption)
+        found = {} if energy_mj is None else {"energy_j": energy_mj / 1000}
+        for word, policy in (("power cap", nvml.NVML_PERF_POLICY_POWER), ("thermal slowdown", nvml.NVML_PERF_POLICY_THERMAL)):
+            if (violation := self._query(nvml.nvmlDeviceGetViolationStatus, policy)) is not None:
+                found[word] = violation.violationTime / 1e9
+        return found
 
     def processes(self) -> dict[int, float | None] | None:
         """MiB of the card that each process holds, by its id, with None where NVML does not tell; None where NVML lists no processes."""
@@ -75,8 +89,9 @@ class Monitor:
 
     def __init__(self, device: str) -> None:
         self.card, self.reason = _find_card(device)
-        self._start = (time.perf_counter(), _busy_cpu_s(), _own_cpu_s())
         self._states = [self.card.state()] if self.card else []
+        self._counters = self.card.counters() if self.card else {}
+        self._start = (time.perf_counter(), _busy_cpu_s(), _own_cpu_s())
 
     def process_mib(self) -> float | None:
         """MiB of the card that this process holds, its context included; None where NVML does not list it."""
@@ -92,8 +107,8 @@ class Monitor:
         """What was seen, JSON-serialisable.
 
         `threads` is the number that PyTorch computes an operation on, `foreign_cores` the mean number of cores that other processes kept
-        busy. For a card there are its states, and the MiB that other processes hold, by process id. The parent process does not count as
-        another: it only waits.
+        busy. For a card there are its states, its mean power in W, the share of the time that its clock was held down, by the reason, and
+        the MiB that other processes hold, by process id. The parent process does not count as another: it only waits.
         """
         now = (time.perf_counter(), _busy_cpu_s(), _own_cpu_s())
         seconds, busy_s, own_s = (end - start for end, start in zip(now, self._start, strict=True))
@@ -101,6 +116,10 @@ class Monitor:
         seen: dict[str, Any] = {"threads": torch.get_num_threads(), "foreign_cores": round(max(0.0, busy_s - own_s) / seconds, 3)}
         if self.card is None:
             return seen | ({"card": self.reason} if self.reason else {})
+        ends = self.card.counters()
+        rates = {name: (ends[name] - start) / seconds for name, start in self._counters.items() if name in ends}
+        # A counter that stands still was not updated within so short a time.
+        seen |= {"power_w": rates.pop("energy_j", None) or None, "throttled": rates}
         listed = self.card.processes() or {}
         others = {str(pid): held for pid, held in listed.items() if pid not in (os.getpid(), os.getppid())}
         # In a container with its own process ids this process has another id here, and could not be told from the others.

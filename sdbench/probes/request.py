@@ -20,7 +20,7 @@ class Request(Table):
     Attributes:
         sampling: that of the suite; the setting replaces its batch and, where it names one, its dtype.
         calls: timed calls of each stage.
-        warmup: calls of each stage before them; the cold first call counts as the pipeline's first.
+        warmup: calls of each stage before them; the cold first call is the pipeline's first; on a card another always follows it.
         device: "cpu", "cuda" or "cuda:<index>".
         profile: write a table of where each stage spends its time, instead of timing it.
     """

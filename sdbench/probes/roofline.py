@@ -3,8 +3,8 @@
 The ceilings are this machine's own, measured in the same processes: the fastest matrix product and the fastest copy.
 `share.matmul` is the stage's rate of work over that of the matrix product. `share.roofline` is the least time that the work and
 the bytes moved allow, over the time taken. Bytes are counted as if each operator ran by itself, so a compiler that fuses them
-can exceed 1. So can a stage in a dtype whose matrix product is slow on this machine; the value's note then says so. Intervals are
-those of the time: the ceiling is taken as exact.
+can exceed 1. So can a stage whose products are faster than the one that is timed, which has one size only; the value's note then says
+so. Intervals are those of the time: the ceiling is taken as exact.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from sdbench.probes.rounds import Round, collect_info, failed_value, failure_rea
 from sdbench.probes.work import Load
 from sdbench.records import Value
 
-_ABOVE = "above 1: the machine's own matrix product or copy is slower, so it is not a ceiling here"
+_ABOVE = "above 1: at the rate of the product or copy timed as the ceiling, the work counted would take longer"
 _UNITS = {"matmul": ("TFLOP/s", 1e12), "copy": ("GB/s", 1e9)}
 
 

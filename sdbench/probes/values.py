@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from statistics import mean
 
 import numpy as np
 
@@ -28,11 +29,12 @@ def values(request: Request, rounds: Sequence[Round], loads: Mapping[str, Load])
         loads: FLOPs and bytes of a call of each stage; empty where they are not known.
     """
     setting = request.setting
-    latencies = {stage: _latency(stage, rounds) for stage in STAGES}
+    latencies = {stage: _latency(stage, rounds, request.machine.cores) for stage in STAGES}
     found = [
         *chain.from_iterable(latencies.values()),
         ratio_value("images_per_second", "images/s", setting.batch, latencies["pipeline"][0], note=failure_note(rounds, "pipeline")),
         *_memory(rounds, on_cuda=request.device.startswith("cuda")),
+        *([_energy(rounds, setting.batch)] if request.device.startswith("cuda") else []),
         *_cold_start(request, rounds),
         *roofline.values(rounds, {stage: quantiles[0] for stage, quantiles in latencies.items()}, loads),
         *conditions(rounds),
@@ -40,7 +42,7 @@ def values(request: Request, rounds: Sequence[Round], loads: Mapping[str, Load])
     return [value.model_copy(update={"name": with_setting(value.name, setting.label)}) for value in found]
 
 
-def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
+def _latency(stage: str, rounds: Sequence[Round], cores: int) -> list[Value]:
     # rounds x calls
     samples = tuple(measured.seconds[stage] for measured in rounds if stage in measured.seconds)
     names = {mark: latency_of(stage, mark) for mark in QUANTILES}
@@ -52,7 +54,7 @@ def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
         is_p50 = mark == "p50"
         has_interval, n_needed = is_p50 and median.has_interval, round(1 / (1 - QUANTILES[mark]))
         too_small = "n too small for an interval" if is_p50 and not has_interval else "n too small" if len(together) < n_needed else ""
-        notes = [too_small, failure_note(rounds, stage), *(remarks(rounds) if is_p50 and stage == "pipeline" else [])]
+        notes = [too_small, failure_note(rounds, stage), *(remarks(rounds, cores) if is_p50 and stage == "pipeline" else [])]
         found.append(
             Value(
                 name=name,
@@ -91,7 +93,7 @@ def _card_memory(rounds: Sequence[Round], reason: str, note: str) -> list[Value]
         "from the GPU's total use, as if nothing else were on it",
     )
     context_note = "" if process else f"{by_growth if collect_info(rounds, 'used_before_mib') else by_whole}: {unlisted}"
-    untried = collect_info(rounds, "smallest_card_failed") or [f"it needs more than {CARDS_GB[-1]} GB, or more than this GPU has"]
+    untried = collect_info(rounds, "smallest_card_failed") or [f"no size up to {CARDS_GB[-1]} GB that this GPU covers is sure to hold it"]
     return [
         median_value("memory.process", "MiB", process, unlisted, note=note),
         median_value(
@@ -99,6 +101,15 @@ def _card_memory(rounds: Sequence[Round], reason: str, note: str) -> list[Value]
         ),
         median_value("memory.smallest_card", "GB", collect_info(rounds, "smallest_card_gb"), untried[0] if measured else reason, note=note),
     ]
+
+
+def _energy(rounds: Sequence[Round], batch: int) -> Value:
+    """Joules for an image, of the whole card: its mean power during a round's calls, times the mean seconds of a call, over the batch."""
+    measured = [each for each in rounds if "pipeline" in each.seconds and each.info.get("watch", {}).get("power_w")]
+    joules = [each.info["watch"]["power_w"] * mean(each.seconds["pipeline"]) / batch for each in measured]
+    untold = collect_info(rounds, "watch", "card") or ["NVML does not report it"]
+    reason = untold[0] if collect_info(rounds, "watch") else failure_reason(rounds, "pipeline")
+    return median_value("energy.pipeline", "J", joules, reason, note=failure_note(rounds, "pipeline"))
 
 
 def _cold_start(request: Request, rounds: Sequence[Round]) -> list[Value]:

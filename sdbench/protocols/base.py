@@ -95,7 +95,7 @@ class Subject:
         Other versions of the packages, or another kind of device, compute their own: a record names those that it was made with.
 
         Raises:
-            UserError: see `Store.read`; or the features cannot be written.
+            UserError: see `Store.read`.
         """
         return self.store.features(f"{encoder}-{computed_by()}", self.image_ids, lambda: np.concatenate(self.map_blocks(compute, encoder)))
 

@@ -91,7 +91,7 @@ class Model(Table):
 
     Attributes:
         source: `hub:<repo>@<commit>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered` (images, no model), `memory`,
-            `images:<folder>, <width> x <height> px, <formats>` (made elsewhere; older records have only the folder).
+            `images:<folder>, <width> x <height> px, <formats>` (made elsewhere; older records have only the folder); a LoRA after a `+`.
         label: shown beside the name in every table where the weights are not what the name suggests ("random weights").
         weights_digest: SHA-256 over all tensors of the pipeline; None where there is no model.
     """

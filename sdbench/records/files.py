@@ -37,6 +37,9 @@ def write(record: Record, scores: Scores, thumbnails: Mapping[str, bytes], resul
             (folder / "images").mkdir(parents=True)
             (folder / "record.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
             scores.write(folder / "scores.parquet")
+            for path in [*folder.glob("*.*")]:  # else a machine that goes down within seconds leaves them empty
+                with path.open("r+b") as file:
+                    os.fsync(file.fileno())
             for name, png in list(thumbnails.items())[:MAX_THUMBNAILS]:
                 (folder / "images" / name).write_bytes(png)
             final = parent / digest_of(folder)

@@ -11,7 +11,9 @@ import re
 BASE = "base"  # the label of the setting that names do not mention
 STAGES = ("pipeline", "text_encoders", "unet_step", "scheduler", "vae_decode")  # the pipeline first: its first call is the cold start
 # The first parts of the names of what is measured of the model and not of its images.
-PROBES = frozenset(("latency", "memory", "cold_start", "images_per_second", "ceiling", "share", "machine", "parameters", "flops", "bytes"))
+PROBES = frozenset(
+    ("latency", "memory", "energy", "cold_start", "images_per_second", "ceiling", "share", "machine", "parameters", "flops", "bytes")
+)
 _WIN_RATE = "win_rate."
 
 

@@ -26,11 +26,12 @@ from sdbench.disk import digest, locked
 from sdbench.encoders.catalogue import Encoder
 from sdbench.encoders.inference import BLOCK, computed_by
 from sdbench.errors import UserError
+from sdbench.image_files import FORMATS, RGB_MODES, SUFFIXES, decode, naming, upright_size
 from sdbench.metrics.frechet import Gaussian, Moments
 from sdbench.models.spec import NAME, NAME_RULE
 from sdbench.notes import print_note, progress
 from sdbench.reference.cards import MAX_FEATURES, Card, card_of, folder, save
-from sdbench.store import FORMATS, RGB_MODES, SUFFIXES, decode, load_or_compute, naming, upright_size
+from sdbench.store import load_or_compute
 
 _OTHER_SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jxl", ".tif", ".tiff"}  # files that are left out, with a note
 _WAY_OUT = "replace it, or remove it"

@@ -14,7 +14,7 @@ from sdbench.leaderboard import grids, standings
 from sdbench.leaderboard.speed import P50, probe_cell
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Value
-from sdbench.tables import Grid
+from sdbench.tables import Grid, Line
 
 FILE_NAME = "README.md"
 _START, _END = (
@@ -88,7 +88,7 @@ def _section_parts(section: Section, row: Row) -> list[str]:
     return [f"### {section.title}", tables.markdown(Grid(("", *(one.name for one in shown)), tuple(lines))), measured]
 
 
-def _row(title: str, value: Value, shown: list[Row]) -> tuple[str, ...]:
+def _row(title: str, value: Value, shown: list[Row]) -> Line:
     return title, *(probe_cell(row.record, value.name) for row in shown)
 
 

@@ -16,12 +16,12 @@ from PIL import Image
 
 from sdbench import records, tables
 from sdbench.errors import UserError
+from sdbench.image_files import naming
 from sdbench.leaderboard import MAX_MODELS
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import influenced_metric
 from sdbench.records.names import is_agreement
 from sdbench.report.worst import WorstImages
-from sdbench.store import naming
 
 MAX_SHOTS = 200
 PAGE_BYTES = 3_200_000  # all images of a page together, as base64

@@ -19,7 +19,6 @@ from sdbench.records.names import is_against_images, judge_of
 from sdbench.report import figures, wins, worst
 from sdbench.report.image_wall import Album, Wall
 from sdbench.report.worst import Case, Worst
-from sdbench.tables import Noted
 
 _PARTS = {  # id of a part of the page -> its title, and the entries of the view that it shows
     "table": ("Table", ("rows",)),
@@ -160,8 +159,8 @@ def _speed_ups(section: Section) -> Column:
     return Column("speed-up", f"over {over}", "higher", _align([*map(_speed_up, section.speed_ups)]))
 
 
-def _speed_up(found: SpeedUp | str) -> Cell:
-    if isinstance(found, str):
+def _speed_up(found: SpeedUp | tables.Cell) -> Cell:
+    if isinstance(found, tables.Cell):
         return _absent(found)
     number, interval = found.parts
     return Cell(number, found.ratio.value, _interval(interval))
@@ -180,8 +179,8 @@ def _cell(section: Section, row: Row, name: str, rank: int | None) -> Cell:
     return Cell(number, value.value, ", ".join(filter(None, [_interval(interval), few])), note, rank)
 
 
-def _absent(text: str) -> Cell:
-    return Cell(text.short, note=text.note) if isinstance(text, Noted) else Cell(text)
+def _absent(cell: tables.Cell) -> Cell:
+    return Cell(cell.text, note=cell.note)
 
 
 def _interval(text: str) -> str:

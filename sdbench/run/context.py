@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sdbench import __version__, records
-from sdbench.assets.pipelines import is_cached, is_local
+from sdbench.assets.pipelines import is_here, is_local
+from sdbench.disk import locked
 from sdbench.errors import UserError
 from sdbench.generate import Job, list_jobs
 from sdbench.machine import slow_dtype_note, version
@@ -22,6 +23,8 @@ from sdbench.score import find_protocols
 from sdbench.settings import Dtype, Probes, Sampling, Setting
 from sdbench.store import Store
 from sdbench.suites import Suite, check_half
+
+RECORDS_LOCK = ".records.lock"  # in the folder of runs, held while a record is written
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,13 @@ def prepare(context: RunContext) -> None:
     """Check that the suite can be run and the results can be written, before anything slow begins.
 
     Raises:
-        UserError: see `check_suite`; or a folder cannot be written, prompts or a latent are missing, or a record is damaged.
+        UserError: see `check_suite`; or a folder cannot be written or locked, prompts or a latent are missing, or a record is damaged.
     """
     check_suite(context)
     for folder in (context.results, context.runs):
         _check_writable(folder)
+    with locked(context.runs / RECORDS_LOCK):  # raises where the file system has no locks
+        pass
     _ = context.suite.id  # raises where prompts or latent are missing, or the teacher does not fit
     records.newest_per_model(context.results, context.suite.family)  # raises where a record is damaged
 
@@ -145,25 +150,17 @@ def check_weights(specs: Sequence[ModelSpec], dtype: Dtype) -> None:
         UserError: see `check_headers`.
     """
     for spec in [spec for spec in specs if spec.source != "memory"]:
-        if is_local(spec) or is_cached(spec, dtype=dtype):
+        if is_local(spec) or is_here(spec, dtype=dtype):
             check_headers(spec, dtype=dtype)
         elif spec.source == "unet-folder":  # its base is not here yet
             check_part("unet", Path(spec.location), sixteen_bit=dtype != "float32")
 
 
-def dtypes(context: RunContext) -> list[Dtype]:
-    """The dtypes of the sampling and of the timed settings, each of which may have its own files of weights."""
-    return sorted({context.sampling.dtype, *_timed_dtypes(context)})
-
-
 def slow_dtype_notes(context: RunContext) -> list[str]:
     """What to know before computing in the dtypes of the timed settings and, if images are drawn, of the sampling."""
-    computed = _timed_dtypes(context) | ({context.sampling.dtype} if context.with_quality else set())
+    timed = {setting.dtype or context.sampling.dtype for setting in context.timed_settings.values()}
+    computed = timed | ({context.sampling.dtype} if context.with_quality else set())
     return [note for dtype in sorted(computed) if (note := slow_dtype_note(dtype, context.device))]
-
-
-def _timed_dtypes(context: RunContext) -> set[Dtype]:
-    return {setting.dtype or context.sampling.dtype for setting in context.timed_settings.values()}
 
 
 def store_and_jobs(model: Model, context: RunContext) -> tuple[Store, list[Job]]:

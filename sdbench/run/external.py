@@ -19,6 +19,7 @@ from sdbench.disk import digest
 from sdbench.encoders.inference import BLOCK, evaluators_on
 from sdbench.errors import UserError
 from sdbench.generate import Job
+from sdbench.image_files import FORMATS, SUFFIXES, read_images
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.spec import NAME, NAME_RULE
 from sdbench.notes import progress
@@ -28,7 +29,7 @@ from sdbench.records import Model
 from sdbench.run.context import RunContext, check_captions
 from sdbench.run.recording import build_subject, plain_subject, write_record
 from sdbench.scenes.render import SIZE_PX
-from sdbench.store import FORMATS, SUFFIXES, Store, read_images
+from sdbench.store import Store
 from sdbench.suites import Suite
 from sdbench.tables import join_words
 

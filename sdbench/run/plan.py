@@ -9,14 +9,12 @@ from typing import Any
 from sdbench import schedulers
 from sdbench.assets.pipelines import missing_files
 from sdbench.disk import size_text
-from sdbench.errors import UserError
 from sdbench.models.architectures import TOPOLOGIES
-from sdbench.models.files import read_model_json
-from sdbench.models.locate import locate
+from sdbench.models.locate import read_unet_config
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import ceilings, work
 from sdbench.run import requirements
-from sdbench.run.context import RunContext, check_weights, dtypes, slow_dtype_notes
+from sdbench.run.context import RunContext, check_weights, slow_dtype_notes
 from sdbench.settings import Sampling
 
 PNG_BYTES_PER_PIXEL = 1.5  # about that of photographs; plain scenes take far less
@@ -39,8 +37,7 @@ def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str]
     efficiency = EFFICIENCY[context.device.partition(":")[0]]
     rate = efficiency * ceilings.measure("matmul", context.device, sampling.dtype) / 2  # two FLOPs are one multiply-accumulate
     scored = suite if context.with_quality else suite.model_copy(update={"metrics": {}})
-    copies = itertools.product(specs, dtypes(context))
-    of_models = itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)
+    of_models = itertools.chain.from_iterable(missing_files(spec, dtype=sampling.dtype) for spec in specs)
     files = [*dict.fromkeys(of_models), *requirements.files_to_fetch(scored)]  # models of one base share its files
     n = suite.prompts.n * suite.samples if context.with_quality else 0
     for spec in specs if n else ():
@@ -59,6 +56,7 @@ def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str]
     if probes := context.probes:
         lines.append(f"probes: {probes.rounds} rounds a model, each a process for every setting: {', '.join(context.timed_settings)}")
     lines += slow_dtype_notes(context)
+    lines += [note for spec in specs if n for note in schedulers.sampling_notes(spec, sampling)]
     return {**content, "text": "\n".join(lines)}
 
 
@@ -114,19 +112,9 @@ def duration_text(seconds: float) -> str:
 
 def _macs(spec: ModelSpec, sampling: Sampling) -> int | None:
     """Multiply-accumulates of one image; None where the networks are not known."""
-    is_known, own = spec.architecture in TOPOLOGIES, _read_unet_config(spec)
+    is_known, own = spec.architecture in TOPOLOGIES, read_unet_config(spec)
     if spec.family == "custom" or not (is_known or own):
         return None
     configs = work.random_configs(spec if is_known else replace(spec, architecture="sdxl"))  # a student with blocks of its own
     works = work.by_stage(configs | {"unet": configs["unet"] | own}, sampling, zero_negative=True)
     return sum(of_stage.macs * (sampling.steps if stage == "unet_step" else 1) for stage, of_stage in works.items())
-
-
-def _read_unet_config(spec: ModelSpec) -> dict[str, Any]:
-    """The configuration of a model's UNet; empty where it is not on this disk (yet)."""
-    if spec.source == "random":
-        return {}
-    try:
-        return read_model_json(locate(spec).unet_config)
-    except UserError:
-        return {}

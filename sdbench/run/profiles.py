@@ -57,7 +57,7 @@ def _auto() -> Profile:
     from sdbench.assets.pipelines import is_cached, required_files
 
     if not torch.cuda.is_available():
-        return Profile("auto", "no CUDA device here, so the embedded family 'scenes' on the CPU.", (_scenes(),))
+        return Profile("auto", "no CUDA device that PyTorch can use, so the embedded family 'scenes' on the CPU.", (_scenes(),))
 
     card_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
     if card_gib < FULL_SIZE_GIB:

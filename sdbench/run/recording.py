@@ -30,7 +30,7 @@ from sdbench.records import (
 )
 from sdbench.records.names import judge_of, setting_of
 from sdbench.run.acceptance import add_verdicts
-from sdbench.run.context import RunContext, store_and_jobs
+from sdbench.run.context import RECORDS_LOCK, RunContext, store_and_jobs
 from sdbench.run.thumbnails import choose_images, thumbnail
 from sdbench.score import find_protocols, score
 from sdbench.store import Store
@@ -59,8 +59,8 @@ def write_record(
         looks: of a run that stopped when sure.
 
     Raises:
-        UserError: an image cannot be read, the suite's prompts changed meanwhile, none of the metrics could be measured, or the record
-            cannot be written.
+        UserError: an image cannot be read, the suite's prompts or its latent changed meanwhile, none of the metrics could be measured,
+            or the record cannot be written.
     """
     machine, software = this_machine(context.device), environment()
     of_row = _records_of_row(model, machine, context)
@@ -72,7 +72,7 @@ def write_record(
     if subject is None:
         values, scores, thumbnails = _earlier_quality(earlier)
     else:
-        values, scores, thumbnails = _score_quality(subject, context)
+        values, scores, thumbnails = _score_quality(subject, model, context)
         _check_any_measured(model, (*values, *new))
     run_ids = {run_id for run_id, found in ((probed.run_id, new), (old_run_id, old)) if found}
     record = Record(
@@ -96,7 +96,7 @@ def write_record(
     )
     if of_model and of_model[-1] not in of_software:
         _warn_of_lost_values(of_model[-1][1], record)
-    with locked(context.runs / ".records.lock"):  # of two equal runs at once, the second finds the record of the first
+    with locked(context.runs / RECORDS_LOCK):  # of two equal runs at once, the second finds the record of the first
         if (of_row := _records_of_row(model, machine, context)) and _comparable_content(of_row[-1][1]) == _comparable_content(record):
             return of_row[-1][0]
         return records.write(record, scores, thumbnails, context.results)
@@ -239,12 +239,12 @@ def _is_same_model(one: Model, other: Model) -> bool:
     return one.model_copy(update={"source": other.source}) == other
 
 
-def _score_quality(subject: Subject, context: RunContext) -> Quality:
+def _score_quality(subject: Subject, model: Model, context: RunContext) -> Quality:
     values, scores = score(subject, context.suite.own_metrics)
-    scored = dict(zip(subject.prompt_ids, subject.prompts, strict=True))
-    if scored != context.suite.prompt_list():  # the record names the suite by its digest
+    if not _is_asked_for(subject, model, context):  # the record names the suite by its digest
         raise UserError(
-            f"the prompts of suite {context.suite.name!r} changed since this run began; run again: images of unchanged prompts are kept"
+            f"the prompts or the latent of suite {context.suite.name!r} changed since this run began; run again: images that the suite "
+            "still asks for are kept"
         )
     of_teacher = subject.teacher_images
     thumbnails = {}
@@ -253,6 +253,13 @@ def _score_quality(subject: Subject, context: RunContext) -> Quality:
         (image,) = source.store.read([source.image_ids[row]])
         thumbnails[f"{scores.image_names[row]}{ending}"] = thumbnail(image)
     return add_verdicts(values, context.suite, context.runs), scores, thumbnails
+
+
+def _is_asked_for(subject: Subject, model: Model, context: RunContext) -> bool:
+    """Whether the images are those that the suite asks for, as its files are now."""
+    if model.is_made_elsewhere:
+        return dict(zip(subject.prompt_ids, subject.prompts, strict=True)) == context.suite.prompt_list()
+    return {*subject.image_ids} == {job.image_id for job in list_jobs(context.suite, context.sampling, model.weights_digest)}
 
 
 def _earlier_quality(earlier: tuple[Path, Record] | None) -> Quality:

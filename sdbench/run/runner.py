@@ -1,17 +1,16 @@
 """Run a suite over models, and write their records. Each step does only what is missing, so a killed run can resume."""
 
-import gc
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
-
-import torch
 
 from sdbench import schedulers
 from sdbench.arrays import U8
 from sdbench.assets.pipelines import fetch, missing_files
-from sdbench.encoders.inference import evaluators_on
+from sdbench.disk import locked
+from sdbench.encoders.inference import evaluators_on, free_memory, release_evaluators
 from sdbench.errors import PartialError, UserError
 from sdbench.generate import Job, generate, make_sampler, render_scenes, select_part
 from sdbench.models.digest import weights_digest
@@ -19,11 +18,12 @@ from sdbench.models.loading import load
 from sdbench.models.out_of_memory import explain_out_of_memory
 from sdbench.models.resolve import with_cached_architecture
 from sdbench.models.spec import ModelSpec
+from sdbench.models.stock import CLASSES
 from sdbench.notes import print_note
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
 from sdbench.records import Model
-from sdbench.run.context import RunContext, check_models, check_weights, dtypes, slow_dtype_notes, store_and_jobs
+from sdbench.run.context import RunContext, check_models, check_weights, slow_dtype_notes, store_and_jobs
 from sdbench.run.recording import build_subject, write_record
 from sdbench.run.requirements import fetch_evaluators, sizes_text
 from sdbench.scenes import embedded
@@ -40,7 +40,7 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
 
     Raises:
         UserError: see `fetch_models`.
-        PartialError: a model cannot be drawn, or its record cannot be written; the records of the others are.
+        PartialError: a model cannot be drawn or timed, or its record cannot be written; what could be measured is recorded.
     """
     ordered = sorted(fetch_models(specs, context), key=lambda spec: spec.name != context.suite.teacher_name)
     models = {spec.name: describe_model(spec, context) for spec in ordered}
@@ -52,21 +52,21 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
         scheduler = describe_scheduler(spec, context)
         return scheduler, _draw_images(spec, models[spec.name], context) if context.with_quality else None
 
-    drawn, refused = _try_each(ordered, draw_all, context.device)
+    drawn, refused = _try_each(ordered, draw_all)
     sound = [spec for spec in ordered if spec.name in drawn]
-    try:
-        probed = run_probes(sound, context)
-    except UserError as error:
-        raise PartialError(_join_errors(refused | {"latency and memory": str(error)}), []) from error
+    probed, untimed = _probe(sound, models, context)
+    if not context.with_quality:
+        sound = [spec for spec in sound if spec.name not in untimed]
 
     def record(spec: ModelSpec) -> Path:
         (scheduler, images), model = drawn[spec.name], models[spec.name]
-        return write_record(model, context, build_subject(model, context, *images) if images else None, probed, scheduler)
+        own = replace(context, only="quality") if spec.name in untimed else context  # keeps what an earlier run measured
+        return write_record(model, own, build_subject(model, own, *images) if images else None, probed, scheduler)
 
     with evaluators_on(context.device):
-        folders, unwritten = _try_each(sound, record, context.device)
-    errors, teacher = refused | unwritten, context.suite.teacher_name
-    if teacher in errors and folders and not context.suite.other_suite:
+        folders, unwritten = _try_each(sound, record)
+    errors, teacher = refused | untimed | unwritten, context.suite.teacher_name
+    if teacher in errors.keys() - folders.keys() and folders and not context.suite.other_suite:
         errors[teacher] += " (so the records of the others may lack what compares them with it)"
     if errors:
         raise PartialError(_join_errors(errors), [*folders.values()])
@@ -92,28 +92,42 @@ def draw(specs: Sequence[ModelSpec], context: RunContext, part: tuple[int, int])
         print_note(f"{spec.name}: images are in {store.folder}")
         return len(store.missing([job.image_id for job in jobs]))
 
-    missing, refused = _try_each(fetch_models(specs, context), draw_part, context.device)
+    missing, refused = _try_each(fetch_models(specs, context), draw_part)
     if refused:
         raise PartialError(_join_errors(refused), [])
     return missing
 
 
-def _try_each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T], device: str) -> tuple[dict[str, T], dict[str, str]]:
+def _probe(specs: Sequence[ModelSpec], models: Mapping[str, Model], context: RunContext) -> tuple[ProbeResult, dict[str, str]]:
+    """Latency and memory of the models whose files have not changed, and by name the errors of the others.
+
+    Drawing took hours, in which a trainer may have replaced or deleted a model's files. The images of all are still scored.
+    """
+    try:
+        probed = run_probes(specs, context)
+    except (UserError, OSError) as error:
+        probed, errors = ProbeResult({}, ""), {spec.name: str(error) for spec in specs}
+    else:
+        timed = [spec for spec in specs if spec.name in probed.values]
+        _, errors = _try_each(timed, lambda spec: _check_unchanged(spec, models[spec.name], context))
+    sound = {name: values for name, values in probed.values.items() if name not in errors}
+    return replace(probed, values=sound), {name: f"latency and memory: {error}" for name, error in errors.items()}
+
+
+def _try_each(specs: Sequence[ModelSpec], work: Callable[[ModelSpec], T]) -> tuple[dict[str, T], dict[str, str]]:
     """What `work` returns for each model, and its errors, both by name: a model that cannot be measured does not stop the others."""
     done, errors = {}, {}
     for spec in specs:
         try:
             done[spec.name] = work(spec)
-        except UserError as error:
+        except (UserError, OSError) as error:
             errors[spec.name] = str(error)
-        gc.collect()  # the model, or the images
-        if device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        free_memory()  # of the model, or of the images
     return done, errors
 
 
 def _join_errors(errors: Mapping[str, str]) -> str:
-    """The errors of models by name, as text; a full disk is one error of all."""
+    """The errors of models by name, as text; one of several models, such as too little memory, is said once."""
     names: dict[str, list[str]] = {}
     for name, error in errors.items():
         names.setdefault(error, []).append(name)
@@ -130,20 +144,22 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
     check_models(specs, context.suite)
     for note in slow_dtype_notes(context):
         print_note(note)
-    copies = [*itertools.product(specs, dtypes(context))]
-    files = dict.fromkeys(itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies))
+    dtype = context.sampling.dtype  # timings in other dtypes cast this copy of the weights, which need not be their own
+    files = dict.fromkeys(itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec in specs))
     if files:  # models of one base share its files
         print_note(f"fetching {sizes_text(files)}")
-    for spec, dtype in copies:
+    for spec in specs:
         fetch(spec, dtype=dtype)
     for spec in specs:
         if spec.source == "embedded":
             embedded.verified_path(spec.location)
     fetched = [with_cached_architecture(spec) for spec in specs]
     check_models(fetched, context.suite)
-    check_weights(fetched, context.sampling.dtype)
+    check_weights(fetched, dtype)
     for spec in fetched if context.with_quality else ():
         schedulers.check_prediction(spec, context.sampling)
+        for note in schedulers.sampling_notes(spec, context.sampling, context.pipelines.get(spec.name)):
+            print_note(note)
     return fetched
 
 
@@ -174,6 +190,7 @@ class ImageGenerator:
         """
         if not self.store.missing([job.image_id for job in jobs]):
             return
+        release_evaluators()  # those of the look before, beside which the model may not fit
         batch, device = self.context.sampling.batch, self.context.device
         with explain_out_of_memory(device, "to load the model"):
             self._make = self._make or self._load()
@@ -187,15 +204,26 @@ class ImageGenerator:
         sampling, pipeline = self.context.sampling, self.context.pipelines.get(self.spec.name)
         if pipeline is None:
             pipeline = load(self.spec, dtype=sampling.dtype, device=self.context.device)
-            self._check_unchanged()  # the models before it may have taken hours, in which a trainer wrote its next checkpoint
+            for network in (getattr(pipeline, part) for part in CLASSES):
+                for tensor in (*network.parameters(), *network.buffers()):
+                    if tensor.is_cpu:  # it may be mapped from its file, into which a trainer may write while images are drawn
+                        tensor.data = tensor.data.clone()
+            # The models before it may have taken hours, in which a trainer wrote its next checkpoint.
+            _check_unchanged(self.spec, self.model, self.context)
         return make_sampler(pipeline, sampling, self.context.suite.noise)
 
-    def _check_unchanged(self) -> None:
-        if weights_digest(self.spec, dtype=self.context.sampling.dtype) != self.model.weights_digest:
-            raise UserError(
-                f"the files of {self.spec.name!r} in {self.spec.location} changed since this run began; run again, on a copy if a trainer "
-                "still writes there"
-            )
+
+def _check_unchanged(spec: ModelSpec, model: Model, context: RunContext) -> None:
+    """Check that a model's weights are still those that its description has the digest of.
+
+    Raises:
+        UserError: they are not; or see `weights_digest`.
+    """
+    if weights_digest(spec, dtype=context.sampling.dtype) != model.weights_digest:
+        raise UserError(
+            f"the files of {spec.name!r} in {spec.location} changed since this run began; run again, on a copy if a trainer still writes "
+            "there"
+        )
 
 
 def _draw_images(spec: ModelSpec, model: Model, context: RunContext, part: tuple[int, int] = (1, 1)) -> tuple[Store, list[Job]]:
@@ -214,21 +242,25 @@ def _draw_images(spec: ModelSpec, model: Model, context: RunContext, part: tuple
 def run_probes(specs: Sequence[ModelSpec], context: RunContext) -> ProbeResult:
     """Measure latency and memory of the models in turns; empty for rendered images, and where the suite or the run has no probes.
 
+    A second command that measures in this folder of runs waits until the first has ended: at once, both would time each other too.
+
     Raises:
-        UserError: see `driver.measure`.
+        UserError: see `locked` and `driver.measure`.
     """
     timed = [spec for spec in specs if spec.source != "rendered"]
     if context.probes is None or not timed:
         return ProbeResult({}, "")
-    return driver.measure(
-        timed,
-        context.sampling,
-        context.probes,
-        work=context.rounds or context.runs / "probes",
-        device=context.device,
-        settings=context.settings,
-        profile=context.profile,
-    )
+    kept = context.runs / "probes"
+    with locked(kept / ".lock"):
+        return driver.measure(
+            timed,
+            context.sampling,
+            context.probes,
+            work=context.rounds or kept,
+            device=context.device,
+            settings=context.settings,
+            profile=context.profile,
+        )
 
 
 def describe_scheduler(spec: ModelSpec, context: RunContext) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Thumbnails, and which images a record keeps as such: some that all models share, and the worst of this one, with the teacher's."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from sdbench.arrays import U8
+from sdbench.image_files import png_bytes
 from sdbench.records import MAX_THUMBNAILS, Scores, Value
 from sdbench.records.names import judge_of
 
@@ -45,6 +45,4 @@ def thumbnail(pixels: U8) -> bytes:
     """A PNG file of an image, H x W x 3, of at most 256 px on its longer side."""
     image = Image.fromarray(pixels)
     image.thumbnail((SIDE_PX, SIDE_PX))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    return png_bytes(np.asarray(image), optimize=True)

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from sdbench.training.checkpoints import Checkpoints, describe_last_checkpoint
 from sdbench.training.interruption import Interruption
 from sdbench.training.journal import Evaluate, Journal
 
+M = TypeVar("M", bound=nn.Module)
 Loss = Callable[[int], dict[str, Tensor]]
 LOG_EVERY = 25  # steps
 
@@ -79,7 +80,7 @@ def draw_rows(number: int, n: int, batch: int, seed: int) -> npt.NDArray[np.int6
 
 
 def fit(
-    model: nn.Module,
+    model: M,
     loss: Loss,
     schedule: Schedule,
     folder: Path,
@@ -88,7 +89,7 @@ def fit(
     evaluate: Evaluate | None = None,
     evaluate_every: int = 500,
     save_every_s: float = 60.0,
-) -> nn.Module:
+) -> M:
     """Train `model` in place, and return the network to keep: the running average of the weights if there is one, else the model.
 
     A single step whose loss or gradient is not finite is skipped and logged.
@@ -110,7 +111,7 @@ def fit(
     """
     accelerator = accelerator or Accelerator(cpu=next(model.parameters()).device.type == "cpu")
     check_even_split(schedule.accumulation, accelerator.num_processes)
-    plain: nn.Module = accelerator.unwrap_model(model)
+    plain: M = accelerator.unwrap_model(model)
     optimiser = torch.optim.AdamW(plain.parameters(), lr=schedule.lr, betas=schedule.betas, weight_decay=schedule.weight_decay, fused=True)
     average = deepcopy(plain).requires_grad_(requires_grad=False) if schedule.ema else None
     kept = plain if average is None else average

@@ -1,18 +1,26 @@
+import shlex
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+import torch
 from hub import COMMIT, Hub, serving
 from huggingface_hub.errors import OfflineModeIsEnabled
-from safetensors.torch import load_file, save_file
-from tiny import tiny_unet
+from safetensors.torch import load_file, save, save_file
+from tiny import edit_json, save_tiny_pipeline, tiny_unet
 
 from sdbench.assets import pipelines
 from sdbench.errors import UserError
+from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
+from sdbench.models.locate import locate
 from sdbench.models.resolve import resolve
+from sdbench.models.spec import ModelSpec
 from sdbench.run.context import RunContext
 from sdbench.run.plan import plan
 from sdbench.run.runner import fetch_models
@@ -108,6 +116,19 @@ def test_float32_run_fetches_the_32_bit_copy_even_if_the_16_bit_one_is_cached(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("name", [NAME, f"{NAME}@main"])
+def test_another_copy_is_fetched_at_the_commit_of_the_first(name: str, hub: Hub, tmp_path: Path) -> None:
+    spec = resolve(name)
+    pipelines.fetch(spec, dtype="float16")
+    before = weights_digest(spec, dtype="float16")
+    hub.commit = "d" * 40
+    pipelines.fetch(spec, dtype="float32")
+    assert pipelines.is_cached(spec, dtype="float32")
+    assert weights_digest(spec, dtype="float16") == before != weights_digest(spec, dtype="float32")
+    assert spec.origin == f"hub:{NAME}@{COMMIT}"
+    assert [*snapshot_folder(tmp_path).parent.iterdir()] == [snapshot_folder(tmp_path)]
+
+
 def test_float32_run_uses_16_bit_weights_of_a_repository_without_others(hub: Hub) -> None:
     for path in (hub.root / NAME).rglob("*.safetensors"):
         if ".fp16" not in path.name:
@@ -165,8 +186,72 @@ def test_repository_without_safetensors_is_an_error(hub: Hub) -> None:
         pipelines.required_files(resolve(NAME), dtype="float32")
 
 
+def test_pipeline_of_the_hub_takes_no_base(hub: Hub) -> None:
+    message = r"'someone/tiny' is already a complete pipeline; leave --base out"
+    with pytest.raises(UserError, match=message):
+        pipelines.fetch(resolve(NAME, base="scenes-teacher"), dtype="float32")
+    assert not hub.hits
+    pipelines.fetch(resolve(NAME), dtype="float32")
+    with pytest.raises(UserError, match=message):
+        resolve(NAME, base="scenes-teacher")
+
+
+def test_pipeline_of_another_kind_is_refused_by_the_listing(hub: Hub) -> None:
+    edit_json(hub.root / NAME / "model_index.json", _class_name="StableDiffusionXLInpaintPipeline")
+    for name in ("text_encoder_2", "tokenizer_2"):
+        shutil.rmtree(hub.root / NAME / name)  # a pipeline of another kind need not have the same parts
+    for look in (pipelines.fetch, pipelines.missing_files):
+        with pytest.raises(UserError, match=r"'someone/tiny' is a 'StableDiffusionXLInpaintPipeline', expected 'StableDiffusionXLPipe"):
+            look(resolve(NAME), dtype="float32")
+    assert not hub.hits
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("model_index.json", {"vae": ["own_code", "Autoencoder"]}, r"model_index\.json: vae is \['own_code', 'Autoencoder'\]"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 10**9}, "'model_max_length' is 1000000000"),
+        ("unet/config.json", {"quantization_config": {"load_in_4bit": True}}, "unet is quantised"),
+    ],
+)
+def test_pipeline_that_cannot_be_measured_is_refused_before_its_weights_are_fetched(
+    file: str, values: dict[str, Any], message: str, hub: Hub
+) -> None:
+    edit_json(hub.root / NAME / file, **values)
+    with pytest.raises(UserError, match=message):
+        pipelines.fetch(resolve(NAME), dtype="float32")
+    assert file in fetched_files(hub)
+    assert not any(name.endswith(".safetensors") for name in fetched_files(hub))
+
+
+def test_quantised_unet_is_refused_before_its_weights_are_fetched(hub: Hub) -> None:
+    for place in ("root", "folder/unet"):
+        tiny_unet().save_pretrained(hub.root / "someone" / place)
+        edit_json(hub.root / "someone" / place / "config.json", quantization_config={})
+    for name in ("someone/root", "someone/folder"):
+        with pytest.raises(UserError, match="is quantised"):
+            pipelines.fetch(resolve(name, base="scenes-teacher"), dtype="float32")
+    assert sorted(hub.hits) == ["someone/folder/unet/config.json", "someone/root/config.json"]
+
+
+def test_repository_of_single_files_is_refused_with_the_way_to_measure_one(hub: Hub) -> None:
+    hub.put("someone/files/config.json", b"{}")
+    for step in range(14):
+        hub.put(f"someone/files/checkpoint-{step:02}/unet/diffusion_pytorch_model.safetensors", b"gigabytes")
+    hub.put("someone/files/a_4step_unet.ckpt", b"gigabytes")
+    found = (
+        r".*\. It holds a_4step_unet\.ckpt, checkpoint-00/unet/diffusion_pytorch_model\.safetensors, .* and 3 more\. "
+        r".*`hf download someone/files FILE --local-dir \.`, .* name it$"
+    )
+    with pytest.raises(UserError, match=rf"^repository 'someone/files' has no model_index\.json, which .* needs --base\){found}"):
+        pipelines.fetch(resolve("someone/files"), dtype="float32")
+    with pytest.raises(UserError, match=rf"^repository 'someone/files' has no diffusion_pytorch_model\.safetensors{found}"):
+        pipelines.fetch(resolve("someone/files", base="scenes-teacher"), dtype="float32")
+    assert not hub.hits
+
+
 @pytest.mark.parametrize("error", [OfflineModeIsEnabled("offline mode is enabled"), ConnectionError("no route to host")])
-def test_offline_error_lists_the_needed_files_and_their_destination(
+def test_offline_error_has_a_command_for_the_needed_files_and_their_destination(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -183,11 +268,53 @@ def test_offline_error_lists_the_needed_files_and_their_destination(
             "segmind/Segmind-Vega",
             str(error),
             "about 3.3 GB",
-            "unet/diffusion_pytorch_model*.safetensors",
-            "hf download",
+            "`hf download segmind/Segmind-Vega '--include=*.json' '--include=*.txt' ",
+            "'--include=unet/diffusion_pytorch_model*.safetensors'",
             "name that folder",
         )
     )
+
+
+def test_command_of_the_offline_error_fetches_what_a_run_needs_and_little_else(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.put(f"{NAME}/sd_xl_base_1.0.safetensors", b"gigabytes")
+    hub.put("someone/loras/pytorch_lora_weights.safetensors", b"the LoRA")
+    hub.put("someone/loras/other.safetensors", b"gigabytes")
+    for place in ("someone/unet", "someone/unet2/unet"):
+        tiny_unet().save_pretrained(hub.root / place)
+    local = save_tiny_pipeline(tmp_path / "local")
+    for spec in (
+        resolve(NAME),
+        resolve("someone/unet", base=str(local)),
+        resolve("someone/unet2", base=str(local)),
+        resolve(str(local), lora="someone/loras"),
+    ):
+        needed = {
+            f"{file.repository}/{file.name}" for dtype in ("float32", "float16") for file in pipelines.required_files(spec, dtype=dtype)
+        }
+        with monkeypatch.context() as patch:
+            patch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+            with pytest.raises(UserError, match=r"no route to host\). Needed is what `hf download ") as found:
+                pipelines.fetch(spec, dtype="float32")
+        _, _, repository, *options = shlex.split(str(found.value).split("`")[1])
+        patterns = [option.removeprefix("--include=") for option in options]
+        names = {path.relative_to(hub.root).as_posix() for path in (hub.root / repository).rglob("*") if path.is_file()}
+        assert {name for name in names if any(fnmatch(name, f"{repository}/{pattern}") for pattern in patterns)} == needed
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("RepoNotFound", r"^there is no 'someone/tiny' on the Hub, or it is private: check the name, or `hf auth login`$"),
+        ("GatedRepo", r"^'someone/tiny' is gated: accept its terms at http.*/someone/tiny, then `hf auth login`$"),
+        ("RevisionNotFound", r"^'someone/tiny' has no revision 'v9' on the Hub$"),
+    ],
+)
+def test_refusal_of_the_hub_is_told_from_a_lack_of_network(code: str, message: str, hub: Hub) -> None:
+    hub.refusals[NAME] = code
+    with pytest.raises(UserError, match=message):
+        pipelines.fetch(resolve(f"{NAME}@v9"), dtype="float32")
 
 
 @pytest.mark.usefixtures("hub")
@@ -214,23 +341,19 @@ def test_plan_lists_each_file_that_the_run_fetches_once(monkeypatch: pytest.Monk
         }
     )
 
-    def timing(settings: tuple[str, ...]) -> RunContext:
-        return RunContext(suite, "cpu", tmp_path, tmp_path, "probes", settings=settings)
-
-    def files(settings: tuple[str, ...]) -> list[str]:
-        return [file["name"] for file in plan(specs, timing(settings))["files"]]
-
-    def cached_files() -> set[str]:
-        return {path.relative_to(snapshot_folder(tmp_path)).as_posix() for path in snapshot_folder(tmp_path).rglob("*") if path.is_file()}
-
-    for settings in (("base",), ()):  # needs only the 16-bit copy, then the 32-bit one too
-        planned, before = files(settings), cached_files()
-        fetch_models(specs, timing(settings))
-        assert sorted(planned) == sorted(cached_files() - before) != []
-        assert files(settings) == []
-        with monkeypatch.context() as patch:
-            patch.setattr("huggingface_hub.HfApi.model_info", unreachable)
-            assert files(()) == [], "the run would use the 16-bit copy"
+    context = RunContext(suite, "cpu", tmp_path, tmp_path, "probes")
+    planned = [file["name"] for file in plan(specs, context)["files"]]
+    fetch_models(specs, context)
+    folder = snapshot_folder(tmp_path)
+    assert sorted(planned) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    weights = [path for path in planned if path.endswith(".safetensors")]
+    assert len(weights) == 3
+    assert all(".fp16." in path for path in weights), "a timing in float32 needs no 32-bit copy"
+    assert load(specs[0], dtype="float32", device="cpu").vae.dtype.itemsize == 4
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    for dtype in ("bfloat16", "float32"):  # the latter would use the 16-bit copy
+        of_dtype = suite.model_copy(update={"sampling": suite.sampling.model_copy(update={"dtype": dtype})})
+        assert plan(specs, replace(context, suite=of_dtype))["files"] == []
 
 
 def test_models_from_elsewhere_need_no_hub_files(tiny_pipeline: Path) -> None:
@@ -258,3 +381,34 @@ def test_lora_of_the_hub_is_chosen_before_anything_is_fetched(hub: Hub, tiny_pip
     hub.put("someone/single/style.safetensors", b"the LoRA")
     single = pipelines.required_files(resolve(str(tiny_pipeline), lora="someone/single"), dtype="float32")
     assert [file.name for file in single] == ["style.safetensors"]
+
+
+def test_lora_of_the_hub_does_not_depend_on_what_the_cache_has_of_its_repository(
+    hub: Hub, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cached(repository: str, *names: str) -> ModelSpec:
+        """A model with a LoRA of a repository that has files of these names, of which another program cached the first."""
+        for name in names:
+            hub.put(f"someone/{repository}/{name}", save({"unet.conv_in.lora_A.weight": torch.zeros(1)}))
+        huggingface_hub.hf_hub_download(f"someone/{repository}", names[0])
+        return resolve(str(tiny_pipeline), lora=f"someone/{repository}")
+
+    spec = cached("several", "two_step_lora.safetensors", "four_step_lora.safetensors")
+    for look in (pipelines.fetch, pipelines.missing_files):
+        with pytest.raises(UserError, match=r"LoRA 'someone/several': expected .*, found four_step_lora\.safetensors, two_step_lora"):
+            look(spec, dtype="float32")
+    spec = cached("standard", "two_step_lora.safetensors", "pytorch_lora_weights.safetensors")
+    pipelines.fetch(spec, dtype="float32")
+    file = locate(spec).lora
+    assert file
+    assert file.name == "pytorch_lora_weights.safetensors"
+    assert spec.origin == f"folder:tiny-vega+hub:someone/standard@{COMMIT}"
+    single = cached("single", "style.safetensors")
+    pipelines.fetch(single, dtype="float32")
+    assert "on this disk" not in capsys.readouterr().err
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    assert pipelines.is_cached(spec, dtype="float32")
+    assert pipelines.missing_files(single, dtype="float32") == []
+    pipelines.fetch(single, dtype="float32")
+    note = "tiny-vega+single: using style.safetensors, the only one on this disk. cannot fetch 'someone/single' from the Hub (ConnectionErr"
+    assert note in capsys.readouterr().err

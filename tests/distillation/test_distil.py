@@ -34,9 +34,9 @@ from distillation import export, train
 from distillation.ablation.experiment import one_shot_recipe
 from distillation.accelerator import explain_training_memory, make_accelerator
 from distillation.commands import data
+from distillation.cut import MIDDLE_ATTENTION
 from distillation.data import batches
 from distillation.export import export_student
-from distillation.plan import MIDDLE_ATTENTION
 from distillation.provenance import Provenance
 from distillation.prune import prune
 from distillation.recipe import Recipe, load_recipe
@@ -76,14 +76,14 @@ def living() -> list[int]:
 def student(vega: Recipe, teacher_folder: Path, living: list[int], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, before = tmp_path_factory.mktemp("run"), count_unets()
 
-    def counted(*arguments: Any, **chosen: Any) -> nn.Module:
+    def counted(*arguments: Any, **chosen: Any) -> Any:
         living.append(count_unets() - before)
         assert is_locked(arguments[3].parent / ".lock"), "another process that trains the same must wait"
         return fit(*arguments, **chosen)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "fit", counted)
-        return distil(vega, "scenes", [teacher_folder], folder / "work", folder / "vega", steps=STEPS)
+        return distil(plan_run(vega, "scenes", [teacher_folder], STEPS), folder / "work", folder / "vega")
 
 
 def count_unets() -> int:
@@ -100,19 +100,19 @@ def work(student: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def finish(vega: Recipe, teacher_folder: Path, work: Path, tmp_path: Path) -> Callable[[], Path]:
     """Trains the second stage, and writes the student to `out`."""
-    return partial(distil, vega, "scenes", [teacher_folder], work, tmp_path / "out", steps=STEPS)
+    return partial(distil, plan_run(vega, "scenes", [teacher_folder], STEPS), work, tmp_path / "out")
 
 
 def cut(teacher_folder: Path, recipe: Recipe) -> dict[str, torch.Tensor]:
     """The student's weights before any training."""
-    weights: dict[str, torch.Tensor] = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), recipe.plans[-1]).state_dict()
+    weights: dict[str, torch.Tensor] = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), recipe.cuts[-1]).state_dict()
     return weights
 
 
 def export_cut(teacher_folder: Path, recipe: Recipe, out: Path, *, unet_only: bool = False) -> Path:
     """Export the student without any training."""
     teacher = open_teacher_for(teacher_folder, recipe)
-    student = prune(teacher.unet("float32", "cpu"), recipe.plans[-1])
+    student = prune(teacher.unet("float32", "cpu"), recipe.cuts[-1])
     return export_student(student, out, teacher, Provenance.from_run(recipe, [teacher], student), unet_only=unet_only)
 
 
@@ -179,7 +179,7 @@ def test_each_stage_names_the_versions_that_it_was_trained_with(finish: Callable
 def test_a_gpu_trains_in_bfloat16(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     settings = vega.scenes.model_copy(update={"dtype": "bfloat16", "checkpointing": True})
     recipe, places = vega.model_copy(update={"scenes": settings}), (tmp_path / "work", tmp_path / "out")
-    trained = load_file(distil(recipe, "scenes", [teacher_folder], *places, steps=STEPS, device="cuda", unet_only=True) / WEIGHTS)
+    trained = load_file(distil(plan_run(recipe, "scenes", [teacher_folder], STEPS), *places, device="cuda", unet_only=True) / WEIGHTS)
     start = cut(teacher_folder, vega)
     assert all(tensor.isfinite().all() for tensor in trained.values())
     assert sum(not torch.equal(tensor, start[name]) for name, tensor in trained.items()) > len(start) / 2
@@ -199,7 +199,7 @@ def of_two_batches(recipe: Recipe, teacher: Path, folder: Path) -> Path:
     changes = {"accumulation": 2, "checkpointing": True}
     recipe = one_shot_recipe(recipe.model_copy(update={"scenes": recipe.scenes.model_copy(update=changes)}))
     images = DigestedOnce(folder / "work" / "pool", recipe.scenes.images)
-    return distil(recipe, "scenes", [teacher], folder / "work", folder / "out", images=images, steps=2, unet_only=True) / WEIGHTS
+    return distil(plan_run(recipe, "scenes", [teacher], 2), folder / "work", folder / "out", images=images, unet_only=True) / WEIGHTS
 
 
 def test_two_processes_make_the_student_that_one_makes(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_processes_that_cannot_share_a_step_evenly_are_refused_first(
 ) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", 2)
     with pytest.raises(UserError, match="1 batches per step cannot be shared evenly by 2 processes; start 1, or change"):
-        distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+        distil(plan_run(vega, "scenes", [teacher_folder], STEPS), tmp_path / "work", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -344,7 +344,7 @@ def test_a_run_without_enough_memory_tells_the_way_out(
 
     monkeypatch.setattr(train, "fit", full)
     with pytest.raises(UserError, match="too little memory on cpu to train with batch = 2"):
-        distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+        distil(plan_run(vega, "scenes", [teacher_folder], STEPS), tmp_path / "work", tmp_path / "out")
 
 
 def test_a_finished_run_is_only_exported(
@@ -354,7 +354,7 @@ def test_a_finished_run_is_only_exported(
     monkeypatch.setattr(train, "numbered_batches", batches)
     (left,) = (student.parent / "work").glob("vega-*/2-depth")
     (left / "step-00000002").mkdir()  # as left by a run killed before it removed its checkpoint
-    out = distil(vega, "scenes", [teacher_folder], student.parent / "work", tmp_path / "again", steps=STEPS, unet_only=True)
+    out = distil(plan_run(vega, "scenes", [teacher_folder], STEPS), student.parent / "work", tmp_path / "again", unet_only=True)
     assert (out / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
     assert not (out / "model_index.json").exists()
     assert not (left / "step-00000002").exists()
@@ -384,7 +384,7 @@ def test_only_student_and_teacher_are_in_memory_during_a_stage(living: list[int]
 
 def test_gradient_checkpointing_gives_the_same_student(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
     frugal = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"checkpointing": True})})
-    out = distil(frugal, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+    out = distil(plan_run(frugal, "scenes", [teacher_folder], STEPS), tmp_path / "work", tmp_path / "out")
     kept = load_file(student / "unet" / WEIGHTS)
     for name, tensor in load_file(out / "unet" / WEIGHTS).items():
         torch.testing.assert_close(tensor, kept[name], msg=name)
@@ -392,7 +392,7 @@ def test_gradient_checkpointing_gives_the_same_student(vega: Recipe, teacher_fol
 
 def test_a_student_with_fewer_resnets_and_no_middle_trains_too(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     koala = one_shot_recipe(load_recipe("koala-700m")).model_copy(update={"scenes": vega.scenes})
-    out = distil(koala, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=1)
+    out = distil(plan_run(koala, "scenes", [teacher_folder], 1), tmp_path / "work", tmp_path / "out")
     assert resolve(str(out), name="student").architecture == "koala-700m"
     start, trained = cut(teacher_folder, koala), StableDiffusionXLPipeline.from_pretrained(out).unet.state_dict()
     assert start.keys() == trained.keys()
@@ -475,7 +475,7 @@ def test_every_setting_reaches_the_loop_and_its_batches(
     monkeypatch.setattr(train, "fit", noted)
     monkeypatch.setattr(LatentPool, "batch", stopped)
     with pytest.raises(KeyboardInterrupt):
-        distil(recipe, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+        distil(plan_run(recipe, "scenes", [teacher_folder], STEPS), tmp_path / "work", tmp_path / "out")
     assert [asdict(schedule) for schedule in schedules] == [{**of_schedule, "steps": STEPS // 2}]
     assert asked == [(5, 3, 11, 0.25)]
 
@@ -492,7 +492,7 @@ def test_the_task_is_weighed_by_min_snr(vega: Recipe, teacher_folder: Path, tmp_
     monkeypatch.setattr(train, "fit", lambda _, loss, *__, **___: loss(0))
     monkeypatch.setattr(train, "batch_loss_terms", weighed)
     with pytest.raises(KeyboardInterrupt):
-        distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+        distil(plan_run(vega, "scenes", [teacher_folder], STEPS), tmp_path / "work", tmp_path / "out")
     assert 0 < tasks[1] < 1e-6 * tasks[0]
 
 
@@ -520,7 +520,7 @@ def test_a_step_predicts_from_noised_latents_what_the_teachers_scheduler_says(
     monkeypatch.setattr(train, "weighted_terms", lambda *_, **terms: given.append(terms))
     monkeypatch.setattr(train, "fit", once)
     with pytest.raises(KeyboardInterrupt):
-        distil(recipe, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+        distil(plan_run(recipe, "scenes", [teacher_folder], STEPS), tmp_path / "work", tmp_path / "out")
     (batch,), (terms,), (student,) = drawn, given, students
     share = DDIMScheduler.from_pretrained(teacher_folder / "scheduler").alphas_cumprod[batch.timesteps][:, None, None, None]
     noised, velocity = (
@@ -565,7 +565,7 @@ def test_a_stage_continues_the_student_and_the_batches_of_the_one_before(
 
     monkeypatch.setattr(train, "fit", moved)
     monkeypatch.setattr(train, "batch_loss_terms", noted)
-    distil(recipe, "scenes", [tmp_path / "half"], tmp_path / "work", tmp_path / "out", steps=4, unet_only=True)
+    distil(plan_run(recipe, "scenes", [tmp_path / "half"], 4), tmp_path / "work", tmp_path / "out", unet_only=True)
     assert [start.dtype for start in starts] == [torch.float32] * 2, "a student is not trained in its teacher's half precision"
     assert torch.equal(starts[1], starts[0] + 1)
     first, last = plan_run(recipe, "scenes", [tmp_path / "half"], 4).taps
@@ -579,7 +579,7 @@ def test_several_teachers_licences_are_all_named(vega: Recipe, teacher_folder: P
         (tmp_path / name / "README.md").write_text(f"---\nlicense: {licence}\n---\n", encoding="utf-8")
     (tmp_path / "one" / "LICENSE.md").write_text("its text", encoding="utf-8")
     found = [open_teacher_for(tmp_path / name, vega) for name in ("one", "two", "one")] + [open_teacher_for(teacher_folder, vega)]
-    student = prune(found[0].unet("float32", "cpu"), vega.plans[-1])
+    student = prune(found[0].unet("float32", "cpu"), vega.cuts[-1])
     out = export_student(student, tmp_path / "out", found[0], Provenance.from_run(vega, found, student))
     metadata = metadata_load(out / "README.md")
     assert metadata
@@ -776,7 +776,7 @@ def test_a_teachers_folder_may_be_in_a_home_folder(teacher_folder: Path, monkeyp
 def test_training_brings_the_student_closer_to_the_teacher(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     scenes = vega.scenes.model_copy(update={"lr": 5e-3})
     brisk = one_shot_recipe(vega).model_copy(update={"scenes": scenes, "loss": vega.loss.model_copy(update={"task": 0.0})})
-    out = distil(brisk, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=10)
+    out = distil(plan_run(brisk, "scenes", [teacher_folder], 10), tmp_path / "work", tmp_path / "out")
     (log,) = (tmp_path / "work").glob("vega-*/1-all/log.jsonl")
     first, last = next(read_json_lines(log)), read_json(out / "provenance.json")["stages"][-1]["losses"]
     assert last["output"] + last["feature"] < 0.9 * (first["output"] + first["feature"])
@@ -800,7 +800,7 @@ def test_the_final_losses_are_of_the_network_that_is_stored(
     monkeypatch.setattr(train, "FINAL_BATCHES", 3)
     monkeypatch.setattr(train, "fit", fitted)
     monkeypatch.setattr(train, "batch_loss_terms", noted)
-    out = distil(one_shot_recipe(vega), "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=2)
+    out = distil(plan_run(one_shot_recipe(vega), "scenes", [teacher_folder], 2), tmp_path / "work", tmp_path / "out")
     assert judged == averages * 3
     assert read_json(out / "provenance.json")["stages"][-1]["losses"] == {"task": 2.0}
 
@@ -817,28 +817,28 @@ def test_a_half_precision_teacher_teaches_in_float32_and_its_student_is_stored_i
 def test_what_cannot_work_is_refused_before_any_work(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     with pytest.raises(UserError, match="exists; expected a new or empty folder"):
-        distil(vega, "scenes", [teacher_folder], work, student)
+        distil(plan_run(vega, "scenes", [teacher_folder]), work, student)
     with pytest.raises(UserError, match="architecture 'vega'; recipe 'vega' cuts 'sdxl'"):
-        distil(vega, "scenes", [student], work, tmp_path / "out")
+        plan_run(vega, "scenes", [student])
     with pytest.raises(UserError, match="no teacher in"):
-        distil(vega, "scenes", [teacher_folder / "unet"], work, tmp_path / "out")
+        plan_run(vega, "scenes", [teacher_folder / "unet"])
     with pytest.raises(UserError, match="belongs to family 'scenes', but the family to train is 'sdxl'"):
-        distil(vega, "sdxl", [teacher_folder], work, tmp_path / "out")
+        plan_run(vega, "sdxl", [teacher_folder])
     with pytest.raises(
         UserError, match=r"2 teachers for recipe 'vega', which names 3 \(stabilityai.*, ZavyChromaXL, JuggernautXL\); give one, or all"
     ):
-        distil(vega, "scenes", [teacher_folder] * 2, work, tmp_path / "out")
+        plan_run(vega, "scenes", [teacher_folder] * 2)
     with pytest.raises(UserError, match=r"tap .* 'mid_blok'; did you mean 'mid_block'"):
-        distil(vega.model_copy(update={"taps": ("mid_blok",)}), "scenes", [teacher_folder], work, tmp_path / "out")
+        plan_run(vega.model_copy(update={"taps": ("mid_blok",)}), "scenes", [teacher_folder])
     halves = tuple(KeepBlocks(attentions=path, blocks=(0, 1), source="") for path in (TIED_TO_MIDDLE, MIDDLE_ATTENTION))
     first = vega.stages[0].model_copy(update={"keep": halves})
     unsayable = vega.stages[1].model_copy(update={"keep": (KeepBlocks(attentions=TIED_TO_MIDDLE, blocks=(0,), source=""),)})
     both = vega.model_copy(update={"student": None, "stages": (first, unsayable)})
     with pytest.raises(UserError, match="a diffusers config cannot express these depths"):
-        distil(both, "scenes", [teacher_folder], work, tmp_path / "out")
+        plan_run(both, "scenes", [teacher_folder])
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no device 'cuda' here: torch finds no GPU"):
-            distil(vega, "scenes", [teacher_folder], work, tmp_path / "out", device="cuda")
+            distil(plan_run(vega, "scenes", [teacher_folder]), work, tmp_path / "out", device="cuda")
     assert not work.exists()
 
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from distillation.cli import main
+from distillation.cut import Cut
 from distillation.describe import describe_recipe
 from distillation.estimate import (
     FORWARD_EQUIVALENTS,
@@ -28,7 +29,6 @@ from distillation.estimate import (
     unet_on_fake_gpu,
 )
 from distillation.losses import feature_loss, mse
-from distillation.plan import Plan
 from distillation.recipe import load_recipe
 from distillation.taps import collect_outputs, resolve_taps
 from distillation.teacher import EMBEDDED
@@ -100,7 +100,7 @@ def test_attention_saves_no_matrix() -> None:
 def test_taps_add_the_size_of_the_teachers_outputs(checkpointing: bool) -> None:
     """The layer-level loss, at 1024 px in bfloat16, saves at most 0.2 GB per image more for the backward pass."""
     recipe, config = load_recipe("vega"), unet_config("vega")
-    taps = resolve_taps(config, unet_config("sdxl"), recipe.plans[-1], recipe.taps)
+    taps = resolve_taps(config, unet_config("sdxl"), recipe.cuts[-1], recipe.taps)
     with (
         unet_on_fake_gpu(config, "bfloat16", checkpointing=checkpointing) as (unet, kept),
         collect_outputs(unet, [tap.student for tap in taps]) as learned,
@@ -156,7 +156,7 @@ def test_a_step_on_the_cpu_takes_the_estimated_memory(checkpointing: bool) -> No
     if checkpointing:
         unet.enable_gradient_checkpointing()
     taps = resolve_taps(
-        SHALLOW, SHALLOW, Plan({path: tuple(range(depth)) for path, depth in depths(SHALLOW).items()}, 0), load_recipe("vega").taps
+        SHALLOW, SHALLOW, Cut({path: tuple(range(depth)) for path, depth in depths(SHALLOW).items()}, 0), load_recipe("vega").taps
     )
     inputs = tree_map_only(Tensor, lambda like: torch.randn(n, *like.shape[1:]), empty_input(SHALLOW, side, 20))
     with AllocationTracker() as living:

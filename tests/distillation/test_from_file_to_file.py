@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from tiny import noise_unet, tiny_unet, with_unet
 
 from distillation.cli import main
+from distillation.cut import Cut
 from distillation.export import export_student
-from distillation.plan import Plan
 from distillation.provenance import Provenance
 from distillation.prune import prune
 from distillation.recipe import load_recipe
@@ -32,24 +32,24 @@ State = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def in_memory() -> list[tuple[Plan, State]]:
-    """Plan and weights of each stage of each recipe."""
+def in_memory() -> list[tuple[Cut, State]]:
+    """Cut and weights of each stage of each recipe."""
     teacher = tiny_unet("sdxl")
-    return [(plan, prune(teacher, plan).state_dict()) for recipe in RECIPES for plan in recipe.plans]
+    return [(cut, prune(teacher, cut).state_dict()) for recipe in RECIPES for cut in recipe.cuts]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_student_on_disk_equals_the_one_made_in_memory(
-    layout: str, in_memory: list[tuple[Plan, State]], teacher_folder: Path, tmp_path: Path
+    layout: str, in_memory: list[tuple[Cut, State]], teacher_folder: Path, tmp_path: Path
 ) -> None:
     dtype, how = LAYOUTS[layout]
     folder = with_unet(teacher_folder, tmp_path / "teacher", tiny_unet("sdxl").to(dtype), **how)
     assert (len(list((folder / "unet").glob("*.safetensors"))) > 1) == ("shards" in layout)
     teacher = open_teacher_for(folder, RECIPES[0])
     note = Provenance.from_run(RECIPES[0], [teacher], tiny_unet())
-    for number, (plan, expected) in enumerate(in_memory if layout == "one file" else in_memory[-1:]):
+    for number, (cut, expected) in enumerate(in_memory if layout == "one file" else in_memory[-1:]):
         out = tmp_path / str(number)
-        export_student(prune(teacher.unet(teacher.dtype, "cpu"), plan, copy=False), out, teacher, note, unet_only=True)
+        export_student(prune(teacher.unet(teacher.dtype, "cpu"), cut, copy=False), out, teacher, note, unet_only=True)
         found = load_file(out / WEIGHTS)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], value.to(dtype)) for key, value in expected.items())

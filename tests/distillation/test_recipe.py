@@ -15,7 +15,7 @@ SSD_1B = load_recipe("ssd-1b")
 @pytest.mark.parametrize("name", ["ssd-1b", "vega", "koala-1b", "koala-700m"])
 def test_a_shipped_recipe_ends_at_its_student_and_names_its_sources(name: str) -> None:
     recipe = load_recipe(name)
-    assert recipe.plans[-1].depths == depths(unet_config(name))
+    assert recipe.cuts[-1].depths == depths(unet_config(name))
     assert all(row.source for stage in recipe.stages for row in stage.keep)
     assert all(row.source for stage in recipe.stages for row in stage.shorten or ())
 
@@ -38,7 +38,7 @@ def test_eight_gpus_can_share_a_step_of_a_shipped_recipe(name: str) -> None:
 
 
 def test_ssd_1b_keeps_what_its_released_weights_show() -> None:
-    assert SSD_1B.plans[-1].blocks == {
+    assert SSD_1B.cuts[-1].blocks == {
         "down_blocks.1.attentions.0": (0, 1),
         "down_blocks.1.attentions.1": (0, 1),
         "down_blocks.2.attentions.0": (0, 1, 2, 6),

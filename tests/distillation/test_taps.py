@@ -2,8 +2,8 @@ import pytest
 import torch
 from tiny import tiny_unet
 
+from distillation.cut import Cut
 from distillation.losses import feature_loss
-from distillation.plan import Plan
 from distillation.prune import prune
 from distillation.recipe import load_recipe
 from distillation.taps import collect_outputs, resolve_taps
@@ -13,11 +13,11 @@ from sdbench.models.loading import build_on_meta
 from sdbench.probes.work import empty_input
 
 RECIPE = load_recipe("vega")
-SAME = Plan({}, 0)  # moves no layer
+SAME = Cut({}, 0)  # moves no layer
 
 
 def paths_and_shapes() -> dict[str, tuple[int, ...]]:
-    taps = resolve_taps(unet_config("vega", "scenes"), unet_config("sdxl", "scenes"), RECIPE.plans[-1], RECIPE.taps)
+    taps = resolve_taps(unet_config("vega", "scenes"), unet_config("sdxl", "scenes"), RECIPE.cuts[-1], RECIPE.taps)
     assert all(tap.student == tap.teacher for tap in taps)
     return {tap.teacher: tap.shape for tap in taps}
 
@@ -51,7 +51,7 @@ def test_every_transformer_block_can_be_tapped() -> None:
 @pytest.mark.parametrize(("name", "pairs"), [("koala-1b", 16), ("koala-700m", 15)])
 def test_a_shortened_student_has_taps_only_for_what_it_kept(name: str, pairs: int) -> None:
     recipe = load_recipe(name)
-    taps = resolve_taps(unet_config(name), unet_config("sdxl"), recipe.plans[-1], recipe.taps)
+    taps = resolve_taps(unet_config(name), unet_config("sdxl"), recipe.cuts[-1], recipe.taps)
     assert len({tap.student for tap in taps}) == len({tap.teacher for tap in taps}) == pairs
     moved = {tap.student: tap.teacher for tap in taps if tap.student != tap.teacher}
     expected = {f"up_blocks.{block}.{part}.1": f"up_blocks.{block}.{part}.2" for block in (0, 1) for part in ("resnets", "attentions")}
@@ -59,7 +59,7 @@ def test_a_shortened_student_has_taps_only_for_what_it_kept(name: str, pairs: in
 
 
 def test_the_students_middle_block_is_a_single_resnet() -> None:
-    student = prune(tiny_unet("sdxl"), RECIPE.plans[-1])
+    student = prune(tiny_unet("sdxl"), RECIPE.cuts[-1])
     latents, conditions = torch.randn(1, 4, 8, 8), {"text_embeds": torch.randn(1, 64), "time_ids": torch.ones(1, 6)}
     with torch.no_grad(), collect_outputs(student, ["mid_block", "mid_block.resnets.0"]) as outputs:
         student(latents, 5, torch.randn(1, 5, 96), added_cond_kwargs=conditions)

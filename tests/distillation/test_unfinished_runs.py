@@ -59,7 +59,7 @@ def stopped(vega: Recipe, teacher_folder: Path, tmp_path_factory: pytest.TempPat
         patch.setattr(train, "fit", partial(fit, save_every_s=-1))
         patch.setattr(train, "numbered_batches", stopping)
         with pytest.raises(KeyboardInterrupt):
-            distil(vega, "scenes", [teacher_folder], work, work / "never", steps=STEPS)
+            distil(plan_run(vega, "scenes", [teacher_folder], STEPS), work, work / "never")
     (folder,) = work.glob("vega-*")
     return folder
 
@@ -165,7 +165,7 @@ def test_a_run_starts_from_a_student_in_its_stage(
     monkeypatch.setattr(train, "batch_loss_terms", noted)
     start = open_start(exported, vega)
     assert start == replace(open_start(exported / "unet", vega), provenance=start.provenance), "a UNet alone will do"
-    out = distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=3, start=start, unet_only=True)
+    out = distil(plan_run(vega, "scenes", [teacher_folder], 3, start), tmp_path / "work", tmp_path / "out", unet_only=True)
     (begun,), expected = starts, load_file(exported / "unet" / WEIGHTS)
     assert begun.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in begun.items())
@@ -205,7 +205,7 @@ def test_a_student_of_another_shape_or_width_is_no_start(vega: Recipe, teacher_f
     ):
         open_start(tmp_path / "other", vega)
     teacher = UNet2DConditionModel.from_pretrained(teacher_folder / "unet")
-    prune(teacher, vega.plans[0]).save_pretrained(tmp_path / "half")
+    prune(teacher, vega.cuts[0]).save_pretrained(tmp_path / "half")
     half = open_start(tmp_path / "half", vega)
     plan = plan_run(vega, "scenes", [teacher_folder], STEPS, half)
     assert [segment.stage for segment in plan.segments] == [0, 1], "later stages cut it further"
@@ -221,7 +221,7 @@ def test_a_student_of_another_shape_or_width_is_no_start(vega: Recipe, teacher_f
 def test_a_start_from_rounded_weights_is_not_silent(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    student = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), vega.plans[-1])
+    student = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), vega.cuts[-1])
     accelerator = SimpleNamespace(is_main_process=True, main_process_first=nullcontext, device=torch.device("cpu"))
     for dtype, said in ((torch.float32, ""), (torch.float16, f"rounded to F16, those in {tmp_path / 'float16'}\n")):
         folder = tmp_path / str(dtype).removeprefix("torch.")
@@ -258,6 +258,6 @@ def test_an_error_that_asks_for_another_recipe_tells_how_to_go_on_from_what_was_
     monkeypatch.setattr(train, "fit", failing)
     said = rf"{reason}\. To keep what was trained: distillation export .*vega-.* --out STUDENT, then the changed run with --from STUDENT"
     with pytest.raises(UserError, match=said):
-        distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+        distil(plan_run(vega, "scenes", [teacher_folder], STEPS), tmp_path / "work", tmp_path / "out")
     with pytest.raises(NotFiniteError, match=r"not finite$"), train._advise_export(replace(run, folder=tmp_path / "new")):
         raise NotFiniteError("the loss is not finite")

@@ -11,6 +11,7 @@ from torch import nn
 from distillation import train
 from distillation.ablation.experiment import one_shot_recipe
 from distillation.recipe import Recipe, load_recipe, shipped_recipes
+from distillation.run_plan import plan_run
 from distillation.taps import Tap
 from distillation.train import StepContext, distil
 from sdbench.disk import read_json, read_json_lines
@@ -46,7 +47,7 @@ def test_it_is_logged_with_each_evaluation_and_of_the_same_batches(
     monkeypatch.setattr(train, "_loss_terms", noted)
     monkeypatch.setattr(LatentPool, "batch", drawn)
     recipe = one_shot_recipe(vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"images": 30, "validation": 3})}))
-    out = distil(recipe, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=1, unet_only=True)
+    out = distil(plan_run(recipe, "scenes", [teacher_folder], 1), tmp_path / "work", tmp_path / "out", unet_only=True)
     assert "not trained on: 3 of these images, whose loss is logged\n" in capsys.readouterr().err
     # a step; the evaluation after it; one batch for the stage's final losses; and those for its final validation
     assert [len(batch.latents) for batch in seen] == [2, 2, 1, 2, 2, 1]

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 from clips import hps_transform
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from open_clip.transform import image_transform
 from PIL import Image
 from synthetic_images import golden, noises, photographs
@@ -25,25 +23,14 @@ def pillow_resize(images: U8, side: int) -> U8:
     return np.stack([np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)) for image in images])
 
 
-@pytest.mark.parametrize("side", [1024, 512, 256, 64])
 @pytest.mark.parametrize("make", [noises, photographs])
-def test_resampling_on_a_gpu_is_bit_identical_to_pillow(make: Any, side: int) -> None:
-    images = make(1, side, side)
-    found = pixels.resample_square(torch.from_numpy(images).permute(0, 3, 1, 2), 224)
-    np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), pillow_resize(images, 224))
+def test_resampling_is_that_of_pillow(make: Any) -> None:
+    images = make(2, 512, 512)
     np.testing.assert_array_equal(pixels.pillow_bicubic(images, (224, 224), CPU).permute(0, 2, 3, 1).numpy(), pillow_resize(images, 224))
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1))
-def test_resampling_is_bit_identical_to_pillow_for_squares_of_any_size(side: int, to: int, seed: int) -> None:
-    images = noises(1, side, side, seed)
-    found = pixels.resample_square(torch.from_numpy(images).permute(0, 3, 1, 2), to)
-    np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), pillow_resize(images, to))
-
-
 def test_torchvision_on_bytes_differs_from_pillow() -> None:
-    """Otherwise the arithmetic here would be unnecessary."""
+    """Otherwise torchvision could do it."""
     images = noises(1, 1024, 1024)
     found = v2.resize(torch.from_numpy(images).permute(0, 3, 1, 2), [224, 224], functional.InterpolationMode.BICUBIC, antialias=True)
     assert 0.0005 < (found.permute(0, 2, 3, 1).numpy() != pillow_resize(images, 224)).mean() < 0.02

@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 
 from sdbench import api, records, suites
 from sdbench.errors import UserError
-from sdbench.gate import comparison, floors, policy
+from sdbench.gate import comparison, floors, policy, weighing
 from sdbench.gate.judging import Level
 from sdbench.gate.judging import judge as judge_sides
 from sdbench.gate.pairing import Side
@@ -24,6 +24,7 @@ from sdbench.records import Machine, NamedTeacher, Record, Scores, SuiteId, Valu
 from sdbench.records.names import is_probe
 from sdbench.score import PROTOCOLS
 from sdbench.stats.decisions import decide, paired_mean_bounds
+from sdbench.tables import Cell
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -294,6 +295,26 @@ def test_probes_of_other_threads_are_refused(teacher: Measurement, tmp_path: Pat
     assert [result.verdict for result in optional.results] == ["skipped", "pass"]
     on_gpu = [(side.model_copy(update={"machine": GPU}), of) for side, of in sides]
     assert judge(on_gpu[1], on_gpu[0], tmp_path / "gpu").verdict != "incomparable", "threads decide on a CPU only"
+
+
+def test_other_limits_of_the_gpus_power_are_noted_beside_probes(tmp_path: Path) -> None:
+    """One card has one machine class before and after `nvidia-smi -pl 250`."""
+    record, scores = make_measurement(machine=GPU)
+    limits = (Value(name="machine.power_limit", kind="probe", direction="neither", unit="W", value=watts) for watts in (250.0, 400.0))
+    low, high, unknown = (
+        save_record((record.model_copy(update={"values": (*record.values, *added)}), scores), tmp_path)
+        for added in (*((limit,) for limit in limits), ())  # older records do not say
+    )
+
+    def notes(new: Path, old: Path, rules: Policy = SHIPPED) -> str:
+        return " ".join(weighing.judge(Side.read(new), Side.read(old), rules, {}).notes)
+
+    note = "power limit of the GPU was 250 W for the candidate and 400 W for the baseline"
+    assert note in notes(low, high)
+    assert note in " ".join(comparison.compare(high, low, tmp_path).notes)
+    assert not any(
+        "power limit" in each for each in (notes(low, low), notes(low, unknown), notes(low, high, single_rule("clip_score.scenes")))
+    )
 
 
 def test_gate_that_skipped_everything_does_not_pass(teacher: Measurement, tmp_path: Path) -> None:
@@ -691,8 +712,9 @@ def test_a_difference_over_paired_rounds_that_is_not_that_of_the_medians_says_so
     compared = comparison.compare(folders[0], folders[1], tmp_path)
     cells = next(each.cells for each in compared.differences if each.name == name)
     for cell in (report.grid().rows[0][2], cells[2]):
-        assert cell.startswith(shown)
-        assert cell.endswith("differ, even in sign, from that of the two medians)") == (run == "c411")
+        assert isinstance(cell, Cell)
+        assert cell.text.startswith(shown)
+        assert cell.note.endswith("differ, even in sign, from that of the two medians") == (run == "c411")
 
 
 @pytest.mark.parametrize(

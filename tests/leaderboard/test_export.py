@@ -48,6 +48,22 @@ def test_json_has_the_same_values_as_csv(results: Path) -> None:
     assert (nested[0]["commit"], nested[0]["dirty"]) == ("c0441e", False)
 
 
+def test_speed_ups_have_bounds_only_between_models_that_took_turns() -> None:
+    """Of the shipped records: KOALA-700M was timed in a run of its own."""
+    found = {(row["suite"], row["model"]): row for row in export.nested(standings.read_rows(Path(__file__).parents[2] / "results"))}
+    teacher, vega = found["quality", "scenes-teacher"], found["quality", "scenes-vega"]
+    p50 = [next(value["value"] for value in row["values"] if value["metric"] == "latency.pipeline.p50") for row in (teacher, vega)]
+    assert vega["speed_up"] == pytest.approx(p50[0] / p50[1])
+    assert (f"{vega['speed_up_low']:.2f}", f"{vega['speed_up_high']:.2f}") == ("1.99", "2.75")  # as in LEADERBOARD.md
+    assert vega["run"] == teacher["run"]
+    koala, sdxl = found["efficiency-cpu", "koala-700m"], found["efficiency-cpu", "sdxl"]
+    assert koala["speed_up"] > 1
+    assert koala["run"] != sdxl["run"]
+    for row in (teacher, koala):
+        assert (row["speed_up_low"], row["speed_up_high"]) == (None, None)
+    assert found["quality", "scenes-rendered"]["speed_up"] is None
+
+
 def test_leaderboard_command_writes_all_formats(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["leaderboard", "--results", str(results), "--json"]) == 0
     printed = capsys.readouterr().out

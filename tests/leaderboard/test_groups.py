@@ -8,6 +8,7 @@ from sdbench.arrays import F64
 from sdbench.leaderboard import groups
 from sdbench.records import Scores, Value
 from sdbench.stats.intervals import mean_interval, proportion_interval, share_interval, wins_interval
+from sdbench.tables import Cell
 
 VALUES = (
     Value(name="clip", kind="score", direction="higher", unit="100 cos", value=2.0),
@@ -57,7 +58,8 @@ def test_score_that_happens_to_be_zero_throughout_is_no_share() -> None:
 
 def test_absent_scores_say_why(scores: Scores) -> None:
     rows = groups.grid([(RECORD, scores), (make_record("older"), scores)], GROUPS, "broken").rows
-    assert rows == (("student", *["failed: 3 of 12 scores are NaN"] * 2), ("older", *["missing: not in this record"] * 2))
+    nan, missing = Cell("failed", "3 of 12 scores are NaN"), Cell("missing", "not in this record")
+    assert rows == (("student", nan, nan), ("older", missing, missing))
 
 
 def test_prompts_that_were_not_used_are_not_counted(scores: Scores) -> None:

@@ -145,7 +145,7 @@ def test_shipped_leaderboard_is_what_the_shipped_records_make(tmp_path: Path) ->
 def test_latex_has_every_cell_of_the_leaderboard(rows: list[Row]) -> None:
     text = writing.latex(rows)
     cells = {cell for section in standings.sections(rows) for row in grids.quality_grid(section).rows for cell in row}
-    parts = {part for cell in cells for part in ((cell.short, cell.note) if isinstance(cell, tables.Noted) else (cell,))}
+    parts = {part for cell in cells for part in ((cell.text, cell.note) if isinstance(cell, tables.Cell) else (cell,))}
     assert all(tables.escape_latex(part) in text for part in parts)
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\caption{") >= 2
     captions = [line for line in text.splitlines() if line.startswith(r"\caption")]
@@ -202,7 +202,7 @@ def test_speed_up_of_a_few_step_student_is_over_the_teacher_in_its_own_suite() -
     assert section.teacher is None, "the teacher in 4 steps is not the teacher of the section"
     grid = grids.quality_grid(section)
     assert grid.header[-1] == "speed-up over sdxl under standard@3 ↑"
-    assert {row[0]: row[-1] for row in grid.rows} == {"lcm": "6.00x", "sdxl": "3.00x"}
+    assert {row[0]: row[-1] for row in grid.rows} == {"lcm": tables.Cell("6.00x"), "sdxl": tables.Cell("3.00x")}
     random = teacher.model.model_copy(update={"label": "random weights"})
     for change in ({"machine": GPU}, {"model": random}):
         without = standings.sections([rows[1], Row(Path("3"), teacher.model_copy(update=change))])
@@ -218,7 +218,7 @@ def test_value_against_another_reference_than_most_is_marked_below_the_table() -
 
     rows = [row("scenes-teacher", "rebuilt"), row("a", "first"), row("b", "first"), row("c", "rebuilt", "missing")]
     (section,) = standings.sections(rows)
-    notes = {name: cell.note for name, _, cell in grids.quality_grid(section).rows if isinstance(cell, tables.Noted)}
+    notes = {name: cell.note for name, _, cell in grids.quality_grid(section).rows if isinstance(cell, tables.Cell)}
     assert notes == {"scenes-teacher": f"few; {standings.OTHER_REFERENCE}", "a": "few", "b": "few", "c": "no weights"}
 
 
@@ -228,7 +228,7 @@ def test_suite_that_times_nothing_has_no_columns_of_speed() -> None:
     grid = grids.quality_grid(section)
     assert (grid.header, grid.rows[0]) == (("model", "images"), ("scenes-teacher", str(untimed[0].record.n_images)))
     (section,) = standings.sections([untimed[0], Row(Path("timed"), make_record("scenes-vega", speeds(1.0)))])
-    assert [row[-2] for row in grids.quality_grid(section).rows].count("missing: not in this record") == 1
+    assert [row[-2] for row in grids.quality_grid(section).rows].count(tables.Cell("missing", "not in this record")) == 1
 
 
 def test_setting_that_was_measured_without_base_is_shown_under_its_name() -> None:
@@ -242,4 +242,4 @@ def test_setting_that_was_measured_without_base_is_shown_under_its_name() -> Non
     (section,) = standings.sections(rows)
     grid = grids.quality_grid(section)
     assert grid.header[-2:] == ("channels-last latency p50 (s) ↓", "speed-up over scenes-teacher ↑")
-    assert [row[-1] for row in grid.rows] == ["1.00x", "2.00x"]
+    assert [row[-1] for row in grid.rows] == [tables.Cell("1.00x"), tables.Cell("2.00x")]

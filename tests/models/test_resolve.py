@@ -63,12 +63,13 @@ def test_bare_unet_resolves_from_folder_and_file(tiny_pipeline: Path, tmp_path: 
 
 def test_checkpoints_of_one_run_get_distinct_names(tiny_pipeline: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-1000"
-    for name in ("unet", "unet_ema", "student", "final"):
+    for name in ("unet", "unet_ema", "unet_target", "student", "final"):
         shutil.copytree(tiny_pipeline / "unet", folder / name)
     shutil.copy(folder / "unet" / "diffusion_pytorch_model.safetensors", folder / "model.safetensors")
     names = {
         folder / "unet": "checkpoint-1000-unet",
         folder / "unet_ema": "checkpoint-1000-unet_ema",
+        folder / "unet_target": "checkpoint-1000-unet_target",
         folder / "student": "checkpoint-1000-student",
         folder / "unet" / "diffusion_pytorch_model.safetensors": "checkpoint-1000-unet",
         folder / "model.safetensors": "checkpoint-1000",
@@ -78,12 +79,13 @@ def test_checkpoints_of_one_run_get_distinct_names(tiny_pipeline: Path, tmp_path
 
 
 def test_loras_of_one_run_get_distinct_names(tmp_path: Path) -> None:
-    """diffusers' trainers give one file name to the LoRA of every checkpoint."""
-    file = tmp_path / "checkpoint-500" / "pytorch_lora_weights.safetensors"
-    file.parent.mkdir()
-    file.touch()
-    for lora in (file, file.parent):
-        assert resolve("sdxl", lora=str(lora)).name == "sdxl+checkpoint-500"
+    """diffusers' trainers give one file name to the LoRA of every checkpoint, and those of LCM one folder name too."""
+    for folder, name in (("checkpoint-500", "sdxl+checkpoint-500"), ("checkpoint-500/unet_lora", "sdxl+checkpoint-500-unet_lora")):
+        file = tmp_path / folder / "pytorch_lora_weights.safetensors"
+        file.parent.mkdir()
+        file.touch()
+        for lora in (file, file.parent):
+            assert resolve("sdxl", lora=str(lora)).name == name
 
 
 def test_original_checkpoint_is_recognised_by_its_keys(teacher_folder: Path, original_checkpoint: Path) -> None:
@@ -102,7 +104,8 @@ def test_pruned_checkpoint_is_to_be_completed_by_a_pipeline_of_its_own_architect
             resolve(str(tmp_path / "pruned.safetensors"))
     depths = ldm_depths(unet_config("vega")) | {"model.diffusion_model.middle_block.1": 3}
     save_ldm_names(depths, 2048, tmp_path / "own.safetensors")
-    with pytest.raises(UserError, match=r": for a UNet of a shape of its own, a folder with .*--include .* in unet/config.json, its own"):
+    base = r"a folder with .*--include '\*\.json' --include '\*\.txt' .* in unet/config.json, its own"
+    with pytest.raises(UserError, match=rf": for a UNet of a shape of its own, {base}"):
         resolve(str(tmp_path / "own.safetensors"))
 
 
@@ -123,11 +126,29 @@ def test_hub_name_resolves_with_and_without_revision() -> None:
     assert (bare.family, bare.base) == ("scenes", resolve("scenes-teacher"))
 
 
+def test_folder_called_as_an_owner_on_the_hub_hides_only_what_is_not_in_the_catalogue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`hf download segmind/SSD-1B --local-dir segmind/SSD-1B` makes one."""
+    monkeypatch.chdir(tmp_path)
+    Path("segmind/SSD-1B").mkdir(parents=True)
+    assert resolve("segmind/Segmind-Vega") == resolve("vega")
+    taken = r"\. The folder 'segmind' is here, so this was taken for a path; to mean the Hub, run from elsewhere\.$"
+    with pytest.raises(UserError, match=rf"^no folder or file 'segmind/tiny-sd@v2'\. .*{taken}"):
+        resolve("segmind/tiny-sd@v2")
+    with pytest.raises(UserError, match=rf"^no LoRA 'segmind/style': .*{taken}"):
+        resolve("vega", lora="segmind/style")
+    with pytest.raises(UserError, match=r"owner/name@revision on the Hub\.$"):
+        resolve("./segmind/tiny-sd")
+
+
 def test_lora_is_part_of_the_name(tiny_pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "style.safetensors").touch()
     spec = resolve(str(tiny_pipeline), lora=str(tmp_path / "style.safetensors"))
     assert (spec.name, spec.lora) == ("tiny-vega+style", str(tmp_path / "style.safetensors"))
-    assert resolve("vega", lora="someone/style").lora == "someone/style"
+    assert spec.origin == "folder:tiny-vega+file:style.safetensors"
+    of_hub = resolve("vega", lora="someone/style")
+    assert (of_hub.lora, of_hub.origin) == ("someone/style", "hub:segmind/Segmind-Vega+hub:someone/style")
 
 
 def test_files_in_the_hubs_cache_keep_their_names(tiny_pipeline: Path, tmp_path: Path) -> None:

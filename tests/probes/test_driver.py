@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,7 +62,7 @@ def test_stage(stage, benchmark):
         Path(os.environ[REQUEST_VARIABLE]).with_suffix(f".profile-{stage}.txt").write_text("table")
         return
     if request.setting.batch > 4 and stage in ("pipeline", "vae_decode"):
-        pytest.fail(f"{OUT_OF_MEMORY} at batch {request.setting.batch}; the largest batch that fits is 4. Tried to allocate 9 GiB")
+        pytest.fail(f"{OUT_OF_MEMORY} at batch {request.setting.batch}; batch 4 fits. Tried to allocate 9 GiB")
     if stage == "vae_decode" and request.spec.name == "half":
         raise MemoryError("out of memory: tried to allocate 9 GiB")
     benchmark.extra_info.update(
@@ -218,19 +219,6 @@ def test_only_rounds_that_alternated_share_a_run_id(harness: DriverHarness) -> N
     assert harness.probe("a", "b").run_id != together.run_id
 
 
-def test_one_command_measures_at_a_time(harness: DriverHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, held = process.Series._run, []
-
-    def start_round(*arguments: Any) -> dict[str, str]:
-        held.append(is_locked(harness.work / ".lock"))
-        return start(*arguments)
-
-    monkeypatch.setattr(process.Series, "_run", start_round)
-    harness.measure("a", "b")
-    assert held == [True, True]
-    assert not is_locked(harness.work / ".lock")
-
-
 def test_round_ends_with_the_process_that_started_it() -> None:
     round_code = """
 import time
@@ -261,6 +249,22 @@ TIMED = Suite(
     sampling=SAMPLING,
     probes=Probes(rounds=1, calls=2, warmup=0),
 )
+
+
+@pytest.mark.parametrize("command", [api.run, partial(api.noise, seeds=2)])
+def test_one_command_measures_at_a_time(
+    command: Callable[..., object], harness: DriverHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, held, lock = process.Series._run, [], tmp_path / "runs" / "probes" / ".lock"
+
+    def start_round(*arguments: Any) -> dict[str, str]:
+        held.append(is_locked(lock))
+        return start(*arguments)
+
+    monkeypatch.setattr(process.Series, "_run", start_round)
+    command(ModelSpec("a", "scenes", "vega", "random", ""), TIMED, places=api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")
+    assert held == [True] * len(harness.started)
+    assert not is_locked(lock)
 
 
 def test_noise_floor_of_one_model_leaves_the_rounds_of_another(
@@ -553,12 +557,12 @@ def test_settings_alternate_with_models_and_label_their_values(harness: DriverHa
         harness.measure("a", others=(four,), settings=["b5"])
 
 
-def test_out_of_memory_reports_the_largest_batch_and_is_not_retried(harness: DriverHarness) -> None:
+def test_out_of_memory_reports_a_batch_that_fits_and_is_not_retried(harness: DriverHarness) -> None:
     found = harness.measure("a", rounds=2, others=(Setting(batch=8),))["a"]
     assert harness.started == ["a", "a:b8", "a"]
     failed = found["latency.pipeline.p50@b8"]
     assert failed.state == "failed"
-    assert failed.reason == "out of memory at batch 8; the largest batch that fits is 4. Tried to allocate 9 GiB"
+    assert failed.reason == "out of memory at batch 8; batch 4 fits. Tried to allocate 9 GiB"
     assert found["images_per_second@b8"].reason == failed.reason
     step = found["latency.unet_step.p50@b8"]
     assert step.samples == ((0.5, 0.5),), "values of the first round do not stand for the others"
@@ -580,7 +584,7 @@ def test_shares_are_relative_to_the_machines_own_ceilings(harness: DriverHarness
     above = harness.measure("b", others=(Setting(batch=4),))["b"]["share.matmul.pipeline@b4"]
     assert above.value == pytest.approx(0.8 * (SAMPLING.steps + 2))
     assert number(above) > 1
-    assert above.note.startswith("above 1: the machine's own matrix product or copy is slower")
+    assert above.note.startswith("above 1: at the rate of the product or copy timed as the ceiling")
 
 
 def test_profiles_are_written_beside_the_rounds_once(harness: DriverHarness) -> None:

@@ -50,7 +50,11 @@ def fake_nvml(processes: dict[int, int | None] | None, kind: str = "GPU", **chan
         nvmlDeviceGetClockInfo=for_our_card(1980),
         nvmlDeviceGetTemperature=for_our_card(61),
         nvmlDeviceGetMemoryInfo=for_our_card(SimpleNamespace(used=2**30)),
-        nvmlDeviceGetPowerUsage=for_our_card(345_600),
+        NVML_PERF_POLICY_POWER=0,
+        NVML_PERF_POLICY_THERMAL=1,
+        nvmlDeviceGetEnforcedPowerLimit=for_our_card(400_000),
+        nvmlDeviceGetTotalEnergyConsumption=for_our_card(7_000_000),
+        nvmlDeviceGetViolationStatus=for_our_card(SimpleNamespace(referenceTime=9, violationTime=2 * 10**9)),
         nvmlDeviceGetCurrentClocksEventReasons=for_our_card(0x04 | 0x01),
         nvmlDeviceGetComputeRunningProcesses=unsupported if listed is None else for_our_card(listed),
         **changes,
@@ -69,9 +73,26 @@ def test_card_is_found_by_uuid_and_its_state_reported(install_nvml: Any) -> None
     card_monitor = Monitor("cuda:0")
     assert card_monitor.process_mib() == 3072
     report = card_monitor.report()
-    state = {"sm_mhz": 1980, "memory_mhz": 1980, "temperature_c": 61, "power_w": 345.6, "slowed_by": ["power cap"]}
+    state = {"sm_mhz": 1980, "memory_mhz": 1980, "temperature_c": 61, "power_limit_w": 400.0, "slowed_by": ["power cap"]}
     assert report["states"] == [state, state]
     assert report["foreign_processes"] == {"77": 512.0, "78": None}, "neither this process nor its waiting parent"
+
+
+def test_power_and_throttling_are_of_the_time_that_was_watched(install_nvml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card idles at 80 W when it is read: the counters alone tell of the 350 W before."""
+    install_nvml({}, nvmlDeviceGetPowerUsage=lambda _: 80_000)
+    clock, counted = {"time": 100.0}, {"mj": 7_000_000, 0: 2 * 10**9, 1: 3 * 10**9}
+    monkeypatch.setattr(time, "perf_counter", lambda: clock["time"])
+    vars(sys.modules["pynvml"]).update(
+        nvmlDeviceGetTotalEnergyConsumption=lambda _: counted["mj"],
+        nvmlDeviceGetViolationStatus=lambda _, policy: SimpleNamespace(violationTime=counted[policy]),
+    )
+    card_monitor = Monitor("cuda")
+    clock["time"] += 20
+    assert card_monitor.report()["power_w"] is None, "no card draws nothing: the counter was not updated yet"
+    counted.update({"mj": 14_000_000, 0: 7 * 10**9})
+    report = card_monitor.report()
+    assert (report["power_w"], report["throttled"]) == (350, {"power cap": 0.25, "thermal slowdown": 0})
 
 
 def test_mig_slice_is_found_by_uuid(install_nvml: Any) -> None:
@@ -84,12 +105,14 @@ def test_values_nvml_does_not_support_are_none(install_nvml: Any) -> None:
         raise NVMLError("Not Supported")
 
     install_nvml(None)
-    vars(sys.modules["pynvml"])["nvmlDeviceGetPowerUsage"] = unsupported
+    counted = ("nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetViolationStatus")
+    vars(sys.modules["pynvml"]).update(dict.fromkeys(counted, unsupported))
     card_monitor = Monitor("cuda")
     assert card_monitor.process_mib() is None
     report = card_monitor.report()
     assert report["foreign_processes"] is None
-    assert report["states"][0]["power_w"] is None
+    assert report["states"][0]["power_limit_w"] is None
+    assert (report["power_w"], report["throttled"]) == (None, {})
     install_nvml({12345: 2**30})
     assert Monitor("cuda").report()["foreign_processes"] is None, (
         "in a container this process may be listed under another id, so others cannot be told apart"

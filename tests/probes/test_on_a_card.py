@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -25,7 +26,8 @@ from sdbench.scenes.grammar import EXAMPLE
 from sdbench.settings import Probes, Sampling, Setting
 
 pytestmark = pytest.mark.gpu
-NEEDS_NVML = {"memory.process", "machine.power", "machine.foreign_processes"}  # not available in every container
+# Not available in every container.
+NEEDS_NVML = {"memory.process", "energy.pipeline", "machine.power", "machine.power_limit", "machine.foreign_processes"}
 SAMPLING = Sampling(steps=20, guidance_scale=3.0, size_px=SIZE_PX, dtype="bfloat16", batch=1)
 
 
@@ -38,6 +40,26 @@ def test_nvml_and_cuda_agree_on_the_card_and_this_process() -> None:
     assert listed is not None
     if os.getpid() in listed:  # in a container of its own process ids it is not
         assert (Monitor("cuda").process_mib() or 0) >= allocation.numel() / MIB
+
+
+def test_power_under_load_is_above_that_at_rest_and_within_the_limit() -> None:
+    matrix = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
+
+    def multiply() -> None:
+        torch.mm(matrix, matrix)
+        torch.cuda.synchronize()
+
+    def mean_power_w(work: Callable[[], object]) -> float:
+        card_monitor, end = Monitor("cuda"), time.perf_counter() + 3
+        while time.perf_counter() < end:
+            work()
+        power_w = card_monitor.report()["power_w"]
+        if power_w is None:
+            pytest.skip("NVML does not count the energy of this card")
+        return float(power_w)
+
+    at_rest, under_load = mean_power_w(lambda: time.sleep(0.1)), mean_power_w(multiply)
+    assert 1.3 * at_rest < under_load < 1.1 * Gpu("cuda").state()["power_limit_w"]
 
 
 def test_card_is_found_before_a_cuda_context_exists() -> None:

@@ -189,8 +189,11 @@ def test_setting_is_applied_to_the_pipeline(pipe: Any) -> None:
     assert describe(pipe)["configs"]["vae"]["_class_name"] == "AutoencoderTiny"
 
 
-def test_loading_on_a_card_disables_tf32_for_float32_and_frees_cached_memory(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    cudnn = SimpleNamespace(allow_tf32=True)
+@pytest.mark.parametrize(("dtype", "allowed"), [("float32", False), ("float16", True), ("bfloat16", True)])
+def test_loading_on_a_card_allows_tf32_beside_sixteen_bits_only_and_frees_cached_memory(
+    dtype: str, allowed: bool, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cudnn = SimpleNamespace(allow_tf32=not allowed)
     monkeypatch.setattr(torch.backends, "cudnn", cudnn)
     current: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
@@ -198,10 +201,10 @@ def test_loading_on_a_card_disables_tf32_for_float32_and_frees_cached_memory(pip
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     monkeypatch.setattr(setup, "load_pipeline", lambda *_, **__: pipe)
     for device in ("cuda", "cuda:1"):
-        request: Any = SimpleNamespace(device=device, spec=None, dtype="float32", setting=Setting(), sampling=SAMPLING)
+        request: Any = SimpleNamespace(device=device, spec=None, dtype=dtype, setting=Setting(), sampling=SAMPLING)
         setup.load(request)
     assert current == [0, 1], "the clock waits for the current device"
-    assert cudnn.allow_tf32 is False
+    assert cudnn.allow_tf32 is allowed
     assert emptied
 
 

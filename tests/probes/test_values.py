@@ -20,7 +20,8 @@ from sdbench.records import Value
 from sdbench.records.names import STAGES, is_probe
 from sdbench.settings import Setting
 
-STATE = {"sm_mhz": 1980, "memory_mhz": 2619, "temperature_c": 61, "power_w": None, "slowed_by": ["power cap"]}
+STATE = {"sm_mhz": 1980, "memory_mhz": 2619, "temperature_c": 61, "power_limit_w": None, "slowed_by": ["power cap"]}
+WATCH = {"foreign_cores": 0.0, "states": [STATE, STATE], "foreign_processes": {}, "power_w": 300.0, "throttled": {}}
 
 
 def values_on_a_card(**info: Any) -> dict[str, Value]:
@@ -33,7 +34,7 @@ def values_on_a_card(**info: Any) -> dict[str, Value]:
         "compiled_anew": False,
         "amount": dict.fromkeys(CEILINGS, 1e12),
         "memory_mib": {"peak_rss": 300.0, "peak_data": 200.0, "peak_allocated": 400.0, "peak_reserved": 500.0},
-        "watch": {"foreign_cores": 0.0, "states": [STATE, STATE], "foreign_processes": {}},
+        "watch": WATCH,
         "process_mib": 900.0,
         "context_mib": 400.0,
         "smallest_card_gb": 12,
@@ -46,7 +47,8 @@ def test_the_gate_tells_by_its_name_that_a_value_is_no_image_metric() -> None:
     """All names, whatever the machine: the committed records come from one without a card."""
     failed = values(make_request(device="cuda", compile="whole"), [], dict.fromkeys(STAGES, Load(1, 1)))
     names = {*values_on_a_card(), *(value.name for value in (*failed, *counts.values(make_request(random=True), [])))}
-    assert {"machine.power", "cold_start.first_call_compiling@compiled", "share.matmul.pipeline@compiled", "bytes.unet_step"} <= names
+    examples = ("cold_start.first_call_compiling@compiled", "share.matmul.pipeline@compiled", "bytes.unet_step")
+    assert {"energy.pipeline", "machine.power", *examples} <= names
     assert [name for name in names if not is_probe(name)] == []
 
 
@@ -85,9 +87,49 @@ def test_memory_values_of_a_card() -> None:
     assert {name: found[f"memory.{name}"].value for name in expected} == expected
     assert "memory.peak_data" not in found, "it depends on the dtype of the file that the host read"
     assert found["memory.weights"].n == 2
-    assert {value.name for value in found.values() if value.state != "ok"} == {"machine.power"}
+    assert {value.name for value in found.values() if value.state != "ok"} == {"machine.power_limit"}
     assert found["memory.context"].note == ""
     assert found["latency.pipeline.p50"].note == "GPU clock throttled: power cap"
+
+
+def test_energy_of_an_image_is_mean_power_times_the_time_of_a_call() -> None:
+    rounds = [
+        Round({"pipeline": calls}, {"watch": WATCH | {"power_w": power_w}})
+        for calls, power_w in (((1.0, 3.0), 300.0), ((1.0, 1.0), 200.0), ((1.0, 2.0), 400.0), ((9.0, 9.0), None))
+    ]
+    found = {value.name: value for value in values(make_request(device="cuda", batch=4), rounds, {})}
+    energy, power = found["energy.pipeline@b4"], found["machine.power@b4"]
+    assert (energy.value, energy.unit, energy.direction, energy.samples) == (150, "J", "lower", ((150,), (50,), (150,)))
+    assert (power.value, power.n, power.note) == (300, 3, "200..400")
+    assert "energy.pipeline" not in {value.name for value in values(make_request(), rounds, {})}, "a processor's is not counted"
+
+
+@pytest.mark.parametrize(
+    ("info", "reason"),
+    [
+        ({"watch": WATCH | {"power_w": None}}, "NVML does not report it"),
+        ({"watch": {"foreign_cores": 0.0, "card": "NVML: Not Found"}}, "NVML: Not Found"),
+    ],
+)
+def test_energy_that_is_not_counted_has_a_reason(info: dict[str, Any], reason: str) -> None:
+    energy = values_on_a_card(**info)["energy.pipeline"]
+    assert (energy.value, energy.state, energy.reason) == (None, "failed", reason)
+    (failed,) = (value for value in values(make_request(device="cuda"), [Round({}, {}, {"pipeline": "it broke"})], {}) if value.unit == "J")
+    assert failed.reason == "it broke"
+
+
+@pytest.mark.parametrize(
+    ("shares", "note"),
+    [
+        (({"power cap": 0.4, "thermal slowdown": 0.0}, {"power cap": 0.2}), "power cap for 40% of the time"),
+        (({"thermal slowdown": 0.5},), "power cap, thermal slowdown for 50% of the time"),  # the reading at the end still counts
+        (({"power cap": 0.004},), "power cap"),
+    ],
+)
+def test_throttling_is_noted_with_its_share_of_the_time(shares: tuple[dict[str, float], ...], note: str) -> None:
+    rounds = [Round({"pipeline": (0.5, 0.5)}, {"watch": WATCH | {"throttled": each}}) for each in shares]
+    found = {value.name: value for value in values(make_request(device="cuda"), rounds, {})}
+    assert found["latency.pipeline.p50"].note.endswith(f"GPU clock throttled: {note}")
 
 
 @pytest.mark.parametrize(("last_s", "note"), [(0.9, "drift -10% from the first round to the last"), (1.04, "")])
@@ -105,7 +147,15 @@ def test_unavailable_values_give_their_reason() -> None:
     assert found["memory.context"].note == "from the GPU's total use, as if nothing else were on it: NVML does not list this process"
     grown = values_on_a_card(process_mib=None, used_before_mib=0.0)["memory.context"]
     assert grown.note == "from how much the GPU's use grew since the process began: NVML does not list this process"
-    assert found["memory.smallest_card"].reason == f"it needs more than {capacity.CARDS_GB[-1]} GB, or more than this GPU has"
+    assert found["memory.smallest_card"].reason == f"no size up to {capacity.CARDS_GB[-1]} GB that this GPU covers is sure to hold it"
+
+
+@pytest.mark.parametrize(("threads", "note"), [(64, "64 threads on 8 cores, which wait for each other: set OMP_NUM_THREADS=8"), (8, "")])
+def test_more_threads_than_cores_are_noted(threads: int, note: str) -> None:
+    """PyTorch takes a thread for each core of the host, whatever the quota of the container."""
+    rounds = [Round({"pipeline": (0.5, 0.5)}, {"watch": {"threads": threads, "foreign_cores": 0.0}})] * 2
+    found = {value.name: value for value in values(make_request(), rounds, {})}
+    assert found["latency.pipeline.p50"].note == note
 
 
 @pytest.mark.parametrize(
@@ -245,7 +295,7 @@ class FakeStages:
         return noted
 
 
-def time_on_a_card(stages: FakeStages, stage: str, benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def time_on_a_card(stages: FakeStages, stage: str, benchmarks: Any, monkeypatch: pytest.MonkeyPatch, *, warmup: int = 2) -> dict[str, Any]:
     """Time a stage on a card that NVML lists this process on; returns the information beside the times."""
     watch = SimpleNamespace(process_mib=lambda: 900.0, growth_mib=lambda _: 800.0, report=dict)
     monkeypatch.setattr(benchmarks, "Monitor", stages.note("watched", watch))
@@ -253,12 +303,18 @@ def time_on_a_card(stages: FakeStages, stage: str, benchmarks: Any, monkeypatch:
     monkeypatch.setattr(benchmarks.meters, "peak_memory_mib", stages.note("peaks read", {"peak_allocated": 400.0}))
     monkeypatch.setattr(benchmarks.capacity, "context_mib", lambda _, held_mib: held_mib - 500)
     monkeypatch.setattr(benchmarks, "seconds_until_return", lambda _: 0.25)
-    request = SimpleNamespace(profile=False, device="cuda", calls=4, warmup=2, setting=Setting(batch=8))
+    request = SimpleNamespace(profile=False, device="cuda", calls=4, warmup=warmup, setting=Setting(batch=8))
     running = SimpleNamespace(request=request, stages=stages, info={"load_s": 2.0, "used_before_mib": 100.0}, pipeline_info={})
     info: dict[str, Any] = {}
     benchmarks.test_stage(stage, running, SimpleNamespace(extra_info=info, pedantic=stages.pedantic))
     assert running.pipeline_info is info or stage != "pipeline", "the smallest card is added once it is found"
     return info
+
+
+@pytest.mark.parametrize("warmup", [1, 2])
+def test_emptied_cache_is_filled_again_before_a_call_is_timed(warmup: int, benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    time_on_a_card(stages := FakeStages(), "pipeline", benchmarks, monkeypatch, warmup=warmup)
+    assert stages.events[-3:-1] == ["peaks reset", "1 warm-up and 4 timed calls"]
 
 
 def test_peaks_are_of_the_calls_after_the_cold_one(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,10 +328,11 @@ def test_peaks_are_of_the_calls_after_the_cold_one(benchmarks: Any, monkeypatch:
     assert "process_mib" not in found
 
 
-def test_what_does_not_fit_says_which_batch_does(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("batch", "fits"), [(4, "batch 4 fits"), (0, "no batch fits")])
+def test_what_does_not_fit_says_which_batch_does(batch: int, fits: str, benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = FakeStages(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. Of the allocated memory 70 GiB is held"))
-    monkeypatch.setattr(benchmarks.capacity, "largest_batch", stages.note("tried", 4))
-    message = r"^out of memory at batch 8; the largest batch that fits is 4\. CUDA out of memory\. Tried to allocate 9 GiB$"
+    monkeypatch.setattr(benchmarks.capacity, "fitting_batch", stages.note("tried", batch))
+    message = rf"^out of memory at batch 8; {fits}\. CUDA out of memory\. Tried to allocate 9 GiB$"
     with pytest.raises(pytest.fail.Exception, match=message):
         time_on_a_card(stages, "pipeline", benchmarks, monkeypatch)
     assert stages.events[-2:] == ["restored", "tried"], "the pipeline leaves its VAE in float32 where decoding fails"

@@ -19,7 +19,7 @@ from sdbench.arrays import U8
 from sdbench.assets import weights
 from sdbench.encoders import perceptual, scenes
 from sdbench.encoders.catalogue import TOWERS
-from sdbench.errors import MissingError
+from sdbench.errors import MissingError, UserError
 from sdbench.metrics.frechet import paired
 from sdbench.protocols import base
 from sdbench.protocols.base import Subject
@@ -99,13 +99,15 @@ def test_agreement_is_missing_without_teacher_images_and_not_applicable_to_the_t
     assert all(PROTOCOLS[name].against_teacher for name in METRICS)
 
 
-def test_corrupted_teacher_image_fails_the_metric(tmp_path: Path) -> None:
-    student = pair(tmp_path, IMAGES)
+def test_damaged_image_of_the_teacher_stops_the_run_before_any_metric(tmp_path: Path) -> None:
+    """Running the student again would not make it anew."""
+    student = replace(pair(tmp_path, IMAGES), teacher_name="sdxl under standard@1")
     assert student.teacher_images
     student.teacher_images.store.path("3").write_bytes(b"no image")
-    found = score_values(student)
-    assert {value.state for value in found.values()} == {"failed"}
-    assert "3.png cannot be read" in found["agreement.ssim"].reason
+    with pytest.raises(
+        UserError, match=r"images/3\.png cannot be read .*; delete it, and run sdxl under standard@1 again: only that image"
+    ):
+        score_values(student)
 
 
 def test_nan_features_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from sdbench.encoders.inference import device
 from sdbench.errors import UserError
 from sdbench.leaderboard import standings, writing
 from sdbench.metrics.cosine import caption_score
-from sdbench.records import Model
+from sdbench.records import Model, Scores, Value
 from sdbench.run import external
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
@@ -231,6 +231,17 @@ def test_full_size_images_are_scored_with_the_available_weights(tmp_path: Path, 
     assert {"fid.clean", "pickscore.v1"} < {value.name for value in values}
     expected = caption_score(towers.images(images), towers.texts(prompts))
     np.testing.assert_allclose(scores.columns["clip_score.vit-l-14"], expected, atol=1e-4)
+
+
+def test_scores_are_printed_with_their_notes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    distance = Value(name="fd.scenes", kind="set", direction="lower", unit="distance", value=3.0, n=4, note="few images")
+    score = Value(name="scene_accuracy", kind="score", direction="higher", unit="share", value=0.5, n=4)
+    monkeypatch.setattr(api, "score", lambda *_, **__: ([distance, score], Scores([], [], {})))
+    assert cli.main(["score", "--images", "images", "--suite", "quality"]) == 0
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
+        "fd.scenes 3.000 (few images), n = 4",
+        "scene_accuracy 0.5000, n = 4",
+    ]
 
 
 def test_metrics_that_lack_the_same_thing_share_a_line_and_no_score_at_all_is_an_error(

@@ -49,10 +49,16 @@ def test_pipeline_that_turns_out_to_be_of_another_family_is_refused(hub: Hub, tm
         runner.run([resolve("someone/tiny")], prepare_in(tmp_path, suite))
 
 
-def test_uncached_unet_is_fetched_and_completed_by_its_base(hub: Hub, tiny_pipeline: Path, tmp_path: Path) -> None:
-    tiny_unet("ssd-1b", seed=3).save_pretrained(hub.root / "someone" / "student")
-    spec = resolve("someone/student", base=replace(resolve(str(tiny_pipeline)), name="base"))
+@pytest.mark.parametrize("place", ["", "unet/"])
+def test_uncached_unet_is_fetched_and_completed_by_its_base(place: str, hub: Hub, tiny_pipeline: Path, tmp_path: Path) -> None:
+    student = tiny_unet("ssd-1b", seed=3)
+    student.save_pretrained(hub.root / "someone" / "student" / place)
+    student.save_pretrained(tmp_path / "local")
+    base = replace(resolve(str(tiny_pipeline)), name="base")
+    spec = resolve("someone/student", base=base)
     (folder,) = runner.run([spec], prepare_in(tmp_path))
     record = records.read_record(folder)
     assert (record.family, record.model.architecture, record.n_images) == ("scenes", "ssd-1b", 4)
-    assert set(hub.hits) == {f"someone/student/{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors")}
+    assert record.model.weights_digest == weights_digest(resolve(str(tmp_path / "local"), base=base))
+    assert set(hub.hits) == {f"someone/student/{place}{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors")}
+    assert resolve("someone/student", base=base).architecture == "ssd-1b"

@@ -1,5 +1,6 @@
 """A suite over models: a record of each, no work that was done before, and nothing for what cannot be run."""
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 import torch
 from fakes import (
     LATENCY,
+    METRICS,
     PROBED,
     PROMPTS,
     SUITE,
@@ -26,10 +28,11 @@ from fakes import (
     replace_probes,
     replace_towers,
 )
+from filelock import FileLock
 from PIL import Image
 from processes import is_locked
 from safetensors.torch import save_file
-from tiny import edit_json, tiny_unet
+from tiny import edit_json, tiny_unet, with_unet
 
 from sdbench import api, cli, machine, records
 from sdbench.commands import measuring
@@ -49,9 +52,10 @@ from sdbench.run import recording, runner
 from sdbench.run.context import store_and_jobs
 from sdbench.run.plan import plan
 from sdbench.scenes import embedded
+from sdbench.schedulers import sampling_notes
 from sdbench.settings import Probes, Setting
 from sdbench.store import Store
-from sdbench.suites import Accept, Prompts
+from sdbench.suites import Accept, Noise, Prompts
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")
 
@@ -194,6 +198,20 @@ def test_file_trained_for_another_prediction_is_refused_before_any_work(
     assert runner.fetch_models([spec], prepare_in(tmp_path, suite)) == [spec]
 
 
+def test_notes_on_the_sampling_come_before_any_work(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ceilings, "measure", lambda *_: 1e12)
+    spec = resolve(str(with_unet(tiny_pipeline, tmp_path / "lcm", tiny_unet(time_cond_proj_dim=8))))
+    (note,) = sampling_notes(spec, SUITE.sampling)
+    assert plan([spec], prepare_in(tmp_path))["text"].endswith(f"\n{note}")
+    assert note not in plan([spec], prepare_in(tmp_path, PROBED, "probes"))["text"]
+    runner.fetch_models([spec], prepare_in(tmp_path, PROBED, "probes"))
+    assert capsys.readouterr().err == "", "its speed does not depend on it"
+    runner.fetch_models([spec], prepare_in(tmp_path))
+    assert capsys.readouterr().err == f"{note}\n"
+
+
 def test_groups_of_prompts_are_in_the_record_and_in_the_leaderboard(teacher: ModelSpec, tmp_path: Path) -> None:
     suite = SUITE.model_copy(update={"prompts": Prompts(n=4, groups={"first": 3, "last": 1})})
     runner.run([teacher], prepare_in(tmp_path))
@@ -255,18 +273,27 @@ def test_images_of_other_versions_or_batches_are_not_taken_for_those_of_this_run
     assert store_and_jobs(model, prepare_in(tmp_path, larger if changed == "batch" else SUITE))[0].folder != before
 
 
-def test_prompts_edited_while_images_are_drawn_are_refused(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "mine.txt"
-    file.write_text("\n".join(PROMPTS[:4]), encoding="utf-8")
-    suite = SUITE.model_copy(update={"prompts": Prompts(source="file", file=str(file), n=4)})
+@pytest.mark.parametrize("edited", ["prompts", "latent"])
+def test_prompts_and_latents_edited_while_images_are_drawn_are_refused(
+    edited: str, teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, latent = tmp_path / "mine.txt", tmp_path / "mine.pt"
+    prompts.write_text("\n".join(PROMPTS[:4]), encoding="utf-8")
+    torch.save(torch.zeros(4, 16, 16), latent)
+    suite = SUITE.model_copy(
+        update={"prompts": Prompts(source="file", file=str(prompts), n=4), "noise": Noise(kind="fixed", file=str(latent))}
+    )
     run_probes = runner.run_probes
 
-    def edit_prompts(*arguments: Any) -> ProbeResult:
-        file.write_text("\n".join(PROMPTS[1:5]), encoding="utf-8")
+    def edit(*arguments: Any) -> ProbeResult:
+        if edited == "prompts":
+            prompts.write_text("\n".join(PROMPTS[1:5]), encoding="utf-8")
+        else:
+            torch.save(torch.ones(4, 16, 16), latent)
         return run_probes(*arguments)
 
-    monkeypatch.setattr(runner, "run_probes", edit_prompts)
-    with pytest.raises(UserError, match="the prompts of suite 'own' changed since this run began"):
+    monkeypatch.setattr(runner, "run_probes", edit)
+    with pytest.raises(UserError, match="the prompts or the latent of suite 'own' changed since this run began"):
         runner.run([teacher], prepare_in(tmp_path, suite))
     assert not list(tmp_path.rglob("record.json"))
 
@@ -300,14 +327,75 @@ def test_weights_replaced_while_other_models_are_drawn_are_refused(
     )
 
 
-def test_files_of_the_sampling_and_of_every_timed_setting_are_fetched(
+@pytest.mark.parametrize("only", [None, "probes"])
+def test_times_of_weights_replaced_since_the_run_began_are_refused(
+    only: str | None, teacher: ModelSpec, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = Path(shutil.copytree(tiny_pipeline, tmp_path / "newest"))
+
+    def prune_and_measure(specs: list[ModelSpec], *_: Any, **__: Any) -> ProbeResult:
+        tiny_unet(seed=1).save_pretrained(newest / "unet")
+        return ProbeResult({spec.name: [LATENCY] for spec in specs}, "turns")
+
+    monkeypatch.setattr(driver, "measure", prune_and_measure)
+    with pytest.raises(PartialError, match=r"^newest: latency and memory: the files of 'newest' in .* changed since this run") as error:
+        runner.run([teacher, resolve(str(newest), name="newest")], prepare_in(tmp_path, PROBED, only))
+    found = {record.model.name: record for record in map(records.read_record, error.value.folders)}
+    assert found[teacher.name].value(LATENCY.name) == LATENCY
+    assert [*found] == [teacher.name, *([] if only else ["newest"])], "without images, nothing is left to record"
+    assert only or {value.name for value in found["newest"].values} == {*METRICS}, "its images are those of its own weights"
+
+
+@pytest.mark.parametrize("error", [None, OSError(errno.EIO, os.strerror(errno.EIO))])
+def test_images_are_scored_where_latency_cannot_be_measured(
+    error: OSError | None, teacher: ModelSpec, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer that keeps only its last checkpoints deletes one whose images were drawn."""
+    newest, measure = Path(shutil.copytree(tiny_pipeline, tmp_path / "newest")), driver.measure
+
+    def delete_and_measure(*arguments: Any, **options: Any) -> ProbeResult:
+        shutil.rmtree(newest)
+        if error:
+            raise error
+        return measure(*arguments, **options)
+
+    replace_probes(monkeypatch, LATENCY)
+    runner.run([teacher], prepare_in(tmp_path, PROBED, "probes"))
+    monkeypatch.setattr(driver, "measure", delete_and_measure)
+    said = r"Input/output error" if error else r"newest does not exist: it was moved or deleted since it was named"
+    with pytest.raises(PartialError, match=rf"^scenes-teacher and newest: latency and memory: .*{said}$") as raised:
+        runner.run([teacher, resolve(str(newest), name="newest")], prepare_in(tmp_path, PROBED, None))
+    found = [records.read_record(folder) for folder in raised.value.folders]
+    assert [{value.name for value in record.values} for record in found] == [{*METRICS, LATENCY.name}, {*METRICS}]
+    assert found[0].run == "turns", "what an earlier run measured is kept"
+
+
+def test_weights_overwritten_while_their_own_model_is_drawn_change_no_image(
+    teacher: ModelSpec, tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    folder, contexts = Path(shutil.copytree(tiny_pipeline, tmp_path / "own")), (prepare_in(tmp_path), prepare_in(tmp_path / "unbroken"))
+    spec = replace(resolve(str(folder)), name=teacher.name)
+    generators = [runner.ImageGenerator(spec, runner.describe_model(spec, context), context) for context in contexts]
+    ids = [job.image_id for job in generators[0].jobs]
+    generators[1].draw(generators[1].jobs)
+    generators[0].draw(generators[0].jobs[:2])
+    with next((folder / "unet").glob("*.safetensors")).open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(size // 2)
+        file.write(bytes(size - size // 2))
+    generators[0].draw(generators[0].jobs)
+    drawn, expected = (generator.store.read(ids) for generator in generators)
+    assert (drawn == expected).all()
+
+
+def test_only_the_copy_of_the_samplings_dtype_is_fetched_whatever_is_timed(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[str] = []
     monkeypatch.setattr(runner, "fetch", lambda _, *, dtype: fetched.append(dtype))
     suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0, settings=(Setting(dtype="bfloat16"),))})
     runner.fetch_models([teacher], prepare_in(tmp_path, suite, None))
-    assert fetched == ["bfloat16", "float32"]
+    assert fetched == ["float32"]
 
 
 def test_changed_weights_of_the_package_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,6 +430,20 @@ def test_model_that_cannot_be_drawn_does_not_stop_the_others(
         runner.run(specs, context)
     assert [folder.parent.name for folder in error.value.folders] == [teacher.name, student.name]
     assert "no fast convolutions in float32" in capsys.readouterr().err
+
+
+def test_model_whose_files_vanish_while_they_are_read_does_not_stop_the_others(
+    teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_only_the_student(spec: ModelSpec, **options: Any) -> Any:
+        if spec.name == teacher.name:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "unet")
+        return load(spec, **options)
+
+    monkeypatch.setattr(runner, "load", load_only_the_student)
+    with pytest.raises(PartialError, match=r"^scenes-teacher: \[Errno 2\] No such file or directory: 'unet'") as error:
+        runner.run([teacher, student], prepare_in(tmp_path))
+    assert [folder.parent.name for folder in error.value.folders] == [student.name]
 
 
 def test_records_without_their_teacher_are_written_and_the_error_says_so(
@@ -392,7 +494,6 @@ def test_probes_alone_generate_no_images_and_skip_rendered_models(
     assert measured_models == [["scenes-teacher"]]
     assert [record.values for record in found] == [(), (LATENCY,)]
     assert [record.n_images for record in found] == [0, 0]
-    assert not (tmp_path / "runs" / "probes").exists()
     assert runner.run([resolve("scenes-rendered"), teacher], prepare_in(tmp_path, PROBED, "probes")) == folders, "the same values again"
     runner.run_probes([teacher], replace(prepare_in(tmp_path, PROBED, "probes"), profile=True))
     assert profiled == [False, False, True]
@@ -442,6 +543,15 @@ def test_scenes_of_another_size_are_refused_before_any_work(size: dict[str, int]
         prepare_in(tmp_path, suite)
     assert list(tmp_path.iterdir()) == []
     assert prepare_in(tmp_path, suite, "probes").sampling.shape_px != (64, 64)
+
+
+def test_file_system_without_locks_is_rejected_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def acquire(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.raises(UserError, match=r"cannot lock .*\.records\.lock: .*No locks available.* Make its folder writable, or name another"):
+        prepare_in(tmp_path)
 
 
 @pytest.mark.parametrize("blocked", ["results", "runs"])

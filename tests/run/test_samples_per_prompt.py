@@ -158,7 +158,7 @@ def test_teacher_of_another_suite_needs_as_many_samples(
     teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = {"three": sampled(3, name="three"), "one": sampled(1, name="one")}
-    monkeypatch.setattr(suites, "load", others.__getitem__)
+    monkeypatch.setattr("sdbench.suites.suite.load", others.__getitem__)
     runner.run([teacher], prepare_in(tmp_path, others["three"]))
     suite = sampled(2, teacher=Teacher(model="scenes-teacher", suite="three"))
     (folder,) = runner.run([student], prepare_in(tmp_path, suite))

@@ -3,17 +3,21 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from diffusers import AutoencoderKL
-from fakes import LATENCY, METRICS, RULES, SUITE, fail_if_called, prepare_in, replace_probes, replace_towers
+from fakes import LATENCY, METRICS, RULES, SUITE, colours, fail_if_called, prepare_in, replace_probes, replace_towers
 
 from sdbench import records, suites
+from sdbench.arrays import F32, U8
+from sdbench.encoders import inference
 from sdbench.errors import UserError
 from sdbench.gate.judging import judge
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy, Rule
+from sdbench.generate import generate
 from sdbench.models.spec import ModelSpec
 from sdbench.run import runner, until_verdict
 from sdbench.settings import Probes
@@ -177,6 +181,29 @@ def test_latency_is_weighed_too_against_how_far_runs_lie_apart(
     assert (report.verdict, report.notes[0]) == (verdict, stopped)
     record = records.read_record(path)
     assert (record.run, value.value if (value := record.value(LATENCY.name)) else None) == ("turns", seconds)
+
+
+def test_images_are_drawn_without_the_evaluators_of_the_look_before(
+    teacher: ModelSpec, student: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both together may not fit where a whole run does, which draws all images before it scores any."""
+    monkeypatch.setattr(inference, "_EVALUATORS", [])
+    network, drawn = inference.evaluator(SimpleNamespace), list[bool]()
+
+    def encode(images: U8) -> F32:
+        network()
+        return colours(images)
+
+    def note_evaluators_and_generate(*arguments: Any) -> None:
+        drawn.append(bool(network.cache_info().currsize))
+        generate(*arguments)
+
+    (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX_PROMPTS))
+    replace_towers(monkeypatch, "clip.scenes", images=encode)
+    monkeypatch.setattr(runner, "generate", note_evaluators_and_generate)
+    run_sequentially(replace(student, name="other"), baseline, tmp_path)
+    assert network.cache_info().currsize, "the last look's, until the command ends"
+    assert drawn == [False, False]
 
 
 def test_baseline_of_another_suite_is_rejected_before_any_work(

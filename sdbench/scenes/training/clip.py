@@ -52,8 +52,7 @@ def train(work: Path, pool: Pool, tokens: CLIPTokenizer, device: str) -> CLIP:
             "attributes": attribute_loss(heads(image), truth) + attribute_loss(heads(text[: len(rows)]), truth),
         }
 
-    kept: CLIP = fit(both, loss, SCHEDULE, work / "clip")["clip"]  # type: ignore[index]  # a ModuleDict
-    return kept
+    return fit(both, loss, SCHEDULE, work / "clip")["clip"]
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, scenes: list[Scene]) -> Tensor:

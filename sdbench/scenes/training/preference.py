@@ -66,8 +66,7 @@ def train(work: Path, pool: Pool, tokens: CLIPTokenizer, pipeline: Path, device:
             "attributes": attribute_loss(heads(image[:n]), truth) + attribute_loss(heads(text), truth),
         }
 
-    kept: CLIPModel = fit(both, loss, SCHEDULE, work / "preference")["clip"]  # type: ignore[index]  # a ModuleDict
-    return kept
+    return fit(both, loss, SCHEDULE, work / "preference")["clip"]
 
 
 def draw_pairs(pool: Pool, rows: npt.NDArray[np.int64], rng: np.random.Generator, smeared: U8) -> tuple[Tensor, Tensor]:

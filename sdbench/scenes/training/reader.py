@@ -35,8 +35,7 @@ def train(work: Path, name: str, pool: Pool, width: int, schedule: Schedule, *, 
             )
         }
 
-    trained: SceneNet = fit(net, loss, schedule, work / name)  # type: ignore[assignment]  # the same class
-    return trained
+    return fit(net, loss, schedule, work / name)
 
 
 def degrade(pixels: Tensor) -> Tensor:

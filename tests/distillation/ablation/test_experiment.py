@@ -13,7 +13,7 @@ from processes import is_locked
 from distillation.ablation import experiment
 from distillation.ablation.experiment import BASE, arm_recipes, one_shot_recipe, run_sweep, with_other_blocks, with_seed
 from distillation.recipe import Recipe, load_recipe
-from distillation.run_plan import plan_run
+from distillation.run_plan import RunPlan, plan_run
 from distillation.teacher import EMBEDDED
 from distillation.train import distil
 from sdbench.arrays import F64
@@ -37,26 +37,26 @@ def test_every_arm_is_a_valid_recipe_with_its_own_digest(name: str, missed: dict
     ways = {arm: way() for arm, way in arm_recipes(recipe, lambda: missed).items()}
     for way in ways.values():
         way.check()
-        assert way.plans[-1].depths == recipe.plans[-1].depths
+        assert way.cuts[-1].depths == recipe.cuts[-1].depths
     assert len({way.digest for way in ways.values()}) == len(ways)
     assert ways[BASE] == recipe
     assert (ways["task only"].loss.output, ways["task only"].loss.feature) == (0, 0)
     assert (ways["task and output"].loss.output, ways["task and output"].loss.feature) == (0.5, 0)
 
 
-def test_plans_of_the_arms(missed: dict[str, F64]) -> None:
+def test_cuts_of_the_arms(missed: dict[str, F64]) -> None:
     recipe = load_recipe("vega")
     ways, path = {arm: way() for arm, way in arm_recipes(recipe, lambda: missed).items()}, "down_blocks.2.attentions.0"
-    assert [plan.blocks[path] for plan in ways["first blocks"].plans] == [(0, 1, 2, 3), (0, 1)]
-    assert [plan.blocks[path] for plan in ways["blocks most missed"].plans] == [(6, 7, 8, 9), (8, 9)]
-    assert one_shot_recipe(recipe).plans == [recipe.plans[-1]]
-    first, final = (plan.blocks for plan in recipe.plans)
+    assert [cut.blocks[path] for cut in ways["first blocks"].cuts] == [(0, 1, 2, 3), (0, 1)]
+    assert [cut.blocks[path] for cut in ways["blocks most missed"].cuts] == [(6, 7, 8, 9), (8, 9)]
+    assert one_shot_recipe(recipe).cuts == [recipe.cuts[-1]]
+    first, final = (cut.blocks for cut in recipe.cuts)
 
     def choose_its_own(attention: str, _: Sequence[int], k: int) -> tuple[int, ...]:
         kept = first if k == len(first.get(attention, ())) else final
         return kept.get(attention, ())
 
-    assert with_other_blocks(recipe, choose_its_own, "its own").plans == recipe.plans
+    assert with_other_blocks(recipe, choose_its_own, "its own").cuts == recipe.cuts
 
 
 def test_a_stopped_sweep_makes_only_what_is_missing(
@@ -65,12 +65,12 @@ def test_a_stopped_sweep_makes_only_what_is_missing(
     monkeypatch.setattr(experiment, "CAPTIONS", 16)
     made = []
 
-    def counted(way: Recipe, *arguments: Any, **chosen: Any) -> Path:
-        assert is_locked(arguments[3].with_suffix(".lock")), "another sweep must wait"
-        made.append((way.loss.feature, way.scenes.seed))
+    def counted(plan: RunPlan, work: Path, out: Path, **chosen: Any) -> Path:
+        assert is_locked(out.with_suffix(".lock")), "another sweep must wait"
+        made.append((plan.recipe.loss.feature, plan.recipe.scenes.seed))
         if len(made) == 2:
             raise KeyboardInterrupt
-        return distil(way, *arguments, **chosen)
+        return distil(plan, work, out, **chosen)
 
     monkeypatch.setattr(experiment, "distil", counted)
     where, only = (one_shot_recipe(vega), teacher_folder, tmp_path / "work", tmp_path / "results"), (BASE, "task only")
@@ -115,9 +115,9 @@ def test_another_version_or_other_data_trains_every_arm_again_and_keeps_the_earl
     monkeypatch.setattr(experiment, "CAPTIONS", 16)
     made, versions = [], {"torch": "1"}
 
-    def counted(*arguments: Any, **chosen: Any) -> Path:
-        made.append((versions["torch"], arguments[3]))
-        return distil(*arguments, **chosen)
+    def counted(plan: RunPlan, work: Path, *arguments: Any, **chosen: Any) -> Path:
+        made.append((versions["torch"], work))
+        return distil(plan, work, *arguments, **chosen)
 
     monkeypatch.setattr(experiment, "distil", counted)
     monkeypatch.setattr(experiment, "package_versions", lambda: dict(versions))

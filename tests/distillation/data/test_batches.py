@@ -25,6 +25,7 @@ from distillation.ablation.experiment import one_shot_recipe
 from distillation.data.batches import SquareImages, crop_square, numbered_batches, open_square_images
 from distillation.data.images import open_images
 from distillation.recipe import Recipe
+from distillation.run_plan import plan_run
 from distillation.samples import StudentSampler
 from distillation.taps import Tap
 from distillation.train import distil
@@ -169,7 +170,7 @@ def test_a_run_of_the_full_size_family(
 
     monkeypatch.setattr(AutoencoderKL, "_decode", counted)
     squares = SquareImages([open_images(str(folder))], SIDE)
-    out = distil(one_shot_recipe(recipe), "sdxl", [teacher], tmp_path / "work", tmp_path / "out", images=squares, steps=2)
+    out = distil(plan_run(one_shot_recipe(recipe), "sdxl", [teacher], 2), tmp_path / "work", tmp_path / "out", images=squares)
     pipeline = StableDiffusionXLPipeline.from_pretrained(out)
     assert pipeline.unet.config.cross_attention_dim == 2048
     noted = read_json(out / "provenance.json")
@@ -242,7 +243,7 @@ def test_teachers_teach_in_succession(
     monkeypatch.setattr(train, "batch_loss_terms", noted)
     monkeypatch.setattr(train, "FINAL_BATCHES", 2)
     squares = SquareImages([open_images(str(folder))], SIDE)
-    out = distil(recipe, "sdxl", folders, tmp_path / "work", tmp_path / "out", images=squares, steps=6)
+    out = distil(plan_run(recipe, "sdxl", folders, 6), tmp_path / "work", tmp_path / "out", images=squares)
     stages = read_json(out / "provenance.json")["stages"]
     # stages of 2 and 4 steps, teachers of 3, 1 and 2; after each piece two batches more, for its final losses
     assert [(stage["name"], stage["steps"]) for stage in stages] == [("half", 2), ("depth", 1), ("depth", 1), ("depth", 2)]
@@ -267,7 +268,7 @@ def test_with_bfloat16_only_the_teacher_is_stored_in_it(
     lower = recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"dtype": "bfloat16", "checkpointing": True})})
     starts, modes, students = [], set[tuple[torch.dtype, bool]](), list[ref[UNet2DConditionModel]]()
 
-    def fit_and_note(model: UNet2DConditionModel, *arguments: Any, **chosen: Any) -> nn.Module:
+    def fit_and_note(model: UNet2DConditionModel, *arguments: Any, **chosen: Any) -> UNet2DConditionModel:
         starts.append(model.conv_in.weight.detach().clone())
         assert not any(student() for student in students), "those of earlier stages are freed"
         students.append(ref(model))
@@ -280,7 +281,7 @@ def test_with_bfloat16_only_the_teacher_is_stored_in_it(
     monkeypatch.setattr(train, "fit", fit_and_note)
     monkeypatch.setattr(train, "predict", predict_and_note)
     squares = SquareImages([open_images(str(folder))], SIDE)
-    out = distil(lower, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", images=squares, steps=2)
+    out = distil(plan_run(lower, "sdxl", [teacher], 2), tmp_path / "work", tmp_path / "out", images=squares)
     AcceleratorState._reset_state(reset_partial_state=True)
     assert (torch.float32, True) in modes, "the student computes in it"
     assert {mode for mode in modes if mode[0] == torch.bfloat16} == {(torch.bfloat16, False)}, "the teacher's weights are in it already"
@@ -292,5 +293,5 @@ def test_with_bfloat16_only_the_teacher_is_stored_in_it(
 
 def test_the_full_size_family_needs_images(recipe: Recipe, teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs images to train on; name them with --data"):
-        distil(recipe, "sdxl", [teacher], tmp_path / "work", tmp_path / "out")
+        distil(plan_run(recipe, "sdxl", [teacher]), tmp_path / "work", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tiny import tiny_batch, tiny_unet
 from torch import nn
 
-from distillation.plan import MIDDLE_ATTENTION, Plan
+from distillation.cut import MIDDLE_ATTENTION, Cut
 from distillation.recipe import load_recipe
 from distillation.sensitivity import budget
-from distillation.sensitivity.budget import TIED_TO_MIDDLE, Cost, find_best_plan, measure_time_cost, parameter_cost, sum_removed
+from distillation.sensitivity.budget import TIED_TO_MIDDLE, Cost, find_best_cut, measure_time_cost, parameter_cost, sum_removed
 from distillation.sensitivity.removal import WHOLE_MIDDLE
 from sdbench.arrays import F64
 from sdbench.errors import UserError
@@ -25,25 +25,25 @@ OTHER = "up_blocks.0.attentions.0"
 SMALL = {TIED_TO_MIDDLE: 3, OTHER: 2, MIDDLE_ATTENTION: 3}
 
 
-def every_plan() -> list[Plan]:
-    """All plans of the small network that a config can express."""
+def every_cut() -> list[Cut]:
+    """All cuts of the small network that a config can express."""
 
     def kept(path: str) -> list[tuple[int, ...]]:
         return [blocks for k in range(1, SMALL[path] + 1) for blocks in itertools.combinations(range(SMALL[path]), k)]
 
-    plans = []
+    cuts = []
     for twin, other in itertools.product(kept(TIED_TO_MIDDLE), kept(OTHER)):
-        plans.append(Plan({TIED_TO_MIDDLE: twin, OTHER: other}, 0))
-        plans += [
-            Plan({TIED_TO_MIDDLE: twin, OTHER: other, MIDDLE_ATTENTION: middle}, 0)
+        cuts.append(Cut({TIED_TO_MIDDLE: twin, OTHER: other}, 0))
+        cuts += [
+            Cut({TIED_TO_MIDDLE: twin, OTHER: other, MIDDLE_ATTENTION: middle}, 0)
             for middle in kept(MIDDLE_ATTENTION)
             if len(middle) == len(twin)
         ]
-    return plans
+    return cuts
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_no_plan_within_the_budget_costs_less(seed: int) -> None:
+def test_no_cut_within_the_budget_costs_less(seed: int) -> None:
     random = np.random.default_rng(seed)
     losses = {path: random.exponential(size=depth) for path, depth in SMALL.items()}
     losses[WHOLE_MIDDLE] = np.array([losses[MIDDLE_ATTENTION].sum() * random.uniform(0.2, 2)])
@@ -51,9 +51,9 @@ def test_no_plan_within_the_budget_costs_less(seed: int) -> None:
     parts[WHOLE_MIDDLE] = np.array([parts[MIDDLE_ATTENTION].sum() + 3])
     cost = Cost(100, parts, "parameters")
     for limit in range(cost.minimum, cost.total + 1, 3):
-        found = find_best_plan(losses, cost, limit)
+        found = find_best_cut(losses, cost, limit)
         assert cost.remaining(found) <= limit
-        best = min(sum_removed(losses, plan) for plan in every_plan() if cost.remaining(plan) <= limit)
+        best = min(sum_removed(losses, cut) for cut in every_cut() if cost.remaining(cut) <= limit)
         assert sum_removed(losses, found) == pytest.approx(best, rel=1e-5)
 
 
@@ -64,9 +64,9 @@ def random_sdxl_losses(seed: int) -> dict[str, F64]:
 
 
 def test_less_than_the_smallest_network_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no plan comes down to .* parameters .* the smallest, with one block in each attention"):
-        find_best_plan(random_sdxl_losses(0), SDXL, SDXL.minimum - 1)
-    assert SDXL.remaining(find_best_plan(random_sdxl_losses(0), SDXL, SDXL.minimum)) == SDXL.minimum
+    with pytest.raises(UserError, match=r"no cut comes down to .* parameters .* the smallest student, with one block in each attention"):
+        find_best_cut(random_sdxl_losses(0), SDXL, SDXL.minimum - 1)
+    assert SDXL.remaining(find_best_cut(random_sdxl_losses(0), SDXL, SDXL.minimum)) == SDXL.minimum
 
 
 @settings(max_examples=10, deadline=None)
@@ -74,22 +74,22 @@ def test_less_than_the_smallest_network_is_refused() -> None:
 def test_a_larger_budget_never_costs_more(seed: int, one: float, other: float) -> None:
     losses = random_sdxl_losses(seed)
     limits = sorted(round(SDXL.minimum + share * (SDXL.total - SDXL.minimum)) for share in (one, other))
-    plans = [find_best_plan(losses, SDXL, limit) for limit in limits]
-    assert sum_removed(losses, plans[1]) <= sum_removed(losses, plans[0]) * (1 + 1e-9)
-    assert all(SDXL.remaining(plan) <= limit for plan, limit in zip(plans, limits, strict=True))
+    cuts = [find_best_cut(losses, SDXL, limit) for limit in limits]
+    assert sum_removed(losses, cuts[1]) <= sum_removed(losses, cuts[0]) * (1 + 1e-9)
+    assert all(SDXL.remaining(cut) <= limit for cut, limit in zip(cuts, limits, strict=True))
 
 
 def test_the_budget_is_exact_to_one_parameter() -> None:
     losses = random_sdxl_losses(0)
-    left = SDXL.remaining(find_best_plan(losses, SDXL, SDXL.total // 2))
-    assert SDXL.remaining(find_best_plan(losses, SDXL, left)) == left
-    assert SDXL.remaining(find_best_plan(losses, SDXL, left - 1)) < left
+    left = SDXL.remaining(find_best_cut(losses, SDXL, SDXL.total // 2))
+    assert SDXL.remaining(find_best_cut(losses, SDXL, left)) == left
+    assert SDXL.remaining(find_best_cut(losses, SDXL, left - 1)) < left
 
 
 @pytest.mark.parametrize(("name", "expected"), [("ssd-1b", 1_331_334_404), ("vega", 745_225_604)])
 def test_parameters_are_those_of_the_released_students(name: str, expected: int) -> None:
     assert SDXL.total == 2_567_463_684
-    assert SDXL.remaining(load_recipe(name).plans[-1]) == expected
+    assert SDXL.remaining(load_recipe(name).cuts[-1]) == expected
 
 
 class FakeGPU:

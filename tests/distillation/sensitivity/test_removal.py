@@ -95,7 +95,7 @@ def test_the_command_measures_once_and_writes_a_recipe(
     found = Sensitivity.model_validate_json(kept.read_text(encoding="utf-8"))
     assert {path: len(rows) for path, rows in found.losses.items()} == {**depths(tiny_unet("sdxl").config), WHOLE_MIDDLE: 1}
     assert sum(line.startswith("| ") for line in said.splitlines()) > 71  # a row for each part
-    assert load_recipe(tmp_path / "mine.toml").plans[-1].depths != depths(tiny_unet("sdxl").config)
+    assert load_recipe(tmp_path / "mine.toml").cuts[-1].depths != depths(tiny_unet("sdxl").config)
     assert kept.with_suffix(".png").is_file()
     measured = list[object]()
 
@@ -116,7 +116,7 @@ def test_the_command_measures_once_and_writes_a_recipe(
     assert len(answer["parts"]) == sum(map(len, found.losses.values()))
     recipe = load_recipe(tmp_path / "mine.toml")
     assert [{path: tuple(kept) for path, kept in stage["keeps"].items()} for stage in answer["stages"]] == [
-        plan.blocks for plan in recipe.plans
+        cut.blocks for cut in recipe.cuts
     ]
     assert (answer["digest"], answer["recipe"]) == (found.digest, None)
     assert main([*words[:-2], "--json"]) == 0
@@ -140,7 +140,7 @@ def test_the_command_measures_once_and_writes_a_recipe(
             assert f"differs in: {', '.join(change)}; it is now in" in said
             assert Sensitivity.model_validate_json(earlier.read_text(encoding="utf-8")) == Sensitivity.model_validate_json(changed)
     assert main([*words[:-2], "--parameters", "0.01"]) == 2
-    assert "no plan comes down to" in capsys.readouterr().err
+    assert "no cut comes down to" in capsys.readouterr().err
     for damage in (b"", b"\xff{}", b"{}"):
         kept.write_bytes(damage)
         assert main(words) == 2

@@ -1,4 +1,4 @@
-"""Plans: which parts of a teacher a student keeps, in the teacher's module paths and numbers."""
+"""Cuts: which parts of a teacher a student keeps, in the teacher's module paths and numbers."""
 
 import itertools
 import re
@@ -8,14 +8,14 @@ from fnmatch import fnmatchcase
 from typing import Literal, TypeVar
 
 from sdbench.errors import UserError, unknown_name
-from sdbench.models.architectures import CROSS, PLAIN, Config, depths
+from sdbench.models.architectures import CROSS, PLAIN, Config, Shape, depths, resnet_counts
 
 MIDDLE_ATTENTION = "mid_block.attentions.0"
 Kept = TypeVar("Kept")  # the numbers that a row keeps
 
 
 @dataclass(frozen=True)
-class Plan:
+class Cut:
     """Which parts of a teacher a student keeps, in the teacher's paths and numbers.
 
     Attributes:
@@ -28,8 +28,8 @@ class Plan:
     mid_resnet: int | Literal["none"]
     resnets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def relative_to(self, previous: "Plan") -> "Plan":
-        """The plan that cuts the same student from the student of `previous` instead of from the teacher."""
+    def relative_to(self, previous: "Cut") -> "Cut":
+        """The cut that makes the same student from the student of `previous` instead of from the teacher."""
         blocks = {
             str(previous.student_path(path)): tuple(previous.blocks[path].index(block) for block in kept)
             for path, kept in self.blocks.items()
@@ -38,7 +38,7 @@ class Plan:
             block: tuple(previous.resnets[block].index(resnet) for resnet in kept) if block in previous.resnets else kept
             for block, kept in self.resnets.items()
         }
-        return Plan(blocks, self.mid_resnet if MIDDLE_ATTENTION in previous.blocks or self.mid_resnet == "none" else 0, resnets)
+        return Cut(blocks, self.mid_resnet if MIDDLE_ATTENTION in previous.blocks or self.mid_resnet == "none" else 0, resnets)
 
     def student_path(self, path: str) -> str | None:
         """The student's path of the teacher's module at `path`, or None if that is removed. Transformer blocks keep their numbers here."""
@@ -65,15 +65,14 @@ class Plan:
         """Number of transformer blocks of each attention, by the student's path."""
         return {str(self.student_path(path)): len(kept) for path, kept in self.blocks.items()}
 
-    @property
-    def mid_block_type(self) -> str | None:
-        """The field of this name in the student's config."""
-        if MIDDLE_ATTENTION in self.blocks:
-            return CROSS
-        return None if self.mid_resnet == "none" else PLAIN
+    def shape(self, teacher: Config) -> Shape:
+        """The shape of the student that is cut from a teacher."""
+        resnets = resnet_counts(teacher) | {block: len(kept) for block, kept in self.resnets.items()}
+        without_attention = None if self.mid_resnet == "none" else PLAIN
+        return Shape(resnets, self.depths, CROSS if MIDDLE_ATTENTION in self.blocks else without_attention)
 
-    def keep_resnets(self, rows: Iterable[tuple[str, tuple[int, ...]]], counts: Mapping[str, int], where: str) -> "Plan":
-        """A plan with only these resnets, and without the attentions after the removed ones.
+    def keep_resnets(self, rows: Iterable[tuple[str, tuple[int, ...]]], counts: Mapping[str, int], where: str) -> "Cut":
+        """A cut with only these resnets, and without the attentions after the removed ones.
 
         Args:
             rows: pattern of down or up blocks, resnets that stay.
@@ -91,8 +90,8 @@ class Plan:
         shorter = replace(self, resnets={**self.resnets, **kept_by_block})
         return replace(shorter, blocks={path: kept for path, kept in self.blocks.items() if shorter.student_path(path)})
 
-    def keep_blocks(self, rows: Iterable[tuple[str, tuple[int, ...] | Literal["all"]]], where: str) -> "Plan":
-        """A plan with only these transformer blocks.
+    def keep_blocks(self, rows: Iterable[tuple[str, tuple[int, ...] | Literal["all"]]], where: str) -> "Cut":
+        """A cut with only these transformer blocks.
 
         Args:
             rows: pattern of attentions, blocks that stay.
