@@ -24,7 +24,8 @@ def leaves_encoding_open(call: ast.Call) -> bool:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
     mode = call.args[0] if call.args else options.get("mode", ast.Constant("r"))
     return (
-        name in ("read_text", "write_text")
+        (name == "read_text" and not call.args)
+        or name == "write_text"
         or (name == "open" and isinstance(mode, ast.Constant) and "b" not in str(mode.value))
         or any(isinstance(value := options.get(option), ast.Constant) and value.value is True for option in ("text", "universal_newlines"))
     )
@@ -40,6 +41,7 @@ def leaves_encoding_open(call: ast.Call) -> bool:
         ("path.open(mode='w')", True),
         ("subprocess.run(words, text=True)", True),
         ("path.read_text(encoding='utf-8')", False),
+        ("distribution.read_text('direct_url.json')", False),  # its argument is a file, which importlib reads as UTF-8
         ("path.open('rb')", False),
         ("path.open('a', encoding='utf-8')", False),
         ("Image.open(path)", False),

@@ -144,7 +144,8 @@ def test_metric_that_runs_out_of_memory_is_measured_once_more_without_the_other_
     else:
         assert (found["clip_score.scenes"].state, len(events)) == ("failed", 3)
         assert found["clip_score.scenes"].reason == (
-            f"UserError: too little memory on {device()} to measure clip_score.scenes (CUDA out of memory. Tried to allocate 2.00 GiB.); "
+            f"TooLittleMemoryError: too little memory on {device()} to measure clip_score.scenes (CUDA out of memory. Tried to allocate "
+            "2.00 GiB.); "
             "free some of it and run again, which keeps the images, or use a device with more"
         )
 

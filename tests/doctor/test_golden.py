@@ -76,6 +76,7 @@ def test_full_size_networks_are_tried_on_a_gpu_only(gpu: bool, monkeypatch: pyte
         return weights.find("nothing of the kind")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     monkeypatch.setitem(TOWERS, "clip.vit-b-32", load)
     monkeypatch.setattr(golden, "PROTOCOLS", {"clip_score.vit-b-32": PROTOCOLS["clip_score.vit-b-32"]})
     (judgement,) = golden.judge_metrics()
