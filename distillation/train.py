@@ -193,7 +193,7 @@ def _initial_student(run: Run, number: int) -> UNet2DConditionModel:
 
 @contextmanager
 def _advise_export(run: Run) -> Iterator[None]:
-    """While open, let an error that asks for another recipe, and so for a new run, say how to go on from what was trained, if anything was.
+    """While open, let an error that may ask for another recipe, and so for a new run, say how to go on from what was trained.
 
     Raises:
         UserError: the error.
@@ -204,8 +204,10 @@ def _advise_export(run: Run) -> Iterator[None]:
         if not any(run.folder.glob("*/step-*")) and not any(run.folder.glob(f"*/{STUDENT}")):
             raise
         export = shlex.join(["distillation", "export", str(run.folder), "--out", "STUDENT"])
+        same_run = "On another device, or with only checkpointing changed, the same command goes on with this run. For any other change: "
         raise error.followed_by(
-            f"To keep what was trained: {export}, then the changed run with --from STUDENT, and --steps for the steps that are left"
+            f"{same_run if isinstance(error, TooLittleMemoryError) else 'To keep what was trained: '}{export}, then the changed run with "
+            "--from STUDENT, and --steps for the steps that are left"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The leaderboard as data: one line for each value, for CSV, and nested, for JSON.
 
-A row has its speed-up, because it can't be had from the columns: a ratio of medians has no interval of rounds. Rows with one `run` were
-timed in turns; only between these does a speed-up have bounds.
+A row has its speed-up, because it can't be had from the columns: a ratio of medians has no interval of rounds. Rows with one `run`,
+unless it is empty, were timed in turns; only between these does a speed-up have bounds.
 """
 
 import csv

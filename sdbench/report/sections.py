@@ -36,7 +36,7 @@ _FIGURE_SPACE, _PUNCTUATION_SPACE = "\u2007", "\u2008"  # as wide as a digit and
 
 
 @dataclass(frozen=True)
-class Cell:
+class PageCell:
     """A number with its interval, or the state of one that is absent; and a note, in the view only its mark.
 
     Attributes:
@@ -62,7 +62,7 @@ class Column:
     title: str
     unit: str
     direction: Direction
-    cells: tuple[Cell, ...]
+    cells: tuple[PageCell, ...]
 
     @property
     def arrow(self) -> str:
@@ -159,35 +159,35 @@ def _speed_ups(section: Section) -> Column:
     return Column("speed-up", f"over {over}", "higher", _align([*map(_speed_up, section.speed_ups)]))
 
 
-def _speed_up(found: SpeedUp | tables.Cell) -> Cell:
+def _speed_up(found: SpeedUp | tables.Cell) -> PageCell:
     if isinstance(found, tables.Cell):
         return _absent(found)
     number, interval = found.parts
-    return Cell(number, found.ratio.value, _interval(interval))
+    return PageCell(number, found.ratio.value, _interval(interval))
 
 
-def _cell(section: Section, row: Row, name: str, rank: int | None) -> Cell:
+def _cell(section: Section, row: Row, name: str, rank: int | None) -> PageCell:
     value = row.record.value(name)
     if value is None or value.value is None:
         return _absent(speed.probe_cell(row.record, name))
     if value.kind == "count":
-        return Cell(tables.format_count(value.value), value.value)
+        return PageCell(tables.format_count(value.value), value.value)
     number, interval = tables.estimate_parts(value.value, value.low, value.high)
     few = f"n = {value.n}" if value.is_image_metric and value.n != row.record.n_prompts else ""
     own = "" if judge_of(name) else value.note  # a win rate's note, wins and losses, is in the matrix
     note = "; ".join(filter(None, [own, section.mark(value)]))
-    return Cell(number, value.value, ", ".join(filter(None, [_interval(interval), few])), note, rank)
+    return PageCell(number, value.value, ", ".join(filter(None, [_interval(interval), few])), note, rank)
 
 
-def _absent(cell: tables.Cell) -> Cell:
-    return Cell(cell.text, note=cell.note)
+def _absent(cell: tables.Cell) -> PageCell:
+    return PageCell(cell.text, note=cell.note)
 
 
 def _interval(text: str) -> str:
     return text.strip("()").replace("..", " to ")
 
 
-def _align(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+def _align(cells: Sequence[PageCell]) -> tuple[PageCell, ...]:
     """Numbers padded with spaces as wide as digits, so that their decimal points are aligned."""
     decimals = [len(cell.text.partition(".")[2]) for cell in cells if not cell.is_absent and cell.text[-1].isdigit()]
     most = max(decimals, default=0)

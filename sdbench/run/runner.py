@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from sdbench import schedulers
 from sdbench.arrays import U8
 from sdbench.assets.pipelines import fetch, missing_files
 from sdbench.disk import locked
 from sdbench.encoders.inference import evaluators_on, free_memory, release_evaluators
-from sdbench.errors import PartialError, UserError
+from sdbench.errors import PartialError, UserError, describe_error
 from sdbench.generate import Job, generate, make_sampler, render_scenes, select_part
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
@@ -103,13 +105,20 @@ def _probe(specs: Sequence[ModelSpec], models: Mapping[str, Model], context: Run
 
     Drawing took hours, in which a trainer may have replaced or deleted a model's files. The images of all are still scored.
     """
+
+    def check(spec: ModelSpec) -> None:
+        _check_unchanged(spec, models[spec.name], context)
+
+    asked = [spec for spec in specs if spec.source != "rendered"] if context.probes else []
+    unchanged, errors = _try_each(asked, check)
+    timed = [spec for spec in asked if spec.name in unchanged]
     try:
-        probed = run_probes(specs, context)
+        probed = run_probes(timed, context)
     except (UserError, OSError) as error:
-        probed, errors = ProbeResult({}, ""), {spec.name: str(error) for spec in specs}
+        probed = ProbeResult({}, "")
+        errors |= {spec.name: str(error) for spec in timed}
     else:
-        timed = [spec for spec in specs if spec.name in probed.values]
-        _, errors = _try_each(timed, lambda spec: _check_unchanged(spec, models[spec.name], context))
+        errors |= _try_each(timed, check)[1]
     sound = {name: values for name, values in probed.values.items() if name not in errors}
     return replace(probed, values=sound), {name: f"latency and memory: {error}" for name, error in errors.items()}
 
@@ -185,18 +194,23 @@ class ImageGenerator:
         """Make those of these images that the store lacks.
 
         Raises:
-            UserError: the device has too little memory, or the model's files were replaced since they were digested; or see `load`,
-                `make_sampler` and `generate`.
+            UserError: the device has too little memory or fails, or the model's files were replaced since they were digested; or see
+                `load`, `make_sampler` and `generate`.
         """
         if not self.store.missing([job.image_id for job in jobs]):
             return
         release_evaluators()  # those of the look before, beside which the model may not fit
         batch, device = self.context.sampling.batch, self.context.device
-        with explain_out_of_memory(device, "to load the model"):
-            self._make = self._make or self._load()
         fewer = ["draw fewer with --batch, which makes the suite one of its own"] if batch > 1 else []
-        with explain_out_of_memory(device, f"to draw {batch} images at once", fewer):
-            generate(jobs, self.store, batch, self._make, self.spec.name)
+        try:
+            with explain_out_of_memory(device, "to load the model"):
+                self._make = self._make or self._load()
+            with explain_out_of_memory(device, f"to draw {batch} images at once", fewer):
+                generate(jobs, self.store, batch, self._make, self.spec.name)
+        except torch.AcceleratorError as error:
+            raise UserError(
+                f"the GPU failed while images were drawn ({describe_error(error)}); run again, which keeps those drawn"
+            ) from error
 
     def _load(self) -> Callable[[list[Job]], U8]:
         if self.spec.source == "rendered":

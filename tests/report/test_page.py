@@ -288,5 +288,5 @@ def test_numbers_are_aligned_at_the_decimal_point(results: Path) -> None:
             if cell.text[-1].isdigit()
         ]
         assert len(set(digits_after_point)) <= 1, column
-    cells = sections._align([sections.Cell("52", 52.0), sections.Cell("63.6", 63.6), sections.Cell("no model")])
+    cells = sections._align([sections.PageCell("52", 52.0), sections.PageCell("63.6", 63.6), sections.PageCell("no model")])
     assert [cell.text for cell in cells] == ["52\u2008\u2007", "63.6", "no model"]

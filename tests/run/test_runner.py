@@ -350,7 +350,7 @@ def test_times_of_weights_replaced_since_the_run_began_are_refused(
 def test_images_are_scored_where_latency_cannot_be_measured(
     error: OSError | None, teacher: ModelSpec, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A trainer that keeps only its last checkpoints deletes one whose images were drawn."""
+    """A trainer that keeps only its last checkpoints deletes one whose images were drawn, while the models are timed."""
     newest, measure = Path(shutil.copytree(tiny_pipeline, tmp_path / "newest")), driver.measure
 
     def delete_and_measure(*arguments: Any, **options: Any) -> ProbeResult:
@@ -368,6 +368,42 @@ def test_images_are_scored_where_latency_cannot_be_measured(
     found = [records.read_record(folder) for folder in raised.value.folders]
     assert [{value.name for value in record.values} for record in found] == [{*METRICS, LATENCY.name}, {*METRICS}]
     assert found[0].run == "turns", "what an earlier run measured is kept"
+
+
+def test_a_model_deleted_after_it_was_drawn_costs_only_itself_its_latency(
+    teacher: ModelSpec, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest, probe = Path(shutil.copytree(tiny_pipeline, tmp_path / "newest")), runner.run_probes
+
+    def probe_and_check(specs: Any, context: Any) -> ProbeResult:
+        assert [spec.name for spec in specs] == [teacher.name]
+        return probe(specs, context)
+
+    def draw_and_delete(spec: ModelSpec, *arguments: Any) -> Any:
+        drawn = draw_images(spec, *arguments)
+        if spec.name == "newest":
+            shutil.rmtree(newest)
+        return drawn
+
+    draw_images = runner._draw_images
+    monkeypatch.setattr(runner, "_draw_images", draw_and_delete)
+    monkeypatch.setattr(runner, "run_probes", probe_and_check)
+    replace_probes(monkeypatch, LATENCY)
+    specs = [teacher, resolve("scenes-rendered"), resolve(str(newest), name="newest")]
+    with pytest.raises(PartialError, match=r"^newest: latency and memory: .*newest does not exist") as raised:
+        runner.run(specs, prepare_in(tmp_path, PROBED, None))
+    found = {record.model.name: {value.name for value in record.values} for record in map(records.read_record, raised.value.folders)}
+    assert found[teacher.name] == {*METRICS, LATENCY.name}
+    assert {*found} == {teacher.name, "scenes-rendered", "newest"}
+
+
+def test_a_gpu_that_fails_while_images_are_drawn_is_said(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(runner, "generate", fail)
+    with pytest.raises(PartialError, match=r"the GPU failed while images were drawn \(AcceleratorError: CUDA error: an illegal"):
+        runner.run([teacher], prepare_in(tmp_path))
 
 
 def test_weights_overwritten_while_their_own_model_is_drawn_change_no_image(
