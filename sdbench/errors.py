@@ -22,6 +22,10 @@ class IncompleteError(UserError):
     """The model is only part of a pipeline; another pipeline has to supply the rest."""
 
 
+class CompleteError(UserError):
+    """The model is a whole pipeline, so that another one can supply nothing."""
+
+
 class PartialError(UserError):
     """Some of the models could not be measured.
 

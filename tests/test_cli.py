@@ -29,6 +29,7 @@ from sdbench.errors import PartialError, UserError
 from sdbench.gate.verdicts import Report
 from sdbench.leaderboard import writing
 from sdbench.run import requirements
+from sdbench.scenes.embedded import verified_path
 from sdbench.suites import Suite
 
 pytestmark = pytest.mark.usefixtures("empty_working_directory")
@@ -205,6 +206,14 @@ def test_models_that_were_measured_are_shown_beside_the_error_of_one_that_was_no
 )
 def test_invalid_input_gives_a_short_message_and_exit_code_2(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in error_message(words, capsys)
+
+
+def test_a_base_completes_those_models_that_lack_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A teacher and a bare UNet are measured in one run, so that they take turns."""
+    words = ["run", "--base", "scenes-teacher", "--dry-run", "--json", "--results", str(tmp_path), "--model"]
+    assert cli.main([*words, str(verified_path("unets/vega-pruned")), "--model", "scenes-teacher"]) == 0
+    assert [model["model"] for model in json.loads(capsys.readouterr().out)["models"]] == ["vega-pruned", "scenes-teacher"]
+    assert "'scenes-teacher' is already a complete pipeline; leave --base out" in error_message([*words, "scenes-teacher"], capsys)
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])

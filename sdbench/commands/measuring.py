@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sdbench.arguments import add_device, add_part, print_answer, print_json
 from sdbench.commands import gating, overrides, showing
 from sdbench.commands.console import AddCommand, add_completion, add_runs, places_from, print_requirements, table_width
-from sdbench.errors import PartialError, UserError
+from sdbench.errors import CompleteError, PartialError, UserError
 from sdbench.notes import print_note
 
 if TYPE_CHECKING:
@@ -163,8 +163,16 @@ def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSp
         _check_part(arguments)
     if arguments.name and len(arguments.model) > 1:
         raise UserError("--name is for one model, but several are given; run them one by one, or leave --name out")
-    completion = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
-    specs = [resolve(what, **completion) for what in arguments.model]
+    options = {"lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
+    specs, complete = [], []
+    for what in arguments.model:
+        try:
+            specs.append(resolve(what, base=arguments.base, **options))
+        except CompleteError as error:  # the teacher beside bare UNets
+            specs.append(resolve(what, **options))
+            complete.append(error)
+    if len(complete) == len(specs):
+        raise complete[0]
     return specs, overrides.read(arguments).apply(find_suite(arguments.suite, specs[0]))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from sdbench.errors import IncompleteError, UserError, unknown_name
+from sdbench.errors import CompleteError, IncompleteError, UserError, unknown_name
 from sdbench.models.architectures import (
     TOPOLOGIES,
     WIDTHS,
@@ -70,6 +70,7 @@ def resolve(
 
     Raises:
         IncompleteError: it is only part of a pipeline, and no base is given.
+        CompleteError: it is a whole pipeline, and a base is given.
         UserError: there is no such model, its files are damaged, or the options do not fit it.
     """
     completion = resolve(base) if isinstance(base, str) else base
@@ -83,7 +84,7 @@ def resolve(
         spec = _with_lora(spec, lora)
     if completion is not None and spec.base != completion:
         alone = f"; to measure its UNet alone, name {Path(spec.location) / 'unet'}" if spec.source == "folder" else ""
-        raise UserError(f"{what!r} is already a complete pipeline; leave --base out, it only completes a bare UNet{alone}")
+        raise CompleteError(f"{what!r} is already a complete pipeline; leave --base out, it only completes a bare UNet{alone}")
     _check_family_of_base(spec)
     return with_name(spec, name)
 
