@@ -89,6 +89,11 @@ BAD = {
         "does not end at vega; transformer blocks kept: down_blocks.2.attentions.0 3 (expected 2)",
     ),
     "wrong middle": ("resnet = 0", 'resnet = "none"', "does not end at vega; middle kept: mid_block None (expected UNetMidBlock2D)"),
+    "two stages of one name": (
+        'name = "depth"',
+        'name = "half"',
+        "recipe 'vega': two stages are named 'half'; give each a name of its own",
+    ),
     "shares": ("share = 0.9", "share = 0.8", "the shares of its stages sum to 0.9; expected 1"),
     "student": ('student = "vega"', 'student = "vegas"', "did you mean 'vega'? For a shape of your own, leave `student` out of the recipe"),
     "own shape": ("blocks = [0, 6]", "blocks = [0]", "(expected 2). For a shape of your own, leave `student` out of the recipe"),
