@@ -208,7 +208,8 @@ def model_card(provenance: Provenance, *, unet_only: bool) -> str:
             *stages,
             *([""] if stages else []),
             f"Licence: {terms}.",
-            f"Load it with `diffusers.{kind}.from_pretrained`.",
+            # without a dtype, transformers takes the one that the text encoders are stored in, diffusers float32 for the UNet
+            f"Load it with `diffusers.{kind}.from_pretrained(FOLDER, dtype=torch.float16)`, on a CPU with `dtype=torch.float32`.",
             "",
         ]
     )
