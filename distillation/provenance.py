@@ -187,7 +187,7 @@ def model_card(provenance: Provenance, *, unet_only: bool) -> str:
         f"{': ' if stage.losses else ''}{', '.join(f'{name} loss {value:.4g}' for name, value in stage.losses.items())}"
         for stage in provenance.stages
     ]
-    cut = "with the blocks that are cut" if provenance.start else "cut"
+    cut = "of the shape that is cut" if provenance.start else "cut"
     remarks = [
         *([f"**The run was not finished**: this student is {provenance.unfinished.describe()}.", ""] if provenance.unfinished else []),
         *(["Training started from another student; `provenance.json` has how that was made.", ""] if provenance.start else []),
