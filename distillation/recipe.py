@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distillation.cut import Cut, all_blocks
 from distillation.recipe_tables import (
@@ -62,6 +62,14 @@ class Recipe(Table):
     loss: LossWeights
     scenes: ScenesTraining
     sdxl: FullSizeTraining
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_table_for_each_family(cls, content: dict[str, Any]) -> dict[str, Any]:
+        missing = [family for family in get_args(Family) if family not in content]
+        if missing and content.keys() <= cls.model_fields.keys():  # a misspelt name is an error of its own
+            raise ValueError(f"no table [{missing[0]}]; a recipe has one for each family: copy a shipped recipe's if only the other trains")
+        return content
 
     @property
     def digest(self) -> str:

@@ -141,6 +141,18 @@ def test_the_rows_of_a_recipe_without_a_named_student_are_checked_too(tmp_path: 
         load_recipe(tmp_path / "own.toml")
 
 
+def test_a_recipe_without_the_table_of_a_family_says_what_to_copy(tmp_path: Path) -> None:
+    text = (RECIPES / "vega.toml").read_text(encoding="utf-8")
+    scenes, sdxl = text.index("[scenes]"), text.index("[sdxl]")
+    for name, rest in (("scenes", text[:scenes] + text[sdxl:]), ("sdxl", text[:sdxl])):
+        (tmp_path / "mine.toml").write_text(rest, encoding="utf-8")
+        with pytest.raises(UserError, match=rf"recipe .*mine\.toml: no table \[{name}\]; a recipe has one for each family: copy"):
+            load_recipe(tmp_path / "mine.toml")
+    (tmp_path / "mine.toml").write_text(text.replace("[scenes]", "[scene]"), encoding="utf-8")
+    with pytest.raises(UserError, match="unknown key 'scene'; did you mean 'scenes'"):
+        load_recipe(tmp_path / "mine.toml")
+
+
 def test_a_missing_recipe_is_an_error() -> None:
     with pytest.raises(UserError, match="unknown recipe 'ssd1b'; did you mean 'ssd-1b'"):
         load_recipe("ssd1b")
