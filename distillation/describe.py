@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from distillation.cut import MIDDLE_ATTENTION
 from distillation.estimate import (
     ASSUMED_MFU,
@@ -88,7 +90,7 @@ def describe_recipe(
         "gpu_hours": hours or None,
         "usd": [each * usd_per_hour for each in hours] if usd_per_hour else None,
         "loss": recipe.loss.model_dump(),
-        "settings": settings.model_dump(mode="json"),
+        "settings": TypeAdapter(dict[str, Any]).dump_python(dict(settings), mode="json"),  # `model_dump` leaves out what digests do
         "taps": [{"student": tap.student, "teacher": tap.teacher, "shape": tap.shape[1:]} for tap in estimate.taps],
         "text": "\n".join(lines),
     }

@@ -187,7 +187,7 @@ def model_card(provenance: Provenance, *, unet_only: bool) -> str:
         f"{': ' if stage.losses else ''}{', '.join(f'{name} loss {value:.4g}' for name, value in stage.losses.items())}"
         for stage in provenance.stages
     ]
-    cut = "with the blocks that are cut" if provenance.start else "cut"
+    cut = "of the shape that is cut" if provenance.start else "cut"
     remarks = [
         *([f"**The run was not finished**: this student is {provenance.unfinished.describe()}.", ""] if provenance.unfinished else []),
         *(["Training started from another student; `provenance.json` has how that was made.", ""] if provenance.start else []),
@@ -208,7 +208,8 @@ def model_card(provenance: Provenance, *, unet_only: bool) -> str:
             *stages,
             *([""] if stages else []),
             f"Licence: {terms}.",
-            f"Load it with `diffusers.{kind}.from_pretrained`.",
+            # without a dtype, transformers takes the one that the text encoders are stored in, diffusers float32 for the UNet
+            f"Load it with `diffusers.{kind}.from_pretrained(FOLDER, dtype=torch.float16)`, on a CPU with `dtype=torch.float32`.",
             "",
         ]
     )

@@ -8,12 +8,13 @@ prunes SDXL and the embedded teacher.
 import bisect
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distillation.cut import Cut, all_blocks
 from distillation.recipe_tables import (
@@ -61,6 +62,14 @@ class Recipe(Table):
     loss: LossWeights
     scenes: ScenesTraining
     sdxl: FullSizeTraining
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_table_for_each_family(cls, content: dict[str, Any]) -> dict[str, Any]:
+        missing = [family for family in get_args(Family) if family not in content]
+        if missing and content.keys() <= cls.model_fields.keys():  # a misspelt name is an error of its own
+            raise ValueError(f"no table [{missing[0]}]; a recipe has one for each family: copy a shipped recipe's if only the other trains")
+        return content
 
     @property
     def digest(self) -> str:
@@ -157,11 +166,14 @@ class Recipe(Table):
         """Check the recipe against the architectures that it names.
 
         Raises:
-            UserError: a name is unknown, a row does not fit, shares do not sum to 1, or the last stage does not end at the student.
+            UserError: a name is unknown, two stages share one, a row does not fit, shares do not sum to 1, or the last stage does not end
+                at the student.
         """
         for architecture in (self.teacher, self.student):
             if architecture is not None and architecture not in TOPOLOGIES:
                 raise unknown_name("architecture", architecture, TOPOLOGIES, _OWN_SHAPE if architecture == self.student else "")
+        if twice := [name for name, n in Counter(stage.name for stage in self.stages).items() if n > 1]:
+            raise UserError(f"recipe {self.name!r}: two stages are named {twice[0]!r}; give each a name of its own")
         reached = self.cuts[-1].shape(unet_config(self.teacher))
         if self.student:
             self._check_final_shape(reached, shape_of(unet_config(self.student)))

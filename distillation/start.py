@@ -16,6 +16,7 @@ from sdbench.models.checks import check_finite
 from sdbench.models.files import weight_files
 from sdbench.models.headers import read_headers
 from sdbench.models.loading import build_on_meta, check_part, read_part
+from sdbench.notes import print_note
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,15 @@ def open_start(folder: Path, recipe: Recipe) -> Start:
     return Start(unet.resolve(), shapes.index(found), digest, read_json(note, _check_provenance, part=note) if note.is_file() else None)
 
 
+def warn_of_another_recipe(start: Start, recipe: Recipe) -> None:
+    """Say so if the student was made by another recipe, or by another version of this one: its provenance lacks which blocks it keeps."""
+    if start.provenance and start.provenance["recipe_digest"] != recipe.digest:
+        print_note(
+            f"the student in {start.folder} was made by another recipe or version, {start.provenance['recipe']!r}: only its shape is "
+            f"compared with {recipe.name!r}, not which blocks it keeps; taps and later cuts take them for those that {recipe.name!r} keeps"
+        )
+
+
 def _check_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
-    list(provenance["licences"])
+    list(provenance["licences"]), str(provenance["recipe"]), str(provenance["recipe_digest"])
     return provenance

@@ -172,12 +172,15 @@ def _dry_run(
     """Check what else can be checked without fetching a teacher, and describe the run; `local` has the teachers on this disk."""
     from distillation.describe import describe_recipe
     from distillation.run_plan import check_start, plan_run
+    from distillation.start import warn_of_another_recipe
     from distillation.succession import warn_of_different_parts
 
     if all(name in local for name in names):
         plan = plan_run(recipe, options.family, [local[name] for name in names], options.steps, start)
         check_start(plan)
         warn_of_different_parts(plan.teachers)
+    if start:
+        warn_of_another_recipe(start, recipe)
     described = describe_recipe(
         recipe,
         options.family,

@@ -601,6 +601,16 @@ def test_a_student_of_a_16_bit_teacher_loads_without_a_variant(vega: Recipe, tea
     assert not [path.name for path in out.rglob("*") if "fp16" in path.name or path.suffix == ".bin"]
 
 
+def test_a_student_draws_as_its_card_says_how_to_load_it(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+    StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
+    card = (export_cut(tmp_path / "half", vega, tmp_path / "out") / "README.md").read_text(encoding="utf-8")
+    arguments = re.findall(r"\bdtype=torch\.(\w+)", card)
+    assert arguments == ["float16", "float32"], "without a dtype, the parts are loaded in several, which cannot draw"
+    for dtype in arguments:
+        pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path / "out", dtype=getattr(torch, dtype))
+        assert pipeline("a circle", num_inference_steps=1, height=64, width=64, output_type="pt").images.isfinite().all()
+
+
 def test_teachers_with_different_noise_are_refused(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(teacher_folder, tmp_path / "other")
     edit_json(tmp_path / "other" / "scheduler" / "scheduler_config.json", prediction_type="epsilon")

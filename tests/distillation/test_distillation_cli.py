@@ -12,6 +12,7 @@ from distillation.cli import main
 from distillation.commands import students
 from distillation.commands.options import training_device
 from distillation.recipe import load_recipe
+from distillation.recipe_tables import ScenesTraining
 from sdbench.disk import write_json_lines
 from sdbench.errors import UserError
 from sdbench.models.architectures import unet_config
@@ -70,6 +71,8 @@ def test_a_plan_as_json_has_the_numbers_of_the_text(capsys: pytest.CaptureFixtur
     assert main(["plan", "ssd-1b", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["family"], plan["gpu_hours"], plan["usd"]) == ("scenes", None, None)
+    assert plan["settings"].keys() == {*ScenesTraining.model_fields}, "those too that stay out of digests at their defaults"
+    assert (plan["settings"]["lr_decay"], plan["settings"]["validation"]) == ("cosine", 0)
 
 
 def test_prune_writes_a_pipeline(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,6 +89,11 @@ BAD = {
         "does not end at vega; transformer blocks kept: down_blocks.2.attentions.0 3 (expected 2)",
     ),
     "wrong middle": ("resnet = 0", 'resnet = "none"', "does not end at vega; middle kept: mid_block None (expected UNetMidBlock2D)"),
+    "two stages of one name": (
+        'name = "depth"',
+        'name = "half"',
+        "recipe 'vega': two stages are named 'half'; give each a name of its own",
+    ),
     "shares": ("share = 0.9", "share = 0.8", "the shares of its stages sum to 0.9; expected 1"),
     "student": ('student = "vega"', 'student = "vegas"', "did you mean 'vega'? For a shape of your own, leave `student` out of the recipe"),
     "own shape": ("blocks = [0, 6]", "blocks = [0]", "(expected 2). For a shape of your own, leave `student` out of the recipe"),
@@ -134,6 +139,18 @@ def test_the_rows_of_a_recipe_without_a_named_student_are_checked_too(tmp_path: 
     (tmp_path / "own.toml").write_text(text.replace("blocks = [0, 6]", "blocks = [0, 7]", 1), encoding="utf-8")
     with pytest.raises(UserError, match=r"down_blocks\.2\.attentions\.0 has no block 7"):
         load_recipe(tmp_path / "own.toml")
+
+
+def test_a_recipe_without_the_table_of_a_family_says_what_to_copy(tmp_path: Path) -> None:
+    text = (RECIPES / "vega.toml").read_text(encoding="utf-8")
+    scenes, sdxl = text.index("[scenes]"), text.index("[sdxl]")
+    for name, rest in (("scenes", text[:scenes] + text[sdxl:]), ("sdxl", text[:sdxl])):
+        (tmp_path / "mine.toml").write_text(rest, encoding="utf-8")
+        with pytest.raises(UserError, match=rf"recipe .*mine\.toml: no table \[{name}\]; a recipe has one for each family: copy"):
+            load_recipe(tmp_path / "mine.toml")
+    (tmp_path / "mine.toml").write_text(text.replace("[scenes]", "[scene]"), encoding="utf-8")
+    with pytest.raises(UserError, match="unknown key 'scene'; did you mean 'scenes'"):
+        load_recipe(tmp_path / "mine.toml")
 
 
 def test_a_missing_recipe_is_an_error() -> None:

@@ -22,7 +22,7 @@ from distillation.cli import main
 from distillation.data import batches
 from distillation.provenance import Provenance
 from distillation.prune import prune
-from distillation.recipe import Recipe
+from distillation.recipe import RECIPES, Recipe, load_recipe
 from distillation.run_folder import Run, open_run
 from distillation.run_plan import check_start, plan_run
 from distillation.start import Start, open_start
@@ -177,7 +177,9 @@ def test_a_run_starts_from_a_student_in_its_stage(
     assert noted_by_run["start"] == {"digest": start.digest, "provenance": noted_before}
     assert [(stage["name"], stage["steps"]) for stage in noted_by_run["stages"]] == [("depth", 3)]
     assert noted_by_run["unfinished"] is None
-    assert "Training started from another student; `provenance.json`" in (out / "README.md").read_text(encoding="utf-8")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "Training started from another student; `provenance.json`" in card
+    assert " parameters, of the shape that is cut from a teacher of architecture sdxl by recipe\n`vega` and trained" in card
     again = open_run(run)
     assert (again.plan.start, again.plan.segments) == (start, plan_run(vega, "scenes", [teacher_folder], 3, start).segments)
 
@@ -231,13 +233,31 @@ def test_a_start_from_rounded_weights_is_not_silent(
         assert capsys.readouterr().err.partition("starting from weights that were ")[2] == said
 
 
+def test_a_start_that_may_keep_other_blocks_than_the_recipe_is_not_silent(
+    vega: Recipe, teacher_folder: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (RECIPES / "vega.toml").read_text(encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(
+        text.replace('name = "vega"', 'name = "mine"').replace("blocks = [0, 6]", "blocks = [0, 2]"), encoding="utf-8"
+    )
+    mine = load_recipe(tmp_path / "mine.toml")
+    assert mine.cuts[-1] != vega.cuts[-1]
+    note = f"the student in {exported / 'unet'} was made by another recipe or version, 'vega': only its shape is compared with 'mine', not "
+    accelerator = cast("Accelerator", SimpleNamespace(is_main_process=True, main_process_first=nullcontext, device=torch.device("cpu")))
+    for recipe, expected in ((vega, 0), (mine, 1)):
+        plan = plan_run(recipe, "scenes", [teacher_folder], STEPS, open_start(exported, recipe))
+        train._open_images(plan, Pool(tmp_path, 1), tmp_path, accelerator)
+        assert capsys.readouterr().err.count(note) == expected
+
+
 @pytest.mark.usefixtures("fake_estimates")
 def test_a_dry_run_describes_only_the_stages_that_are_left(
     teacher_folder: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["run", "vega", "--teacher", str(teacher_folder), "--from", str(exported), "--steps", "1", "--out", str(tmp_path / "out")]
     assert main([*words, "--work", str(tmp_path), "--dry-run"]) == 0
-    said = capsys.readouterr().out
+    said, noted = capsys.readouterr()
+    assert "was made by another recipe or version, 'vega'" in noted, "its recipe has other shares"
     assert f"this run: starts from {exported}, a student of stage depth\n" in said + "\n"
     assert "\nstage depth: 1 steps" in said, "too few for both stages"
     assert "stage half" not in said
