@@ -263,14 +263,15 @@ def load_part(what: str, including: tuple[Path, ...] = ()) -> Part:
     """
     is_path, (name, _, version) = what.endswith(".toml"), what.partition("@")
     path = Path(what) if is_path else find(f"{name}.toml")
+    where = f"suite {including[-1]}: include: " if including else ""
     if not path.is_file():
-        raise UserError(f"no suite file {what}") if is_path else unknown_name("suite", name, names())
+        raise UserError(f"{where}no suite file {what}" if is_path else f"{where}{unknown_name('suite', name, names())}")
     if path.resolve() in including:
         trail = " -> ".join(each.stem for each in (*including, path))
         raise UserError(f"suite {path.stem} includes itself: {trail}; take one of these out of an `include`")
     suite = _read(path)
     if not is_path and version not in ("", str(suite.version)):
-        raise UserError(f"there is no suite {what}: {path} has version {suite.version}")
+        raise UserError(f"{where}there is no suite {what}: {path} has version {suite.version}")
     states_probes = suite.probes is not None
     for name in suite.include:
         beside = path.parent / name
