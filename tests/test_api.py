@@ -87,6 +87,18 @@ def test_misspelt_names_are_errors(runs: list[Any]) -> None:
     assert runs == []
 
 
+def test_places_as_text_are_refused_before_anything_is_drawn(runs: list[Any]) -> None:
+    places: Any = "my-results"
+    for judge in (
+        lambda: api.evaluate("scenes-vega", places=places),
+        lambda: api.gate("scenes-vega", "scenes-teacher", places=places),
+        lambda: api.until_verdict("scenes-vega", baseline="scenes-teacher", places=places),
+    ):
+        with pytest.raises(UserError, match=r"places: expected api\.Places\('my-results'\), found 'my-results'"):
+            judge()
+    assert runs == []
+
+
 @pytest.mark.parametrize("part", [(0, 4), (5, 4), (1, 0)])
 def test_parts_are_counted_from_one(part: tuple[int, int], runs: list[Any]) -> None:
     with pytest.raises(UserError, match=f"there is no part {part[0]} of {part[1]}"):

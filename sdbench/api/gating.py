@@ -215,6 +215,15 @@ class Request:
     only: str | None
     announce: Announce | None = None
 
+    def __post_init__(self) -> None:
+        """Check the places, since a notebook may give the folder as text.
+
+        Raises:
+            UserError: they are no `Places`.
+        """
+        if not isinstance(self.places, Places):
+            raise UserError(f"places: expected api.Places({str(self.places)!r}), found {self.places!r}")
+
     def check_required(self, suite: suites.Suite) -> None:
         """Check, before hours of drawing, that the metrics which the policy requires can be computed here; fetches their evaluators.
 
