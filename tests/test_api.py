@@ -9,7 +9,7 @@ import pytest
 from factories import make_measurement, save_record
 
 import sdbench
-from sdbench import api, suites
+from sdbench import api, cli, suites
 from sdbench.errors import UserError
 from sdbench.models.resolve import resolve
 from sdbench.run import runner, until_verdict
@@ -85,6 +85,41 @@ def test_misspelt_names_are_errors(runs: list[Any]) -> None:
     with pytest.raises(UserError, match="there is no model to measure"):
         api.run([])
     assert runs == []
+
+
+def test_places_as_text_are_refused_before_anything_is_drawn(runs: list[Any]) -> None:
+    places: Any = "my-results"
+    for judge in (
+        lambda: api.evaluate("scenes-vega", places=places),
+        lambda: api.gate("scenes-vega", "scenes-teacher", places=places),
+        lambda: api.until_verdict("scenes-vega", baseline="scenes-teacher", places=places),
+    ):
+        with pytest.raises(UserError, match=r"places: expected api\.Places\('my-results'\), found 'my-results'"):
+            judge()
+    assert runs == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_noted"),
+    [
+        ("n = 512", "n = 16", True),
+        ("description = ", 'description = "mine" # ', False),
+        (f"version = {QUALITY.version}", "version = 99", False),
+    ],
+)
+def test_changed_copy_of_a_shipped_suite_that_keeps_its_name_is_noted(
+    old: str, new: str, is_noted: bool, tmp_path: Path, runs: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, text = tmp_path / "q.toml", FILE.read_text(encoding="utf-8")
+    assert old in text
+    copy.write_text(text.replace(old, new, 1), encoding="utf-8")
+    for words in (["run", "--model", "scenes-vega"], ["gate", "scenes-vega", "--baseline", "scenes-teacher"], ["noise", "scenes-vega"]):
+        cli.main([*words, "--suite", str(copy), "--device", "cpu"])
+        assert (
+            capsys.readouterr().err.count(f"suite {copy} has the name and version of the shipped quality@{QUALITY.version}, but")
+            == is_noted
+        )
+    assert len(runs) == 3
 
 
 @pytest.mark.parametrize("part", [(0, 4), (5, 4), (1, 0)])

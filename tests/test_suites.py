@@ -286,8 +286,13 @@ def test_parts_with_different_probes_are_refused_unless_the_suite_states_its_own
 
 def test_unknown_include_is_an_error(folder: Path) -> None:
     write(folder, name="latency", text=OWN)
-    with pytest.raises(UserError, match="unknown suite 'latncy'; did you mean 'latency'"):
-        suites.load(write(folder, "include = []", 'include = ["latncy"]'))
+    for name, message in (
+        ("latncy", "unknown suite 'latncy'; did you mean 'latency'"),
+        ("latncy.toml", "no suite file latncy.toml"),
+        ("latency@9", "there is no suite latency@9"),
+    ):
+        with pytest.raises(UserError, match=rf"^suite {folder}/own\.toml: include: {message}"):
+            suites.load(write(folder, "include = []", f'include = ["{name}"]'))
 
 
 @pytest.mark.parametrize(

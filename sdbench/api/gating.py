@@ -10,7 +10,7 @@ from sdbench.api import measuring
 from sdbench.api.inputs import NamedModel, NamedSuite, as_text, find_model, find_suite, load_suite
 from sdbench.api.places import Places
 from sdbench.disk import locked
-from sdbench.errors import UserError
+from sdbench.errors import UserError, unknown_name
 from sdbench.gate import comparison, floors, lookup, recorded, weighing
 from sdbench.gate import policy as policies
 from sdbench.gate.comparison import Comparison
@@ -18,6 +18,7 @@ from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.gate.verdicts import Inputs, Report
 from sdbench.models.spec import ModelSpec
+from sdbench.records.names import is_probe
 
 Announce = Callable[[str], None]
 GATED = ("quality",)  # the half of a suite that a gate can be asked to weigh alone
@@ -214,15 +215,31 @@ class Request:
     only: str | None
     announce: Announce | None = None
 
+    def __post_init__(self) -> None:
+        """Check the places, since a notebook may give the folder as text.
+
+        Raises:
+            UserError: they are no `Places`.
+        """
+        if not isinstance(self.places, Places):
+            raise UserError(f"places: expected api.Places({str(self.places)!r}), found {self.places!r}")
+
     def check_required(self, suite: suites.Suite) -> None:
         """Check, before hours of drawing, that the metrics which the policy requires can be computed here; fetches their evaluators.
 
         Raises:
-            UserError: the reference or an evaluator of one is missing, or the policy has no rules for the suite.
+            UserError: the reference or an evaluator of one is missing, the suite does not measure an image metric that the policy weighs,
+                or the policy has no rules for the suite.
         """
         from sdbench.run.requirements import fetch_evaluators, missing_reference
 
-        required = [name for name, rule in self.policy.rules(suite.name).items() if rule.required]
+        rules = self.policy.rules(suite.name)
+        for name in rules:  # an image metric that no record has is incomparable, required or not
+            if not is_probe(name) and name not in suite.own_metrics:
+                advice = "Let the suite measure it, or name a policy without it with --policy."
+                unknown = unknown_name("metric of this suite", name, suite.own_metrics, advice)
+                raise UserError(f"policy {self.policy.name} weighs what suite {suite.name!r} does not measure: {unknown}")
+        required = [name for name, rule in rules.items() if rule.required]
         missing = missing_reference(suite, required, self.places.work)
         if lacking := [*([missing] if missing else []), *fetch_evaluators(required)]:
             raise UserError(f"policy {self.policy.name} requires what this machine lacks: {'; '.join(lacking)}")

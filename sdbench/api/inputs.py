@@ -7,6 +7,7 @@ from sdbench import suites
 from sdbench.errors import UserError
 from sdbench.models.resolve import resolve
 from sdbench.models.spec import ModelSpec, path_of, with_name
+from sdbench.notes import print_note
 from sdbench.suites import Suite
 
 NamedModel = str | Path | ModelSpec  # what `sdbench run --model` takes, or what `sdbench.models.resolve.resolve` returns
@@ -51,9 +52,17 @@ def find_suite(suite: NamedSuite | None, model: ModelSpec) -> Suite:
 
 
 def load_suite(suite: NamedSuite) -> Suite:
-    """A suite.
+    """A suite, with a note where its file is a changed copy of a shipped one that kept its name.
 
     Raises:
         UserError: see `suites.load`.
     """
-    return suite if isinstance(suite, Suite) else suites.load(str(suite))
+    if isinstance(suite, Suite):
+        return suite
+    found = suites.load(str(suite))
+    if found.is_changed_copy:
+        print_note(
+            f"suite {suite} has the name and version of the shipped {found.name}@{found.version}, but other settings; give it a name of "
+            "its own, or the gate weighs it like that one"
+        )
+    return found

@@ -17,11 +17,13 @@ def report(*, places: Places = Places(), out: str | Path | None = None, policy: 
         policy: policy file of the verdicts on it; by default `gate.toml` beside the suites.
 
     Raises:
-        UserError: there are no records, the given `policy` weighs none of them, or a file cannot be read or written.
+        UserError: there are no records, the given `policy` weighs none of them, `out` is a folder, or a file cannot be read or written.
     """
     from sdbench.leaderboard import standings
     from sdbench.report import page
 
+    if out and Path(out).is_dir():
+        raise UserError(f"{out} is a folder; name the file of the page with --out, such as {Path(out) / page.FILE_NAME}")
     rules = load_policy(policy)
     measured = sorted({row.record.suite.name for row in standings.read_rows(places.results)}) if policy else []
     if measured and not any(rules.suites.get(rules.table_name(name)) for name in measured):

@@ -179,7 +179,7 @@ def how_to_get(asset: Asset) -> str:
     )
     return (
         f"Needed of {asset.source}: {files}. Where there is a network, {command}get the files there; put them into "
-        f"{weights_folder() / asset.name} (the environment's {HOME} names another folder than {weights_folder()})."
+        f"{weights_folder() / asset.name} (to use another folder than {weights_folder()}, name it in the environment variable {HOME})."
     )
 
 

@@ -112,11 +112,12 @@ def gate(arguments: argparse.Namespace) -> int:
 
 def _read_suite(arguments: argparse.Namespace) -> "Suite | None":
     """The suite to run where a record is missing, if the options name one."""
-    from sdbench import api, suites
+    from sdbench import api
+    from sdbench.api.inputs import load_suite
 
     changes = overrides.read(arguments)
     if arguments.suite:
-        return changes.apply(suites.load(arguments.suite))
+        return changes.apply(load_suite(arguments.suite))
     if changes != api.Overrides():
         raise UserError("name the suite that these settings change: --suite, such as --suite quality")
     return None

@@ -259,10 +259,11 @@ def _benchmark(arguments: argparse.Namespace) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from sdbench import api, suites
+    from sdbench import api
+    from sdbench.api.inputs import load_suite
     from sdbench.tables import Cell, format_value
 
-    suite = overrides.read(arguments, overrides.SCORING).apply(suites.load(arguments.suite))
+    suite = overrides.read(arguments, overrides.SCORING).apply(load_suite(arguments.suite))
     options = {"places": places_from(arguments), "device": arguments.device}
     if arguments.name:
         return _print_records([api.record_images(arguments.images, arguments.prompts, suite, name=arguments.name, **options)], arguments)

@@ -197,10 +197,18 @@ def read_record_under(folder: Path, suite: SuiteId) -> Record:
     if record.suite != suite:
         raise UserError(
             f"record {folder} is of suite {record.suite.title_with_digest}, but this run would be of {suite.title_with_digest}, and the "
-            "gate cannot compare the two. Name that suite with --suite, and give again the options, such as --n, that made it if there "
-            "were any"
+            f"gate cannot compare the two. {_how_to_run_under(record.suite.name)}"
         )
     return record
+
+
+def _how_to_run_under(suite: str) -> str:
+    """How to run another model under the suite of a record, by its name: --suite does not take the names that the program gives."""
+    if suite.endswith("-sequential"):
+        return "--until-verdict stopped that record's run at a part of the prompts: measure its model again without --until-verdict"
+    if suite.endswith("-custom"):
+        return f"Give --suite {suites.base_name(suite)} and again the options, such as --n, that made it"
+    return "Name that suite with --suite"
 
 
 def _machine_class_of(what: RecordOrModel) -> str | None:

@@ -50,7 +50,7 @@ def remarks(rounds: Sequence[Round], cores: int) -> list[str]:
     slowed = _slowdowns(rounds)
     found = [
         (abs(drift) >= DRIFT, f"drift {drift:+.0%} from the first round to the last"),
-        (max_cores >= FOREIGN_CORES, f"other processes kept {max_cores:.1f} cores busy"),
+        (max_cores >= FOREIGN_CORES, f"other processes kept up to {max_cores:.1f} cores busy"),
         (threads > cores, f"{threads} threads on {cores} cores, which wait for each other: set OMP_NUM_THREADS={cores}"),
         (bool(others), f"{len({pid for pid, _ in others})} other processes on the GPU, the largest with {held_mib:.0f} MiB"),
         (bool(slowed), f"GPU clock throttled: {', '.join(slowed)}"),

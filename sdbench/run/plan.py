@@ -21,6 +21,9 @@ PNG_BYTES_PER_PIXEL = 1.5  # about that of photographs; plain scenes take far le
 # Rough shares of a large matrix product's speed that a pipeline reaches. On GPUs: open-muse's 2.7 s for SDXL in 20 steps on an A100 and
 # 2.9 s on an RTX 4090 (`leaderboard/published.toml`) are 104 and 98 TFLOP/s, a third and 0.6 of what these cards' sheets state.
 EFFICIENCY = {"cpu": 0.15, "cuda": 0.4}
+# Assumed for a round's process beside its calls of the pipeline: imports, loading and the other stages. It was 8 to 17 s for the embedded
+# family, on two cores that did more or less else; weights of full size load for longer, and some settings compile first.
+START_S = 12
 
 
 def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str] = ()) -> dict[str, Any]:
@@ -42,6 +45,7 @@ def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str]
     n = suite.prompts.n * suite.samples if context.with_quality else 0
     for spec in specs if n else ():
         schedulers.check_prediction(spec, sampling)
+    starts_s = START_S * _count_processes(specs, context)
     has_inputs = requirements.inputs_are_here(suite)
     content = {
         "suite": suite.id.model_dump() if has_inputs else suite.model_dump(include={"name", "version"}) | {"digest": None},
@@ -51,13 +55,23 @@ def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str]
         "files": [vars(file) for file in files],
         "disk_bytes": int(len(specs) * n * math.prod(sampling.shape_px) * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files),
         "models": _estimate_models(specs, sampling, n + _count_timed_images(context), rate),
+        "starts_s": starts_s,
     }
     lines = [_text(content, n, suite.samples)]
     if probes := context.probes:
-        lines.append(f"probes: {probes.rounds} rounds a model, each a process for every setting: {', '.join(context.timed_settings)}")
+        lines.append(
+            f"probes: {probes.rounds} rounds a model, each a process for every setting: {', '.join(context.timed_settings)}; to start them "
+            f"takes roughly {duration_text(starts_s)} more, and longer with models of full size or where a setting compiles"
+        )
     lines += slow_dtype_notes(context)
     lines += [note for spec in specs if n for note in schedulers.sampling_notes(spec, sampling)]
     return {**content, "text": "\n".join(lines)}
+
+
+def _count_processes(specs: Sequence[ModelSpec], context: RunContext) -> int:
+    """Number of processes that the probes start; rendered images have none."""
+    timed = [spec for spec in specs if spec.source != "rendered"]
+    return context.probes.rounds * len(context.timed_settings) * len(timed) if context.probes else 0
 
 
 def _count_timed_images(context: RunContext) -> int:

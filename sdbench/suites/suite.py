@@ -17,11 +17,12 @@ from sdbench.models.catalogue import DEFAULT_SUITES, TEACHERS
 from sdbench.records import Name, SuiteId
 from sdbench.records.names import id_of_prompt
 from sdbench.settings import Probes, Sampling, is_unset
-from sdbench.suites.folders import find, names
+from sdbench.suites.folders import POLICY, SHIPPED, find, names
 from sdbench.suites.inputs import Noise, Prompts, look_order, read_prompts
 from sdbench.validation import Table, parse_toml, validate
 
 HALVES = ("quality", "probes")  # image metrics; latency and memory
+_NO_SETTINGS = {"description", "include", "accept"}  # keys that decide no number
 _INTERNAL = {"prompts": {"looked"}, "teacher": {"changed", "options"}}  # keys that the program writes: unknown in a file
 
 
@@ -143,7 +144,7 @@ class Suite(Part):
             MissingError: prompts or the latent are neither here nor reachable.
             UserError: see `Noise.path`, `teacher_suite` and `prompt_list`.
         """
-        settings = self.model_dump(exclude={"description", "include", "accept"}) | {"noise": self.noise.identity()}
+        settings = self.model_dump(exclude=_NO_SETTINGS) | {"noise": self.noise.identity()}
         if self.prompts.groups:
             del settings["prompts"]["groups"]  # they decide how scores are shown
         if self.prompts.file:
@@ -156,6 +157,15 @@ class Suite(Part):
             settings["teacher"] = {"model": self.teacher.model, "suite": self.teacher_suite().id.model_dump()}
         content = json.dumps([settings, self.prompt_list()], sort_keys=True)
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
+
+    @property
+    def is_changed_copy(self) -> bool:
+        """Whether it has the name and version of a shipped suite, but other settings; found without its prompts, which may be far away."""
+        path = SHIPPED / f"{self.name}.toml"
+        if not path.is_file() or path.name == POLICY:
+            return False
+        shipped = load_part(str(path))
+        return shipped.version == self.version and shipped.model_dump(exclude=_NO_SETTINGS) != self.model_dump(exclude=_NO_SETTINGS)
 
     @property
     def teacher_name(self) -> str:
@@ -263,14 +273,15 @@ def load_part(what: str, including: tuple[Path, ...] = ()) -> Part:
     """
     is_path, (name, _, version) = what.endswith(".toml"), what.partition("@")
     path = Path(what) if is_path else find(f"{name}.toml")
+    where = f"suite {including[-1]}: include: " if including else ""
     if not path.is_file():
-        raise UserError(f"no suite file {what}") if is_path else unknown_name("suite", name, names())
+        raise UserError(f"{where}no suite file {what}" if is_path else f"{where}{unknown_name('suite', name, names())}")
     if path.resolve() in including:
         trail = " -> ".join(each.stem for each in (*including, path))
         raise UserError(f"suite {path.stem} includes itself: {trail}; take one of these out of an `include`")
     suite = _read(path)
     if not is_path and version not in ("", str(suite.version)):
-        raise UserError(f"there is no suite {what}: {path} has version {suite.version}")
+        raise UserError(f"{where}there is no suite {what}: {path} has version {suite.version}")
     states_probes = suite.probes is not None
     for name in suite.include:
         beside = path.parent / name

@@ -156,7 +156,7 @@ def test_offline_error_lists_every_file_with_its_size_and_destination(tmp_path: 
     ):
         assert part in message
     assert f"put them into {tmp_path / 'weights' / 'network'}" in message
-    assert "SDBENCH_WEIGHTS" in message
+    assert f"(to use another folder than {tmp_path / 'weights'}, name it in the environment variable SDBENCH_WEIGHTS)" in message
     with pytest.raises(MissingError, match=r"offline mode is enabled \(HF_HUB_OFFLINE\)"):
         weights.find("elsewhere")
 

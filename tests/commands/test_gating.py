@@ -25,6 +25,7 @@ from sdbench.machine import this_machine
 from sdbench.models.resolve import resolve
 from sdbench.models.spec import ModelSpec
 from sdbench.records import SuiteId
+from sdbench.records.names import is_probe
 from sdbench.run import runner
 from sdbench.suites import Suite
 
@@ -229,6 +230,31 @@ def test_reference_that_the_policy_requires_is_missed_before_anything_is_drawn(
         with pytest.raises(UserError, match=r"requires what this machine lacks: reference 'photographs', so fd\.scenes will be missing"):
             judge()
     assert stopped_runs == []
+
+
+@pytest.mark.parametrize("required", ["true", "false"])
+def test_metric_of_the_policy_that_the_suite_does_not_measure_is_refused_before_anything_is_drawn(
+    required: str, tmp_path: Path, stopped_runs: list[tuple[list[ModelSpec], str | None]]
+) -> None:
+    """A policy's typo would otherwise end hours of drawing as incomparable."""
+    policy, (model, baseline) = tmp_path / "policy.toml", ("scenes-vega", "scenes-teacher")
+    policy.write_text(STRICT.replace("clip_score.scenes", "clip_score.scene").replace("true", required), encoding="utf-8")
+    few = api.Overrides(n=4).apply(suites.load("quality"))
+    for judge in (
+        lambda: api.gate(model, baseline, few, policy=policy, only="quality"),
+        lambda: api.until_verdict(model, few, baseline=baseline, policy=policy),
+        lambda: api.evaluate(model, few, baseline=baseline, policy=policy),
+    ):
+        with pytest.raises(
+            UserError, match=r"suite 'quality-custom' does not measure: .* did you mean 'clip_score\.scenes'\? Let the suite"
+        ):
+            judge()
+    assert stopped_runs == []
+
+
+def test_every_image_metric_of_the_shipped_policy_is_measured_by_its_suite() -> None:
+    for name, rules in api.gating.load_policy(None).suites.items():
+        assert {rule for rule in rules if not is_probe(rule)} <= {*suites.load(name).own_metrics}
 
 
 def test_gate_on_quality_alone(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

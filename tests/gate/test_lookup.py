@@ -130,14 +130,20 @@ def test_record_against_a_name_uses_or_creates_a_record_of_the_same_machine_clas
     assert len(results.runs) == 1, "the record of the first run is reused"
 
 
-@pytest.mark.parametrize("name", ["quality-custom", "quality-sequential", "quality-custom-sequential", "quality"])
-def test_nothing_is_run_against_a_record_of_other_settings(name: str, results: Results) -> None:
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("quality-custom", "Give --suite quality and again the options, such as --n, that made it"),
+        ("quality-sequential", "measure its model again without --until-verdict"),
+        ("quality-custom-sequential", "measure its model again without --until-verdict"),
+        ("quality", "Name that suite with --suite"),
+    ],
+)
+def test_nothing_is_run_against_a_record_of_other_settings(name: str, advice: str, results: Results) -> None:
     record = results.record("scenes-vega", suite=SuiteId(name=name, version=SUITE.version, digest="0"))
     pairs: list[tuple[Path | str, Path | str]] = [(record, "scenes-teacher"), ("scenes-teacher", record)]
     for candidate, baseline in pairs:
-        with pytest.raises(
-            UserError, match=rf"of suite {name}@\d+ \(digest 0\), but this run would be of quality@.*Name that suite with --suite"
-        ):
+        with pytest.raises(UserError, match=rf"of suite {name}@\d+ \(digest 0\), but this run would be of quality@.*{advice}$"):
             results.pair(candidate, baseline)
     assert results.runs == []
 

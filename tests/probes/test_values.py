@@ -158,6 +158,15 @@ def test_more_threads_than_cores_are_noted(threads: int, note: str) -> None:
     assert found["latency.pipeline.p50"].note == note
 
 
+@pytest.mark.parametrize(("cores", "note"), [((0.1, 1.5, 0.2), "other processes kept up to 1.5 cores busy"), ((0.1, 0.1, 0.1), "")])
+def test_work_of_other_processes_is_noted_with_that_of_the_worst_round(cores: tuple[float, ...], note: str) -> None:
+    """The value beside the note is the median of the rounds."""
+    rounds = [Round({"pipeline": (0.5, 0.5)}, {"watch": {"foreign_cores": number}}) for number in cores]
+    found = {value.name: value for value in values(make_request(), rounds, {})}
+    assert found["latency.pipeline.p50"].note == note
+    assert found["machine.foreign_cores"].value == pytest.approx(sorted(cores)[1])
+
+
 @pytest.mark.parametrize(
     ("returns_s", "note"), [(0.46, "; host-bound: the call of a UNet step returns after 460.0 of 500.0 ms"), (0.3, "")]
 )

@@ -78,6 +78,13 @@ def test_images_are_linked_if_none_fits_into_the_page(results: Path, tmp_path: P
     assert len(rest_files) == 1
 
 
+def test_page_is_not_written_over_a_folder(results: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path} is a folder; name the file of the page with --out, such as {tmp_path}/report\.html$"
+    ):
+        api.report(places=api.Places(results), out=tmp_path)
+
+
 def test_hostile_text_is_escaped_everywhere(page: str) -> None:
     assert "<script>window.hacked" not in page
     assert "<img src=" not in page.replace('<img src="data:', "")

@@ -20,7 +20,7 @@ from sdbench.records import Scores, Value
 from sdbench.reference.cards import save
 from sdbench.run import requirements, runner
 from sdbench.run.context import RunContext
-from sdbench.run.plan import EFFICIENCY, plan
+from sdbench.run.plan import EFFICIENCY, START_S, plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -164,13 +164,22 @@ def test_dry_run_estimates_what_the_same_run_would_do(
     assert f": {images or 'no'} images a model" in err
     assert re.findall(r"of (sampling|timed calls) on this machine", err) == ["sampling" if images else "timed calls"]
     assert f"; roughly {duration} of " in err
-    assert re.findall(r"probes: 5 rounds a model, each a process for every setting: (.*)", err) == ([probes] if probes else [])
+    assert re.findall(r"probes: 5 rounds a model, each a process for every setting: (.*); to start them", err) == (
+        [probes] if probes else []
+    )
     content = json.loads(out)
+    assert content["starts_s"] == (5 * len(probes.split(", ")) * START_S if probes else 0)
     (row,) = content["models"]
     assert (row["model"], row["seconds"]) == ("scenes-vega", pytest.approx((images + timed) * (2 + 12 * 2 + 1)))
     assert f"scenes-vega: DDIMScheduler (v_prediction) at {', '.join(map(str, row['scheduler']['timesteps']))}; roughly" in err
     assert (len(row["scheduler"]["timesteps"]), row["scheduler"]["timesteps"][0]) == (12, 999)
     assert (content["disk_bytes"] > 0) == (images > 0)
+
+
+def test_rendered_images_start_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ceilings, "measure", lambda *_: 1.0)
+    specs, context = [resolve("scenes-rendered"), resolve("scenes-vega")], RunContext(suites.load("quality"), "cpu", tmp_path, tmp_path)
+    assert plan(specs, context)["starts_s"] == plan(specs[1:], context)["starts_s"] == 5 * START_S
 
 
 def test_evaluator_that_cannot_be_had_is_told_before_anything_is_drawn(
