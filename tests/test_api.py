@@ -13,6 +13,7 @@ from sdbench import api, cli, suites
 from sdbench.errors import UserError
 from sdbench.models.resolve import resolve
 from sdbench.run import runner, until_verdict
+from sdbench.suites.folders import SHIPPED
 
 VEGA, QUALITY, FILE = resolve("scenes-vega"), suites.load("quality"), Path(__file__).parents[1] / "suites" / "quality.toml"
 
@@ -120,6 +121,15 @@ def test_changed_copy_of_a_shipped_suite_that_keeps_its_name_is_noted(
             == is_noted
         )
     assert len(runs) == 3
+
+
+def test_no_shipped_suite_is_a_changed_copy_wherever_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a clone they are found in ./suites, by other paths."""
+    for folder in (tmp_path, SHIPPED.parent):
+        monkeypatch.chdir(folder)
+        found = [suite for name in suites.names() if isinstance(suite := suites.load_part(name), suites.Suite)]
+        assert len(found) > 9
+        assert [suite.name for suite in found if suite.is_changed_copy] == []
 
 
 @pytest.mark.parametrize("part", [(0, 4), (5, 4), (1, 0)])

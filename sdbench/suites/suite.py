@@ -23,6 +23,7 @@ from sdbench.validation import Table, parse_toml, validate
 
 HALVES = ("quality", "probes")  # image metrics; latency and memory
 _NO_SETTINGS = {"description", "include", "accept"}  # keys that decide no number
+_FILES = {"prompts": ("file", "path"), "noise": ("file",), "teacher": ("suite",)}  # keys that may name a file beside the suite's own
 _INTERNAL = {"prompts": {"looked"}, "teacher": {"changed", "options"}}  # keys that the program writes: unknown in a file
 
 
@@ -164,8 +165,8 @@ class Suite(Part):
         path = SHIPPED / f"{self.name}.toml"
         if not path.is_file() or path.name == POLICY:
             return False
-        shipped = load_part(str(path))
-        return shipped.version == self.version and shipped.model_dump(exclude=_NO_SETTINGS) != self.model_dump(exclude=_NO_SETTINGS)
+        shipped = load(str(path))
+        return shipped.version == self.version and _with_contents(shipped) != _with_contents(self)
 
     @property
     def teacher_name(self) -> str:
@@ -311,10 +312,18 @@ def _read(path: Path) -> Part:
     return validate(Part, content, where)
 
 
+def _with_contents(suite: Suite) -> dict[str, object]:
+    """The settings of a suite, with the contents of files in place of their paths."""
+    settings = suite.model_dump(exclude=_NO_SETTINGS)
+    for table, keys in _FILES.items():
+        content = settings.get(table) or {}
+        content |= {key: Path(path).read_bytes() for key in keys if (path := content.get(key)) and Path(path).is_file()}
+    return settings
+
+
 def _with_files_beside(suite: Suite, folder: Path) -> Suite:
     """The suite with the files that it names beside its own; where there is none, a name means something else, such as a Hub dataset."""
-    tables = {"prompts": ("file", "path"), "noise": ("file",), "teacher": ("suite",)}
-    for table, keys in tables.items():
+    for table, keys in _FILES.items():
         content = getattr(suite, table)
         beside = {key: folder / name for key in keys if (name := getattr(content, key, None))}
         found = {
