@@ -92,8 +92,9 @@ def warn_of_another_recipe(start: Start, recipe: Recipe) -> None:
     """Say so if the student was made by another recipe, or by another version of this one: its provenance lacks which blocks it keeps."""
     if start.provenance and start.provenance["recipe_digest"] != recipe.digest:
         print_note(
-            f"the student in {start.folder} was made by another recipe or version, {start.provenance['recipe']!r}: only its shape is "
-            f"compared with {recipe.name!r}, not which blocks it keeps; taps and later cuts take them for those that {recipe.name!r} keeps"
+            f"the student in {start.folder} was made by recipe {start.provenance['recipe']!r}, whose content is not that of "
+            f"{recipe.name!r} now. Only its shape was compared: if the two keep other blocks, taps and later cuts are wrong; other "
+            "settings do no harm"
         )
 
 

@@ -207,7 +207,7 @@ def _advise_export(run: Run) -> Iterator[None]:
         if not any(run.folder.glob("*/step-*")) and not any(run.folder.glob(f"*/{STUDENT}")):
             raise
         export = shlex.join(["distillation", "export", str(run.folder), "--out", "STUDENT"])
-        same_run = "On another device, or with only checkpointing changed, the same command goes on with this run. For any other change: "
+        same_run = "On another GPU, or with only `checkpointing` changed in a recipe of this name, this run goes on. For any other change: "
         raise error.followed_by(
             f"{same_run if isinstance(error, TooLittleMemoryError) else 'To keep what was trained: '}{export}, then the changed run with "
             "--from STUDENT, and --steps for the steps that are left"

@@ -132,6 +132,12 @@ def test_no_shipped_suite_is_a_changed_copy_wherever_it_is_found(tmp_path: Path,
         assert [suite.name for suite in found if suite.is_changed_copy] == []
 
 
+def test_a_suite_may_have_the_name_of_a_shipped_part(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(FILE.read_text(encoding="utf-8").replace('name = "quality"', 'name = "latency"'), encoding="utf-8")
+    assert not suites.load(str(own)).is_changed_copy
+
+
 @pytest.mark.parametrize("part", [(0, 4), (5, 4), (1, 0)])
 def test_parts_are_counted_from_one(part: tuple[int, int], runs: list[Any]) -> None:
     with pytest.raises(UserError, match=f"there is no part {part[0]} of {part[1]}"):

@@ -165,8 +165,8 @@ class Suite(Part):
         path = SHIPPED / f"{self.name}.toml"
         if not path.is_file() or path.name == POLICY:
             return False
-        shipped = load(str(path))
-        return shipped.version == self.version and _with_contents(shipped) != _with_contents(self)
+        shipped = load_part(str(path))
+        return isinstance(shipped, Suite) and shipped.version == self.version and _with_contents(shipped) != _with_contents(self)
 
     @property
     def teacher_name(self) -> str:

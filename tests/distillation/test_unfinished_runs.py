@@ -242,7 +242,7 @@ def test_a_start_that_may_keep_other_blocks_than_the_recipe_is_not_silent(
     )
     mine = load_recipe(tmp_path / "mine.toml")
     assert mine.cuts[-1] != vega.cuts[-1]
-    note = f"the student in {exported / 'unet'} was made by another recipe or version, 'vega': only its shape is compared with 'mine', not "
+    note = f"the student in {exported / 'unet'} was made by recipe 'vega', whose content is not that of 'mine' now."
     accelerator = cast("Accelerator", SimpleNamespace(is_main_process=True, main_process_first=nullcontext, device=torch.device("cpu")))
     for recipe, expected in ((vega, 0), (mine, 1)):
         plan = plan_run(recipe, "scenes", [teacher_folder], STEPS, open_start(exported, recipe))
@@ -257,7 +257,7 @@ def test_a_dry_run_describes_only_the_stages_that_are_left(
     words = ["run", "vega", "--teacher", str(teacher_folder), "--from", str(exported), "--steps", "1", "--out", str(tmp_path / "out")]
     assert main([*words, "--work", str(tmp_path), "--dry-run"]) == 0
     said, noted = capsys.readouterr()
-    assert "was made by another recipe or version, 'vega'" in noted, "its recipe has other shares"
+    assert "was made by recipe 'vega', whose content is not that of 'vega' now" in noted, "its recipe has other shares"
     assert f"this run: starts from {exported}, a student of stage depth\n" in said + "\n"
     assert "\nstage depth: 1 steps" in said, "too few for both stages"
     assert "stage half" not in said
@@ -268,7 +268,7 @@ def test_a_dry_run_describes_only_the_stages_that_are_left(
     ("error", "reason"),
     [
         (NotFiniteError("the loss is not finite"), r"not finite\. To keep what was trained"),
-        (torch.OutOfMemoryError("CUDA out of memory"), r"use a device with more\. On another device, .* For any other change"),
+        (torch.OutOfMemoryError("CUDA out of memory"), r"use a device with more\. On another GPU, .* For any other change"),
     ],
 )
 def test_an_error_that_asks_for_another_recipe_tells_how_to_go_on_from_what_was_trained(
