@@ -30,8 +30,12 @@ def test_evaluators_run_on_the_requested_device_and_are_released_even_after_an_e
 
 
 def test_release_on_a_gpu_that_has_failed_does_not_hide_the_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
     def empty_cache() -> None:
+        tried.append(1)
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
     inference.release_evaluators()
+    assert tried
