@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, Self, get_args, overload
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,7 @@ from distillation.recipe_tables import (
     Middle,
     ScenesTraining,
     Stage,
+    TeacherShare,
 )
 from sdbench.errors import UserError, unknown_name
 from sdbench.models.architectures import TOPOLOGIES, Family, Shape, resnet_counts, shape_of, unet_config
@@ -30,6 +31,7 @@ from sdbench.scenes.render import SIZE_PX
 from sdbench.validation import Table, read_toml
 
 RECIPES = Path(__file__).parent / "recipes"
+_EXAMPLE = RECIPES / "vega.toml"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9.-]*$"
 _OWN_SHAPE = "For a shape of your own, leave `student` out of the recipe"
 
@@ -51,6 +53,7 @@ class Recipe(Table):
         student: architecture after the last stage; None if it has no name.
         teacher: architecture that the first stage cuts.
         taps: paths of the modules whose outputs the feature loss compares; `*` matches any one part.
+        scenes, sdxl: how it trains in each family; None for one that it does not train, but never for both.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -60,35 +63,63 @@ class Recipe(Table):
     stages: tuple[Stage, ...] = Field(min_length=1)
     taps: tuple[str, ...] = Field(min_length=1)
     loss: LossWeights
-    scenes: ScenesTraining
-    sdxl: FullSizeTraining
+    scenes: ScenesTraining | None = None
+    sdxl: FullSizeTraining | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _has_a_table_for_each_family(cls, content: dict[str, Any]) -> dict[str, Any]:
-        missing = [family for family in get_args(Family) if family not in content]
-        if missing and content.keys() <= cls.model_fields.keys():  # a misspelt name is an error of its own
-            raise ValueError(f"no table [{missing[0]}]; a recipe has one for each family: copy a shipped recipe's if only the other trains")
-        return content
+    @model_validator(mode="after")
+    def _trains_a_family(self) -> Self:
+        if not self.families:
+            raise ValueError(
+                "neither a table [scenes] nor a table [sdxl]; a recipe has one for each family that it trains: "
+                f"copy that of a shipped recipe, such as {_EXAMPLE}"
+            )
+        return self
 
     @property
     def digest(self) -> str:
         """The SHA-256 (hex) of the recipe's content; comments and layout do not matter."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The families that it has settings for, one or both; the embedded one comes first."""
+        families: tuple[Family, ...] = ("scenes", "sdxl")
+        return tuple(family for family in families if getattr(self, family) is not None)
+
+    @overload
+    def settings(self, family: Literal["scenes"]) -> ScenesTraining: ...
+    @overload
+    def settings(self, family: Literal["sdxl"]) -> FullSizeTraining: ...
     def settings(self, family: Family) -> ScenesTraining | FullSizeTraining:
-        """The training settings of a family."""
-        return self.scenes if family == "scenes" else self.sdxl
+        """The training settings of a family.
+
+        Raises:
+            UserError: the recipe has none.
+        """
+        settings = self.scenes if family == "scenes" else self.sdxl
+        if settings is None:
+            raise UserError(
+                f"recipe {self.name!r} has no table [{family}], the settings of family {family!r}. Copy that of a shipped recipe, such as "
+                f"{_EXAMPLE}, name another recipe, or, for `run` and `plan`, choose --family {self.families[0]}"
+            )
+        return settings
 
     def size_px(self, family: Family) -> int:
-        """Side of the images that a family trains on."""
-        return SIZE_PX if family == "scenes" else self.sdxl.size_px
+        """Side of the images that a family trains on.
+
+        Raises:
+            UserError: the recipe has no settings for the family, and its images are not rendered ones.
+        """
+        return SIZE_PX if family == "scenes" else self.settings(family).size_px
 
     def training_digest(self, family: Family) -> str:
         """The SHA-256 (hex) of all that decides the weights of a student of this family, and of the names of recipe, student and stages.
 
         Left out are the other family's settings, all sources, the teachers' names, the released student's data, keys that are not set, and
         gradient checkpointing, which changes at most rounding: a run may be continued with it on a smaller GPU.
+
+        Raises:
+            UserError: the recipe has no settings for the family.
         """
         settings = self.settings(family).model_copy(update={"checkpointing": family == "sdxl"})  # as in earlier runs of the shipped recipes
         rows = {"__all__": {"source"}}
@@ -97,6 +128,10 @@ class Recipe(Table):
         other_families = {name: True for name in get_args(Family) if name != family}
         recipe = self.model_copy(update={family: settings})
         return hashlib.sha256(recipe.model_dump_json(exclude=notes | other_families, exclude_none=True).encode()).hexdigest()
+
+    @property
+    def _teachers(self) -> tuple[TeacherShare, ...]:
+        return self.sdxl.teachers if self.sdxl else ()
 
     @property
     def cuts(self) -> list[Cut]:
@@ -138,13 +173,11 @@ class Recipe(Table):
         Raises:
             UserError: neither one teacher nor as many as the recipe names.
         """
-        shares = [1.0] if n_teachers == 1 else [teacher.share for teacher in self.sdxl.teachers]
+        shares = [1.0] if n_teachers == 1 else [teacher.share for teacher in self._teachers]
         if len(shares) != n_teachers:
-            names = ", ".join(teacher.name for teacher in self.sdxl.teachers)
-            raise UserError(
-                f"{n_teachers} teachers for recipe {self.name!r}, which names {len(shares)} ({names}); "
-                "give one, or all of them in that order"
-            )
+            names = ", ".join(teacher.name for teacher in self._teachers)
+            known = f"{len(shares)} ({names}); give one, or all of them in that order" if self._teachers else "none; give one"
+            raise UserError(f"{n_teachers} teachers for recipe {self.name!r}, which names {known}")
         return shares
 
     def segments(self, steps: int, n_teachers: int, first_stage: int = 0) -> list[Segment]:
@@ -177,8 +210,8 @@ class Recipe(Table):
         reached = self.cuts[-1].shape(unet_config(self.teacher))
         if self.student:
             self._check_final_shape(reached, shape_of(unet_config(self.student)))
-        for what, rows in (("stages", self.stages), ("teachers", self.sdxl.teachers)):
-            if abs((total := sum(row.share for row in rows)) - 1) > 1e-6:
+        for what, rows in (("stages", self.stages), ("teachers", self._teachers)):
+            if rows and abs((total := sum(row.share for row in rows)) - 1) > 1e-6:
                 raise UserError(f"recipe {self.name!r}: the shares of its {what} sum to {total:g}; expected 1")
 
     def _check_final_shape(self, reached: Shape, expected: Shape) -> None:

@@ -98,11 +98,11 @@ def plan_run(
         start: the student to start from, in the stage whose shape it has; default: a cut of the first teacher.
 
     Raises:
-        UserError: a teacher's folder is not a complete pipeline, or its architecture, family, diffusion or noise does not fit; the number
-            of teachers or steps does not fit the recipe; or the student or a tap cannot be made.
+        UserError: the recipe has no settings for the family; a teacher's folder is not a complete pipeline, or its architecture, family,
+            diffusion or noise does not fit; the number of teachers or steps does not fit the recipe; or student or tap cannot be made.
     """
-    teachers = open_teachers(recipe, family, teacher_folders)
-    segments = recipe.segments(steps or recipe.settings(family).steps, len(teachers), start.stage if start else 0)
+    settings, teachers = recipe.settings(family), open_teachers(recipe, family, teacher_folders)
+    segments = recipe.segments(steps or settings.steps, len(teachers), start.stage if start else 0)
     students = [(student_config(teachers[0].config, cut), cut) for cut in recipe.cuts]
     taps = [[resolve_taps(student, teacher.config, cut, recipe.taps) for student, cut in students] for teacher in teachers]
     # The taps of all teachers are alike; resolving them checks each teacher.

@@ -135,7 +135,7 @@ def distil(
 def _open_images(plan: RunPlan, images: CaptionedImages | None, work: Path, accelerator: Accelerator) -> CaptionedImages:
     """The images to train on, by default rendered scenes; the main process logs what the run trains on."""
     with accelerator.main_process_first():  # renders the scenes; the other processes then find them
-        source = scene_pool(plan.recipe.scenes.images, work) if images is None else images
+        source = scene_pool(plan.recipe.settings("scenes").images, work) if images is None else images
     if accelerator.is_main_process:
         warn_of_different_parts(plan.teachers)
         if plan.settings.dtype == "bfloat16" and emulates_bfloat16(str(accelerator.device)):

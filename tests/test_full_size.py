@@ -125,7 +125,7 @@ def test_full_size_vega_trains_ten_steps_within_24_gb_and_resumes_after_a_kill(t
     save_scenes(images, 16)
     recipe = one_shot_recipe(load_recipe("vega"))
     settings = {"size_px": 256, "batch": 1, "accumulation": 1, "steps": 10, "warmup": 1}
-    recipe = recipe.model_copy(update={"name": "vega-256", "sdxl": recipe.sdxl.model_copy(update=settings)})
+    recipe = recipe.model_copy(update={"name": "vega-256", "sdxl": recipe.settings("sdxl").model_copy(update=settings)})
     (tmp_path / "vega-256.toml").write_text(tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
     words = ["run", str(tmp_path / "vega-256.toml"), "--family", "sdxl", "--teacher", str(teacher), "--data", str(images)]
     words = [sys.executable, "-c", TRAINING, *words, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "vega")]

@@ -110,12 +110,12 @@ def run_sweep(
 
     @cache  # takes seconds to minutes
     def measure_losses() -> dict[str, F64]:
-        batch = numbered_batches(pool, recipe.scenes.model_copy(update={"drop": 0.0}), device)
+        batch = numbered_batches(pool, recipe.settings("scenes").model_copy(update={"drop": 0.0}), device)
         unet = teacher.unet("float32", device)
         return removal_losses(unet, [batch(number) for number in range(SENSITIVITY_BATCHES)], pool.scheduler)
 
     arms = arm_recipes(recipe, measure_losses)
-    pool = LatentPool(teacher_folder, scene_pool(recipe.scenes.images, work), work / "latents", device)
+    pool = LatentPool(teacher_folder, scene_pool(recipe.settings("scenes").images, work), work / "latents", device)
     evaluation = SceneEvaluation(pool, SceneNet.load(verified_path("evaluators/reader.safetensors")), CAPTIONS)
     outcomes = []
     for seed in range(seeds):
@@ -140,7 +140,7 @@ def run_sweep(
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:
     """The recipe with another seed for the embedded family."""
-    return recipe.model_copy(update={"scenes": recipe.scenes.model_copy(update={"seed": seed})})
+    return recipe.model_copy(update={"scenes": recipe.settings("scenes").model_copy(update={"seed": seed})})
 
 
 def _evaluate(student_folder: Path, arm: str, seed: int, identity: dict[str, Any], evaluation: SceneEvaluation, device: str) -> Outcome:

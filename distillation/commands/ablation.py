@@ -33,7 +33,9 @@ def add_commands(add: AddCommand) -> None:
 
 
 def _ablate(options: argparse.Namespace) -> int:
-    recipe, device = load_recipe(options.recipe), training_device(options.device)
+    recipe = load_recipe(options.recipe)
+    recipe.settings("scenes")  # refused here, before a teacher is fetched
+    device = training_device(options.device)
 
     from distillation.ablation.comparison import compare_arms, markdown_table, plot_arms
     from distillation.ablation.experiment import run_sweep

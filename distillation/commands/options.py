@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
-from distillation.recipe import shipped_recipes
+from distillation.recipe import Recipe, shipped_recipes
 from sdbench.errors import UserError
 from sdbench.models.architectures import Family
 
@@ -46,7 +46,9 @@ def add_estimate(command: argparse.ArgumentParser) -> None:
     """Add the options of an estimate of what training takes, `--steps` among them."""
     add_steps(command)
     command.add_argument(
-        "--family", choices=get_args(Family), default="scenes", help="family whose widths and settings to use (default: %(default)s)"
+        "--family",
+        choices=get_args(Family),
+        help="family whose widths and settings to use (default: scenes, or sdxl if the recipe trains that alone)",
     )
     command.add_argument(
         "--tflops",
@@ -57,6 +59,17 @@ def add_estimate(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--usd-per-hour", type=number_between(float, 1e-6), metavar="X", help="estimate the cost at this price per GPU hour"
     )
+
+
+def chosen_family(options: argparse.Namespace, recipe: Recipe) -> Family:
+    """The family that `--family` names; without it, the first that the recipe trains.
+
+    Raises:
+        UserError: the recipe has no settings for it.
+    """
+    family: Family = options.family or recipe.families[0]
+    recipe.settings(family)
+    return family
 
 
 def add_work(command: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from distillation.commands.options import AddCommand, add_estimate, add_recipe
+from distillation.commands.options import AddCommand, add_estimate, add_recipe, chosen_family
 from distillation.recipe import load_recipe
 from sdbench.arguments import add_json, print_answer, print_json
 
@@ -17,10 +17,11 @@ def add_commands(add: AddCommand) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe)  # before torch is imported, which takes seconds
+    family = chosen_family(options, recipe)
 
     from distillation.describe import describe_recipe
 
-    plan = describe_recipe(recipe, options.family, steps=options.steps, tflops=options.tflops, usd_per_hour=options.usd_per_hour)
+    plan = describe_recipe(recipe, family, steps=options.steps, tflops=options.tflops, usd_per_hour=options.usd_per_hour)
     print_answer(plan["text"], options)
     print_json(plan, options)
     return 0

@@ -71,7 +71,7 @@ def _sensitivity(options: argparse.Namespace) -> int:
 
     if options.write_recipe:
         check_recipe_path(options.write_recipe, budget=bool(options.parameters or options.latency))
-    _check_has_images(options, teacher_spec(options.teacher).family)
+    _check_images(options, teacher_spec(options.teacher).family, like)
     teacher = open_teacher(fetch_folder(options.teacher))
     name = Path(options.teacher).resolve().name if options.teacher else "scenes-teacher"
     settings = Settings(bins=options.bins, batches=options.batches, images=options.images)
@@ -132,15 +132,21 @@ def _derive(
     ]
 
 
-def _check_has_images(options: argparse.Namespace, family: str) -> None:
+def _check_images(options: argparse.Namespace, family: str, like: Recipe) -> None:
+    """Check that there are images for a teacher of this family, and that the recipe states their size."""
     if family != "scenes" and not options.data:
         raise UserError(f"the teacher {options.teacher!r} belongs to family {family!r}; name images to measure on with --data")
+    _size_px(family, like)
+
+
+def _size_px(family: str, like: Recipe) -> int:
+    return like.size_px("scenes" if family == "scenes" else "sdxl")
 
 
 def _open_images(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: int) -> "CaptionedImages":
     from distillation.data.batches import open_square_images, scene_pool
 
     if options.data:
-        size_px = like.size_px("scenes" if teacher.spec.family == "scenes" else "sdxl")
+        size_px = _size_px(teacher.spec.family, like)
         return open_square_images(options.data, options.caption_column, size_px, n, options.max_undecodable)
     return scene_pool(n, options.work)

@@ -16,10 +16,12 @@ from distillation.commands.options import (
     add_recipe,
     add_work,
     check_data,
+    chosen_family,
     training_device,
 )
 from distillation.recipe import Recipe, load_recipe
 from sdbench.arguments import add_device, show
+from sdbench.models.architectures import Family
 from sdbench.models.catalogue import CATALOGUE, TEACHERS
 from sdbench.notes import print_note
 
@@ -106,6 +108,7 @@ def _prune(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     recipe, out, names = load_recipe(options.recipe), _out(options), options.teacher or [None]
+    family = chosen_family(options, recipe)
     check_data(options)
     device = training_device(options.device)
 
@@ -119,22 +122,22 @@ def _run(options: argparse.Namespace) -> int:
 
     check_new_or_empty(out)
     start = open_start(options.start, recipe) if options.start else None
-    recipe.segments(options.steps or recipe.settings(options.family).steps, len(names), start.stage if start else 0)
+    recipe.segments(options.steps or recipe.settings(family).steps, len(names), start.stage if start else 0)
     for name in names:
-        check_named_teacher(name, recipe, options.family)
+        check_named_teacher(name, recipe, family)
     local = {name: folder for name in names if (folder := local_folder(name))}
-    open_teachers(recipe, options.family, [*local.values()])
-    size_px, share = recipe.size_px(options.family), options.max_undecodable
+    open_teachers(recipe, family, [*local.values()])
+    size_px, share = recipe.size_px(family), options.max_undecodable
     images = open_square_images(options.data, options.caption_column, size_px, max_undecodable=share) if options.data else None
-    check_images(options.family, images)
+    check_images(family, images)
     if options.dry_run:
-        show(_dry_run(options, recipe, names, local, images, start))
+        show(_dry_run(options, recipe, family, names, local, images, start))
         return 0
     if options.deterministic:
         _use_deterministic_algorithms()
     if device == "cuda":
-        _suggest_more_gpus(recipe.settings(options.family).accumulation)
-    plan = plan_run(recipe, options.family, [fetch_folder(name) for name in names], options.steps, start)
+        _suggest_more_gpus(recipe.settings(family).accumulation)
+    plan = plan_run(recipe, family, [fetch_folder(name) for name in names], options.steps, start)
     student = distil(plan, options.work, out, images=images, device=device, unet_only=options.unet_only)
     if rank_and_local_size()[0] == 0:  # the process that wrote it
         show(student)
@@ -164,6 +167,7 @@ def _use_deterministic_algorithms() -> None:
 def _dry_run(
     options: argparse.Namespace,
     recipe: Recipe,
+    family: Family,
     names: Sequence[str | None],
     local: Mapping[str | None, Path],
     images: "SquareImages | None",
@@ -176,18 +180,18 @@ def _dry_run(
     from distillation.succession import warn_of_different_parts
 
     if all(name in local for name in names):
-        plan = plan_run(recipe, options.family, [local[name] for name in names], options.steps, start)
+        plan = plan_run(recipe, family, [local[name] for name in names], options.steps, start)
         check_start(plan)
         warn_of_different_parts(plan.teachers)
     if start:
         warn_of_another_recipe(start, recipe)
     described = describe_recipe(
         recipe,
-        options.family,
+        family,
         steps=options.steps,
         first_stage=start.stage if start else 0,
         teachers=[name or "the embedded teacher" for name in names],
-        n_images=len(images.captions) if images else recipe.scenes.images,
+        n_images=len(images.captions) if images else recipe.settings("scenes").images,
         copied_bytes=images.copied_bytes if images else 0,
         tflops=options.tflops,
         usd_per_hour=options.usd_per_hour,

@@ -1,15 +1,17 @@
 """A recipe that trains on the tiny teacher in seconds, and a cache of `datasets` for each test."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import datasets
 import pytest
+import tomli_w
 
 from distillation import describe, samples, train
 from distillation.estimate import Memory
 from distillation.recipe import Recipe, load_recipe
+from sdbench.models.architectures import Family
 from sdbench.scenes.training import evaluation
 
 
@@ -17,8 +19,22 @@ from sdbench.scenes.training import evaluation
 def vega() -> Recipe:
     recipe = load_recipe("vega")
     stages = tuple(stage.model_copy(update={"share": share}) for stage, share in zip(recipe.stages, (0.4, 0.6), strict=True))
-    scenes = recipe.scenes.model_copy(update={"images": 8, "batch": 2, "warmup": 1})
+    scenes = recipe.settings("scenes").model_copy(update={"images": 8, "batch": 2, "warmup": 1})
     return recipe.model_copy(update={"stages": stages, "scenes": scenes})
+
+
+@pytest.fixture
+def write_one_family(tmp_path: Path) -> Callable[[Family], Path]:
+    """Write a recipe that has the settings of one family alone, Vega's, and return the file."""
+
+    def write(family: Family) -> Path:
+        (other,) = {"scenes", "sdxl"} - {family}
+        path = tmp_path / f"only-{family}.toml"
+        content = load_recipe("vega").model_dump(mode="json", exclude_none=True, exclude={other})
+        path.write_text(tomli_w.dumps(content | {"name": path.stem}), encoding="utf-8")
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="module", autouse=True)

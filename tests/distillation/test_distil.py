@@ -177,7 +177,7 @@ def test_each_stage_names_the_versions_that_it_was_trained_with(finish: Callable
 
 @pytest.mark.gpu
 def test_a_gpu_trains_in_bfloat16(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
-    settings = vega.scenes.model_copy(update={"dtype": "bfloat16", "checkpointing": True})
+    settings = vega.settings("scenes").model_copy(update={"dtype": "bfloat16", "checkpointing": True})
     recipe, places = vega.model_copy(update={"scenes": settings}), (tmp_path / "work", tmp_path / "out")
     trained = load_file(distil(plan_run(recipe, "scenes", [teacher_folder], STEPS), *places, device="cuda", unet_only=True) / WEIGHTS)
     start = cut(teacher_folder, vega)
@@ -197,8 +197,8 @@ class DigestedOnce(Pool):
 def of_two_batches(recipe: Recipe, teacher: Path, folder: Path) -> Path:
     """Train with two accumulated batches per step and gradient checkpointing; returns the path of the weights."""
     changes = {"accumulation": 2, "checkpointing": True}
-    recipe = one_shot_recipe(recipe.model_copy(update={"scenes": recipe.scenes.model_copy(update=changes)}))
-    images = DigestedOnce(folder / "work" / "pool", recipe.scenes.images)
+    recipe = one_shot_recipe(recipe.model_copy(update={"scenes": recipe.settings("scenes").model_copy(update=changes)}))
+    images = DigestedOnce(folder / "work" / "pool", recipe.settings("scenes").images)
     return distil(plan_run(recipe, "scenes", [teacher], 2), folder / "work", folder / "out", images=images, unet_only=True) / WEIGHTS
 
 
@@ -246,7 +246,7 @@ def test_emulated_bfloat16_is_not_silent(
     place = SimpleNamespace(is_main_process=True, main_process_first=nullcontext)
     for device, dtype, warned in (("cuda", "bfloat16", True), ("cuda", "float32", False), ("cpu", "bfloat16", False)):
         accelerator = SimpleNamespace(device=torch.device(device), **vars(place))
-        recipe = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"dtype": dtype})})
+        recipe = vega.model_copy(update={"scenes": vega.settings("scenes").model_copy(update={"dtype": dtype})})
         plan = plan_run(recipe, "scenes", [teacher_folder], STEPS)
         train._open_images(plan, Pool(tmp_path, 1), tmp_path, cast("Accelerator", accelerator))
         assert ("only emulates bfloat16" in capsys.readouterr().err) == warned
@@ -277,7 +277,7 @@ def test_more_processes_than_gpus_are_refused_before_accelerate_starts(monkeypat
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("batch", [1, 16])
 def test_an_out_of_memory_error_tells_the_way_out(batch: int, checkpointing: bool, vega: Recipe) -> None:
-    settings = vega.sdxl.model_copy(update={"batch": batch, "checkpointing": checkpointing})
+    settings = vega.settings("sdxl").model_copy(update={"batch": batch, "checkpointing": checkpointing})
     said = rf"too little memory on cuda .* batch = {batch}, accumulation = 8 .*Tried to allocate 2.00 GiB\.\); .*use a device with more$"
     with pytest.raises(UserError, match=said) as error, explain_training_memory(settings, "cuda"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it")
@@ -307,7 +307,7 @@ def test_a_gpu_that_holds_no_batch_of_a_stage_is_refused(
     name: str, stage: int, accumulation: int, gigabytes: int, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, teacher = load_recipe(name), cast("Teacher", SimpleNamespace(config=unet_config("sdxl")))
-    recipe = recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"accumulation": accumulation})})
+    recipe = recipe.model_copy(update={"sdxl": recipe.settings("sdxl").model_copy(update={"accumulation": accumulation})})
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, gigabytes * 10**9))
     with pytest.raises(UserError, match=said) if said else nullcontext():
         RunPlan(recipe, "sdxl", [teacher], [], []).check_memory(stage, torch.device("cuda"))
@@ -383,7 +383,7 @@ def test_only_student_and_teacher_are_in_memory_during_a_stage(living: list[int]
 
 
 def test_gradient_checkpointing_gives_the_same_student(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
-    frugal = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"checkpointing": True})})
+    frugal = vega.model_copy(update={"scenes": vega.settings("scenes").model_copy(update={"checkpointing": True})})
     out = distil(plan_run(frugal, "scenes", [teacher_folder], STEPS), tmp_path / "work", tmp_path / "out")
     kept = load_file(student / "unet" / WEIGHTS)
     for name, tensor in load_file(out / "unet" / WEIGHTS).items():
@@ -425,7 +425,7 @@ def test_provenance_records_how_the_student_was_made(vega: Recipe, teacher_folde
     assert noted["teacher_digest"] == weights_digest(resolve(str(teacher_folder), name="teacher"))
     assert noted["parameters"] == sum(parameter.numel() for parameter in unet.parameters())
     assert noted["unfinished"] is noted["start"] is None
-    assert (noted["steps"], noted["seed"], noted["family"]) == (STEPS, vega.scenes.seed, "scenes")
+    assert (noted["steps"], noted["seed"], noted["family"]) == (STEPS, vega.settings("scenes").seed, "scenes")
     assert [(stage["name"], stage["steps"], set(stage["losses"])) for stage in noted["stages"]] == [
         (stage.name, 2, {"task", "output", "feature"}) for stage in vega.stages
     ]
@@ -461,7 +461,7 @@ def test_every_setting_reaches_the_loop_and_its_batches(
         "lr": 3e-5, "batch": 3, "warmup": 7, "weight_decay": 0.03, "ema": 0.75, "clip_norm": 0.5, "seed": 11, "accumulation": 2,
         "betas": (0.8, 0.95), "lr_decay": "none",
     }  # fmt: skip
-    recipe = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={**of_schedule, "drop": 0.25})})
+    recipe = vega.model_copy(update={"scenes": vega.settings("scenes").model_copy(update={**of_schedule, "drop": 0.25})})
     schedules, asked = list[Schedule](), list[tuple[Any, ...]]()
 
     def noted(_: nn.Module, loss: Callable[[int], object], schedule: Schedule, *__: Any, **___: Any) -> None:
@@ -544,7 +544,7 @@ def test_a_stage_continues_the_student_and_the_batches_of_the_one_before(
 ) -> None:
     koala = load_recipe("koala-700m")
     whole = Stage(name="whole", share=0.5, keep=(KeepBlocks(attentions="up_blocks.1.attentions.*", blocks="all", source=""),))
-    settings = vega.scenes.model_copy(update={"accumulation": 2, "checkpointing": True})
+    settings = vega.settings("scenes").model_copy(update={"accumulation": 2, "checkpointing": True})
     recipe = koala.model_copy(update={"scenes": settings, "stages": (whole, koala.stages[0].model_copy(update={"share": 0.5}))})
     StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
     starts, asked = list[torch.Tensor](), list[tuple[list[Tap], int]]()
@@ -684,7 +684,7 @@ def test_a_new_run_tells_how_earlier_ones_differ(vega: Recipe, tmp_path: Path, c
     reworded = vega.model_copy(update={"middle": vega.middle.model_copy(update={"source": "a better one"})})
     assert run_folder(work, "vega", decides | {"recipe": reworded.training_digest("scenes")}) == before
     assert capsys.readouterr().err == ""
-    lower = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"lr": 1e-5})})
+    lower = vega.model_copy(update={"scenes": vega.settings("scenes").model_copy(update={"lr": 1e-5})})
     after = run_folder(work, "vega", decides | {"recipe": lower.training_digest("scenes")})
     assert capsys.readouterr().err == f"starting a new run in {after}; the run in {before} differs in: recipe\n"
     newer = run_folder(work, "vega", decides | {"device": "cpu"})
@@ -693,9 +693,10 @@ def test_a_new_run_tells_how_earlier_ones_differ(vega: Recipe, tmp_path: Path, c
 
 def test_whatever_decides_the_weights_decides_the_run(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     tuned = with_unet(teacher_folder, tmp_path / "tuned", tiny_unet("sdxl", 1))
-    faster = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"lr": 1.0})})
-    rows = tuple(row.model_copy(update={"share": share}) for row, share in zip(vega.sdxl.teachers, (0.25, 0.5, 0.25), strict=True))
-    shared = vega.model_copy(update={"sdxl": vega.sdxl.model_copy(update={"teachers": rows})})
+    faster = vega.model_copy(update={"scenes": vega.settings("scenes").model_copy(update={"lr": 1.0})})
+    settings = vega.settings("sdxl")
+    rows = tuple(row.model_copy(update={"share": share}) for row, share in zip(settings.teachers, (0.25, 0.5, 0.25), strict=True))
+    shared = vega.model_copy(update={"sdxl": settings.model_copy(update={"teachers": rows})})
     runs: list[tuple[Recipe, list[Path], int, str]] = [
         (vega, [teacher_folder], STEPS, "data"),
         (faster, [teacher_folder], STEPS, "data"),
@@ -784,7 +785,7 @@ def test_a_teachers_folder_may_be_in_a_home_folder(teacher_folder: Path, monkeyp
 
 
 def test_training_brings_the_student_closer_to_the_teacher(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
-    scenes = vega.scenes.model_copy(update={"lr": 5e-3})
+    scenes = vega.settings("scenes").model_copy(update={"lr": 5e-3})
     brisk = one_shot_recipe(vega).model_copy(update={"scenes": scenes, "loss": vega.loss.model_copy(update={"task": 0.0})})
     out = distil(plan_run(brisk, "scenes", [teacher_folder], 10), tmp_path / "work", tmp_path / "out")
     (log,) = (tmp_path / "work").glob("vega-*/1-all/log.jsonl")

@@ -1,6 +1,7 @@
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from distillation.recipe import load_recipe
 from distillation.recipe_tables import ScenesTraining
 from sdbench.disk import write_json_lines
 from sdbench.errors import UserError
-from sdbench.models.architectures import unet_config
+from sdbench.models.architectures import Family, unet_config
 from sdbench.models.loading import build_on_meta
 
 
@@ -24,7 +25,7 @@ def test_plan_prints_counts_blocks_and_taps(capsys: pytest.CaptureFixture[str]) 
     assert main(["plan", "ssd-1b"]) == 0
     said = capsys.readouterr().out
     expected = sum(parameter.numel() for parameter in build_on_meta("unet", unet_config("ssd-1b", "scenes")).parameters())
-    steps = round(0.9 * load_recipe("ssd-1b").scenes.steps)
+    steps = round(0.9 * load_recipe("ssd-1b").settings("scenes").steps)
     assert f"stage depth: {steps:,} steps, {expected:,} parameters, 34 transformer blocks" in said
     assert "  down_blocks.2.attentions.* keeps 0, 1, 2, 6  (furusu/SSD-1B-anime" in said
     assert "taps: 26" in said
@@ -55,7 +56,7 @@ def test_a_plan_as_json_has_the_numbers_of_the_text(capsys: pytest.CaptureFixtur
     assert said.err == f"{plan['text']}\n"
     recipe = load_recipe("ssd-1b")
     assert [(stage["name"], stage["steps"]) for stage in plan["stages"]] == [
-        (stage.name, steps) for stage, steps in zip(recipe.stages, recipe.stage_steps(recipe.sdxl.steps), strict=True)
+        (stage.name, steps) for stage, steps in zip(recipe.stages, recipe.stage_steps(recipe.settings("sdxl").steps), strict=True)
     ]
     student = build_on_meta("unet", unet_config("ssd-1b", "sdxl"))
     assert plan["stages"][-1]["parameters"] == sum(parameter.numel() for parameter in student.parameters())
@@ -63,7 +64,7 @@ def test_a_plan_as_json_has_the_numbers_of_the_text(capsys: pytest.CaptureFixtur
     assert plan["flops"] == sum(stage["steps"] * stage["flops_per_step"] for stage in plan["stages"])
     assert plan["gpu_hours"] == [plan["flops"] / 200e12 / 3600]
     assert plan["usd"] == [3 * plan["gpu_hours"][0]]
-    assert plan["settings"]["steps"] == recipe.sdxl.steps
+    assert plan["settings"]["steps"] == recipe.settings("sdxl").steps
     assert (len(plan["taps"]), plan["loss"]["feature"]) == (26, 0.5)
     assert main(["plan", "ssd-1b", "--family", "sdxl", "--steps", "1000", "--json"]) == 0
     fewer = json.loads(capsys.readouterr().out)
@@ -73,6 +74,46 @@ def test_a_plan_as_json_has_the_numbers_of_the_text(capsys: pytest.CaptureFixtur
     assert (plan["family"], plan["gpu_hours"], plan["usd"]) == ("scenes", None, None)
     assert plan["settings"].keys() == {*ScenesTraining.model_fields}, "those too that stay out of digests at their defaults"
     assert (plan["settings"]["lr_decay"], plan["settings"]["validation"]) == ("cosine", 0)
+
+
+@pytest.mark.usefixtures("fake_estimates")
+def test_a_recipe_of_one_family_trains_that_family_by_default(
+    write_one_family: Callable[[Family], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    families: tuple[Family, ...] = ("scenes", "sdxl")
+    for family in families:
+        assert main(["plan", str(write_one_family(family))]) == 0
+        assert capsys.readouterr().out.startswith(f"only-{family}: vega from sdxl, family {family}\n")
+    assert main(["run", str(write_one_family("sdxl"))]) == 2
+    assert "but the family to train is 'sdxl'; name another teacher with --teacher, such as sdxl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("sdxl", ["plan", "RECIPE", "--family", "scenes"]),
+        ("sdxl", ["run", "RECIPE", "--family", "scenes", "--steps", "10"]),
+        ("sdxl", ["run", "RECIPE", "--family", "scenes", "--steps", "10", "--dry-run"]),
+        ("sdxl", ["ablate", "RECIPE", "--steps", "10"]),
+        ("scenes", ["run", "RECIPE", "--family", "sdxl", "--teacher", "sdxl", "--data", "nowhere", "--steps", "10"]),
+        ("scenes", ["sensitivity", "--like", "RECIPE", "--teacher", "sdxl", "--data", "nowhere"]),
+    ],
+)
+def test_a_family_that_the_recipe_lacks_is_refused_before_any_work(
+    family: Family,
+    words: list[str],
+    write_one_family: Callable[[Family], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = write_one_family(family)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("distillation.teacher.fetch", lambda *_, **__: pytest.fail("fetched"))
+    assert main([str(recipe) if word == "RECIPE" else word for word in words]) == 2
+    lacking = {"sdxl": "scenes", "scenes": "sdxl"}[family]
+    assert f"distillation: recipe 'only-{family}' has no table [{lacking}], the settings of family" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == [recipe]
 
 
 def test_prune_writes_a_pipeline(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def test_a_shipped_recipe_ends_at_its_student_and_names_its_sources(name: str) -
 
 def test_full_size_training_is_as_the_recipes_state() -> None:
     """Steps, learning rate, batch and accumulation; each file says which of them a model card states."""
-    training = {name: load_recipe(name).sdxl for name in shipped_recipes()}
+    training = {name: load_recipe(name).settings("sdxl") for name in shipped_recipes()}
     assert {name: (each.steps, each.lr, each.batch, each.accumulation) for name, each in training.items()} == {
         "koala-1b": (500_000, 1e-5, 16, 8),
         "koala-700m": (500_000, 1e-5, 16, 8),
@@ -33,7 +34,7 @@ def test_full_size_training_is_as_the_recipes_state() -> None:
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_eight_gpus_can_share_a_step_of_a_shipped_recipe(name: str) -> None:
-    settings = load_recipe(name).sdxl
+    settings = load_recipe(name).settings("sdxl")
     assert (settings.accumulation % 8, settings.batch * settings.accumulation) == (0, 128)
 
 
@@ -95,6 +96,7 @@ BAD = {
         "recipe 'vega': two stages are named 'half'; give each a name of its own",
     ),
     "shares": ("share = 0.9", "share = 0.8", "the shares of its stages sum to 0.9; expected 1"),
+    "shares of teachers": ("share = 0.5", "share = 0.4", "the shares of its teachers sum to 0.9; expected 1"),
     "student": ('student = "vega"', 'student = "vegas"', "did you mean 'vega'? For a shape of your own, leave `student` out of the recipe"),
     "own shape": ("blocks = [0, 6]", "blocks = [0]", "(expected 2). For a shape of your own, leave `student` out of the recipe"),
     "teacher": ('teacher = "sdxl"', 'teacher = "xl"', "unknown architecture 'xl'; did you mean 'sdxl'?"),
@@ -141,16 +143,41 @@ def test_the_rows_of_a_recipe_without_a_named_student_are_checked_too(tmp_path: 
         load_recipe(tmp_path / "own.toml")
 
 
-def test_a_recipe_without_the_table_of_a_family_says_what_to_copy(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "other"), [("scenes", "sdxl"), ("sdxl", "scenes")])
+def test_the_settings_of_one_family_are_enough(family: Family, other: Family, write_one_family: Callable[[Family], Path]) -> None:
+    path = write_one_family(family)
+    recipe, both = load_recipe(path), load_recipe("vega").model_copy(update={"name": path.stem})
+    assert recipe.families == (family,)
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe, "as a run's folder keeps it"
+    assert recipe.settings(family) == both.settings(family)
+    assert recipe.training_digest(family) == both.training_digest(family)
+    with pytest.raises(UserError) as error:
+        recipe.settings(other)
+    assert str(error.value) == (
+        f"recipe 'only-{family}' has no table [{other}], the settings of family {other!r}. Copy that of a shipped recipe, such as "
+        f"{RECIPES / 'vega.toml'}, name another recipe, or, for `run` and `plan`, choose --family {family}"
+    )
+
+
+def test_a_recipe_without_settings_of_any_family_says_what_to_copy(tmp_path: Path) -> None:
     text = (RECIPES / "vega.toml").read_text(encoding="utf-8")
-    scenes, sdxl = text.index("[scenes]"), text.index("[sdxl]")
-    for name, rest in (("scenes", text[:scenes] + text[sdxl:]), ("sdxl", text[:sdxl])):
-        (tmp_path / "mine.toml").write_text(rest, encoding="utf-8")
-        with pytest.raises(UserError, match=rf"recipe .*mine\.toml: no table \[{name}\]; a recipe has one for each family: copy"):
-            load_recipe(tmp_path / "mine.toml")
+    (tmp_path / "mine.toml").write_text(text[: text.index("[scenes]")], encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        load_recipe(tmp_path / "mine.toml")
+    assert str(error.value) == (
+        f"recipe {tmp_path / 'mine.toml'}: neither a table [scenes] nor a table [sdxl]; a recipe has one for each family that it trains: "
+        f"copy that of a shipped recipe, such as {RECIPES / 'vega.toml'}"
+    )
     (tmp_path / "mine.toml").write_text(text.replace("[scenes]", "[scene]"), encoding="utf-8")
     with pytest.raises(UserError, match="unknown key 'scene'; did you mean 'scenes'"):
         load_recipe(tmp_path / "mine.toml")
+
+
+def test_a_recipe_of_the_embedded_family_alone_names_no_teachers(write_one_family: Callable[[Family], Path]) -> None:
+    recipe = load_recipe(write_one_family("scenes"))
+    assert recipe.teacher_shares(1) == [1.0]
+    with pytest.raises(UserError, match=r"^3 teachers for recipe 'only-scenes', which names none; give one$"):
+        recipe.segments(100, 3)
 
 
 def test_a_missing_recipe_is_an_error() -> None:
@@ -252,12 +279,12 @@ def test_the_embedded_students_are_trained_as_those_that_were_measured(name: str
 
 
 def test_the_training_digest_ignores_the_other_family() -> None:
-    other = SSD_1B.model_copy(update={"sdxl": SSD_1B.sdxl.model_copy(update={"lr": 1.0})})
+    other = SSD_1B.model_copy(update={"sdxl": SSD_1B.settings("sdxl").model_copy(update={"lr": 1.0})})
     assert other.training_digest("scenes") == SSD_1B.training_digest("scenes")
     assert other.training_digest("sdxl") != SSD_1B.training_digest("sdxl")
 
 
 def test_images_held_out_are_not_among_those_that_are_seen() -> None:
-    settings = SSD_1B.sdxl.model_copy(update={"validation": 256, "batch": 10, "accumulation": 1})
+    settings = SSD_1B.settings("sdxl").model_copy(update={"validation": 256, "batch": 10, "accumulation": 1})
     assert settings.describe_epochs(10_256, 1000) == "10,000 images, each seen 1.0 times on average"
     assert settings.describe_epochs(1000, 90) == "900 images, each seen 1.0 times on average", "a tenth at most"

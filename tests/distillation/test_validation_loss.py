@@ -46,7 +46,7 @@ def test_it_is_logged_with_each_evaluation_and_of_the_same_batches(
 
     monkeypatch.setattr(train, "_loss_terms", noted)
     monkeypatch.setattr(LatentPool, "batch", drawn)
-    recipe = one_shot_recipe(vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"images": 30, "validation": 3})}))
+    recipe = one_shot_recipe(vega.model_copy(update={"scenes": vega.settings("scenes").model_copy(update={"images": 30, "validation": 3})}))
     out = distil(plan_run(recipe, "scenes", [teacher_folder], 1), tmp_path / "work", tmp_path / "out", unet_only=True)
     assert "not trained on: 3 of these images, whose loss is logged\n" in capsys.readouterr().err
     # a step; the evaluation after it; one batch for the stage's final losses; and those for its final validation
@@ -67,7 +67,7 @@ def test_it_is_logged_with_each_evaluation_and_of_the_same_batches(
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_only_full_size_recipes_ask_for_it(name: str) -> None:
     recipe = load_recipe(name)
-    assert (recipe.scenes.validation, recipe.sdxl.validation) == (0, 256)
-    assert "validation" not in recipe.scenes.model_dump(), "in no digest of the embedded students"
-    without = recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"validation": 0})})
+    assert (recipe.settings("scenes").validation, recipe.settings("sdxl").validation) == (0, 256)
+    assert "validation" not in recipe.settings("scenes").model_dump(), "in no digest of the embedded students"
+    without = recipe.model_copy(update={"sdxl": recipe.settings("sdxl").model_copy(update={"validation": 0})})
     assert without.training_digest("sdxl") != recipe.training_digest("sdxl")

@@ -67,7 +67,7 @@ def test_a_stopped_sweep_makes_only_what_is_missing(
 
     def counted(plan: RunPlan, work: Path, out: Path, **chosen: Any) -> Path:
         assert is_locked(out.with_suffix(".lock")), "another sweep must wait"
-        made.append((plan.recipe.loss.feature, plan.recipe.scenes.seed))
+        made.append((plan.recipe.loss.feature, plan.recipe.settings("scenes").seed))
         if len(made) == 2:
             raise KeyboardInterrupt
         return distil(plan, work, out, **chosen)

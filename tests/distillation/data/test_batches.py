@@ -59,7 +59,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(vega: Recipe) -> Recipe:
     changes = {"batch": 2, "accumulation": 1, "size_px": SIDE, "warmup": 1, "checkpointing": False, "dtype": "float32"}
-    return vega.model_copy(update={"sdxl": vega.sdxl.model_copy(update=changes)})
+    return vega.model_copy(update={"sdxl": vega.settings("sdxl").model_copy(update=changes)})
 
 
 def test_a_square_is_central_with_its_micro_conditioning() -> None:
@@ -135,7 +135,7 @@ def test_captions_may_be_missing_up_to_a_share_of_all_images(folder: Path, tmp_p
 
 
 def test_an_epoch_is_as_many_images_as_there_are(recipe: Recipe) -> None:
-    assert recipe.sdxl.model_copy(update={"batch": 2, "accumulation": 3}).epochs(N, 5) == 5
+    assert recipe.settings("sdxl").model_copy(update={"batch": 2, "accumulation": 3}).epochs(N, 5) == 5
 
 
 def test_on_a_gpu_the_batch_that_a_process_needs_next_is_made_meanwhile(recipe: Recipe) -> None:
@@ -147,7 +147,7 @@ def test_on_a_gpu_the_batch_that_a_process_needs_next_is_made_meanwhile(recipe: 
         made.put(number)
         return SimpleNamespace(to=lambda device: f"{number} on {device}")
 
-    batch: Callable[[int], object] = numbered_batches(cast("LatentPool", SimpleNamespace(batch=draw)), recipe.sdxl, "cuda", 2)
+    batch: Callable[[int], object] = numbered_batches(cast("LatentPool", SimpleNamespace(batch=draw)), recipe.settings("sdxl"), "cuda", 2)
     assert batch(1) == "1 on cuda"
     assert [made.get(timeout=60) for _ in "12"] == [1, 3]
     assert batch(3) == "3 on cuda"
@@ -265,7 +265,7 @@ def test_with_bfloat16_only_the_teacher_is_stored_in_it(
     gc.disable()  # by chance, it may free what the run should
     request.addfinalizer(gc.enable)
     AcceleratorState._reset_state(reset_partial_state=True)  # one process has one precision
-    lower = recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"dtype": "bfloat16", "checkpointing": True})})
+    lower = recipe.model_copy(update={"sdxl": recipe.settings("sdxl").model_copy(update={"dtype": "bfloat16", "checkpointing": True})})
     starts, modes, students = [], set[tuple[torch.dtype, bool]](), list[ref[UNet2DConditionModel]]()
 
     def fit_and_note(model: UNet2DConditionModel, *arguments: Any, **chosen: Any) -> UNet2DConditionModel:

@@ -1,5 +1,6 @@
 """Stages remove parts in rising order of loss per parameter, each with a valid config; a written recipe loads unchanged."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from distillation.sensitivity.derive import (
 from distillation.sensitivity.removal import WHOLE_MIDDLE
 from sdbench.arrays import F64
 from sdbench.errors import UserError
-from sdbench.models.architectures import depths, unet_config
+from sdbench.models.architectures import Family, depths, unet_config
 
 TEACHER = unet_config("sdxl", "scenes")
 COUNTS = parameter_cost(TEACHER)
@@ -134,10 +135,20 @@ def test_a_written_recipe_loads_and_cuts_as_planned(
     assert main(["plan", str(path)]) == 0
     said = capsys.readouterr().out
     assert said.startswith("derived-0.4: a student from sdxl, family scenes\n")
-    assert f"stage stage-3: {found.stage_steps(found.scenes.steps)[-1]:,} steps, {COUNTS.remaining(cuts[-1]):,} parameters" in said
+    steps = found.stage_steps(found.settings("scenes").steps)[-1]
+    assert f"stage stage-3: {steps:,} steps, {COUNTS.remaining(cuts[-1]):,} parameters" in said
     out = tmp_path / "student"
     assert main(["prune", str(path), "--teacher", str(teacher_folder), "--out", str(out)]) == 0
     assert "# derived-0.4, family scenes" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_recipe_like_one_of_a_single_family_has_that_family_alone(
+    cuts: list[Cut], write_one_family: Callable[[Family], Path], tmp_path: Path
+) -> None:
+    like = load_recipe(write_one_family("sdxl"))
+    write_recipe(derive_recipe(cuts, "sdxl", "derived", like), tmp_path / "derived.toml", "why")
+    found = load_recipe(tmp_path / "derived.toml")
+    assert (found.families, found.sdxl) == (("sdxl",), like.sdxl)
 
 
 def test_no_recipe_starts_from_an_unnamed_architecture(cuts: list[Cut]) -> None:
