@@ -18,7 +18,7 @@ from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.gate.verdicts import Inputs, Report
 from sdbench.models.spec import ModelSpec
-from sdbench.records.names import is_probe
+from sdbench.records.names import BASE, RATED_PROBES, is_probe, with_setting
 
 Announce = Callable[[str], None]
 GATED = ("quality",)  # the half of a suite that a gate can be asked to weigh alone
@@ -221,16 +221,19 @@ class Request:
         """Check, before hours of drawing, that the metrics which the policy requires can be computed here; fetches their evaluators.
 
         Raises:
-            UserError: the reference or an evaluator of one is missing, the suite does not measure an image metric that the policy weighs,
-                or the policy has no rules for the suite.
+            UserError: the reference or an evaluator of one is missing, the suite cannot measure what the policy weighs, or the policy has
+                no rules for the suite.
         """
         from sdbench.run.requirements import fetch_evaluators, missing_reference
 
         rules = self.policy.rules(suite.name)
-        for name in rules:  # an image metric that no record has is incomparable, required or not
-            if not is_probe(name) and name not in suite.own_metrics:
+        labels = [*suite.probes.select()] if suite.probes else [BASE]
+        probes = {with_setting(name, label) for name in RATED_PROBES for label in labels}
+        for name in rules:  # what no record can have is incomparable, required or not
+            known = probes if is_probe(name) else suite.own_metrics
+            if name not in known:
                 advice = "Let the suite measure it, or name a policy without it with --policy."
-                unknown = unknown_name("metric of this suite", name, suite.own_metrics, advice)
+                unknown = unknown_name("metric of this suite", name, known, advice)
                 raise UserError(f"policy {self.policy.name} weighs what suite {suite.name!r} does not measure: {unknown}")
         required = [name for name, rule in rules.items() if rule.required]
         missing = missing_reference(suite, required, self.places.work)
