@@ -241,7 +241,8 @@ def test_a_start_that_may_keep_other_blocks_than_the_recipe_is_not_silent(
     (tmp_path / "mine.toml").write_text(
         text.replace('name = "vega"', 'name = "mine"').replace("blocks = [0, 6]", "blocks = [0, 2]"), encoding="utf-8"
     )
-    mine, slower = load_recipe(tmp_path / "mine.toml"), vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"lr": 1e-9})})
+    mine = load_recipe(tmp_path / "mine.toml")
+    slower = vega.model_copy(update={"scenes": vega.settings("scenes").model_copy(update={"lr": 1e-9})})
     assert mine.cuts[-1] != vega.cuts[-1]
     assert slower.digest != vega.digest
     older = shutil.copytree(exported, tmp_path / "older")
