@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub import ModelCardData
 
+from distillation.cut import Cut
 from distillation.recipe import Recipe
 from distillation.recipe_tables import Training
 from distillation.start import Start
@@ -94,6 +95,7 @@ class Provenance:
         student: its architecture, or the recipe's name if the architecture has none.
         teacher_digest: of all weights of the first teacher, as in records of that teacher: the student was cut from it, unless `start` says
             from what, and has its other parts.
+        cut: what the recipe keeps of that teacher in the student's stage, in the teacher's paths and numbers.
         start: the student that training started from, in place of a cut of the teacher: `digest` of its weights, and its own `provenance`.
         unfinished: where the run was, for a student that is not its last one; None for one that is.
         data_digest: of the training images and captions.
@@ -112,6 +114,7 @@ class Provenance:
     student: str
     teacher: str
     teacher_digest: str
+    cut: Cut
     start: dict[str, Any] | None
     unfinished: Unfinished | None
     data_digest: str | None
@@ -143,6 +146,7 @@ class Provenance:
     ) -> Self:
         """Describe a student of a recipe, cut from the first of its teachers or from another student, and the software that writes it."""
         steps = sum(stage.steps for stage in stages or [])
+        stage = [each.name for each in recipe.stages].index(stages[-1].name) if stages else -1
         commit, dirty = checkout_state()
         return cls(
             recipe=recipe.name,
@@ -150,6 +154,7 @@ class Provenance:
             student=recipe.student or recipe.name,
             teacher=recipe.teacher,
             teacher_digest=teachers[0].digest,
+            cut=recipe.cuts[stage],
             start={"digest": start.digest, "provenance": start.provenance} if start else None,
             unfinished=unfinished,
             data_digest=data_digest,

@@ -1,7 +1,7 @@
 """The student that a run starts from, in place of a cut of its teacher: one that was exported from another run, for example."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from distillation.recipe import Recipe
+from sdbench.disk import digest as digest_of
 from sdbench.disk import file_digest, read_json
 from sdbench.errors import UserError
 from sdbench.models.architectures import shape_of, unet_config
@@ -88,16 +89,16 @@ def open_start(folder: Path, recipe: Recipe) -> Start:
     return Start(unet.resolve(), shapes.index(found), digest, read_json(note, _check_provenance, part=note) if note.is_file() else None)
 
 
-def warn_of_another_recipe(start: Start, recipe: Recipe) -> None:
-    """Say so if the student was made by another recipe, or by another version of this one: its provenance lacks which blocks it keeps."""
-    if start.provenance and start.provenance["recipe_digest"] != recipe.digest:
+def warn_of_other_blocks(start: Start, recipe: Recipe) -> None:
+    """Say so if the student may keep other blocks of its teacher than the recipe's stage of its shape; older provenance lacks them."""
+    if start.provenance and digest_of(start.provenance.get("cut")) != digest_of(asdict(recipe.cuts[start.stage])):
         print_note(
-            f"the student in {start.folder} was made by recipe {start.provenance['recipe']!r}, whose content is not that of "
-            f"{recipe.name!r} now. Only its shape was compared: if the two keep other blocks, taps and later cuts are wrong; other "
-            "settings do no harm"
+            f"the student in {start.folder} was made by recipe {start.provenance['recipe']!r}, and its provenance does not name the blocks "
+            f"that stage {recipe.stages[start.stage].name!r} of {recipe.name!r} keeps. Only its shape was compared: if it keeps others, "
+            "taps and later cuts are wrong"
         )
 
 
 def _check_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
-    list(provenance["licences"]), str(provenance["recipe"]), str(provenance["recipe_digest"])
+    list(provenance["licences"]), str(provenance["recipe"])
     return provenance

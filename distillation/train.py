@@ -28,7 +28,7 @@ from distillation.prune import prune
 from distillation.run_folder import LOSSES, STUDENT, Run, add_environment, load_student, run_folder, segment_folders
 from distillation.run_plan import RunPlan, check_images, check_start
 from distillation.samples import StudentSampler
-from distillation.start import warn_of_another_recipe
+from distillation.start import warn_of_other_blocks
 from distillation.succession import warn_of_different_parts
 from distillation.taps import Tap, collect_outputs
 from distillation.teacher import Teacher
@@ -144,7 +144,7 @@ def _open_images(plan: RunPlan, images: CaptionedImages | None, work: Path, acce
         for teacher in plan.teachers:
             print_note(f"teacher: the {teacher.dtype} weights in {teacher.folder}")
         if plan.start:
-            warn_of_another_recipe(plan.start, plan.recipe)
+            warn_of_other_blocks(plan.start, plan.recipe)
             if plan.start.dtypes != ["F32"]:
                 print_note(f"starting from weights that were rounded to {' and '.join(plan.start.dtypes)}, those in {plan.start.folder}")
     return source

@@ -26,7 +26,7 @@ SHOTS = {
 def main(results: Path) -> None:
     """Write the page into a temporary folder, and take the screenshots."""
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
-        page_file, *_ = api.report(places=api.Places(results), out=Path(folder) / "report.html")
+        page_file, *_ = api.report(places=results, out=Path(folder) / "report.html")
         for name, shot in SHOTS.items():
             _take(browser, page_file, results / f"report-{name}.png", *shot)
 

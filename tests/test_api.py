@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 from factories import make_measurement, save_record
+from PIL import Image
 
 import sdbench
 from sdbench import api, cli, suites
+from sdbench.api.places import NamedPlaces
 from sdbench.errors import UserError
 from sdbench.models.resolve import resolve
-from sdbench.run import runner, until_verdict
+from sdbench.run import external, runner, until_verdict
+from sdbench.run.context import RunContext
 from sdbench.suites.folders import SHIPPED
 
 VEGA, QUALITY, FILE = resolve("scenes-vega"), suites.load("quality"), Path(__file__).parents[1] / "suites" / "quality.toml"
@@ -88,16 +91,46 @@ def test_misspelt_names_are_errors(runs: list[Any]) -> None:
     assert runs == []
 
 
-def test_places_as_text_are_refused_before_anything_is_drawn(runs: list[Any]) -> None:
-    places: Any = "my-results"
-    for judge in (
-        lambda: api.evaluate("scenes-vega", places=places),
-        lambda: api.gate("scenes-vega", "scenes-teacher", places=places),
-        lambda: api.until_verdict("scenes-vega", baseline="scenes-teacher", places=places),
+@pytest.mark.parametrize("places", ["mine", Path("mine")])
+def test_folder_of_results_may_be_text_or_a_path_in_every_function(
+    places: NamedPlaces, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked_in = []
+
+    def stop(*given: Any) -> None:
+        (work,) = [each.runs for each in given if isinstance(each, RunContext)] or given[-1:]
+        worked_in.append(work)
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    for module, name in ((runner, "run"), (runner, "draw"), (until_verdict, "run_until_verdict")):
+        monkeypatch.setattr(module, name, stop)
+    for name in ("load_images", "record_images"):
+        monkeypatch.setattr(external, name, stop)
+    images, prompts = tmp_path / "images", tmp_path / "prompts.txt"
+    images.mkdir()
+    Image.new("RGB", (64, 64)).save(images / "0.png")
+    prompts.write_text("a large red circle on a pink background", encoding="utf-8")
+    old, new = (save_record(make_measurement(name, seed=seed, suite=QUALITY.id), Path("mine")) for seed, name in enumerate(("old", "new")))
+    for measure in (
+        lambda: api.run(VEGA, places=places, device="cpu"),
+        lambda: api.draw(VEGA, part=(1, 2), places=places, device="cpu"),
+        lambda: api.noise(VEGA, seeds=2, places=places, device="cpu"),
+        lambda: api.evaluate(VEGA, places=places, device="cpu"),
+        lambda: api.until_verdict(VEGA, baseline=old, places=places, device="cpu", only="quality"),
+        lambda: api.score(images, prompts, QUALITY, places=places, device="cpu"),
+        lambda: api.record_images(images, prompts, QUALITY, name="own", places=places, device="cpu"),
     ):
-        with pytest.raises(UserError, match=r"places: expected api\.Places\('my-results'\), found 'my-results'"):
-            judge()
-    assert runs == []
+        with pytest.raises(KeyboardInterrupt):
+            measure()
+    assert worked_in == [Path("mine/runs")] * 7
+    assert api.compare("old", "new", places=places).b_record == str(new)
+    judged = api.gate("new", "old", places=places).inputs
+    assert judged
+    assert judged.candidate == str(new)
+    assert api.report(places=places) == [Path("mine/report.html")]
+    with pytest.raises(UserError, match="no record under mine is of the weights"):
+        api.card(tiny_pipeline, places=places)
 
 
 @pytest.mark.parametrize(

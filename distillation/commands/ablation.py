@@ -1,9 +1,17 @@
 """`distillation ablate`: variants of a student, compared."""
 
 import argparse
-from pathlib import Path
 
-from distillation.commands.options import TEACHER, AddCommand, add_recipe, add_steps, add_work, positive_int, training_device
+from distillation.commands.options import (
+    TEACHER,
+    AddCommand,
+    add_recipe,
+    add_results,
+    add_steps,
+    positive_int,
+    training_device,
+    work_folder,
+)
 from distillation.recipe import load_recipe
 from sdbench.arguments import add_device, show
 
@@ -16,7 +24,6 @@ def add_commands(add: AddCommand) -> None:
         "ablate", _ablate, "train variants of a student of family scenes, with several seeds each, and compare them; a stopped run resumes"
     )
     add_recipe(command)
-    add_work(command)
     add_steps(command)
     add_device(command)
     command.add_argument("--teacher", help=TEACHER)
@@ -29,7 +36,7 @@ def add_commands(add: AddCommand) -> None:
         default=[],
         help=f"run only this arm, one of: {', '.join(ARMS)}; may be repeated (default: all)",
     )
-    command.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
+    add_results(command)
 
 
 def _ablate(options: argparse.Namespace) -> int:
@@ -45,7 +52,7 @@ def _ablate(options: argparse.Namespace) -> int:
     outcomes = run_sweep(
         recipe,
         fetch_folder(options.teacher),
-        options.work,
+        work_folder(options),
         options.results,
         seeds=options.seeds,
         steps=options.steps,

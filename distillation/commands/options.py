@@ -14,7 +14,8 @@ from sdbench.models.architectures import Family
 Command = Callable[[argparse.Namespace], int]  # returns the process's exit code
 AddCommand = Callable[[str, Command, str], argparse.ArgumentParser]  # from name, command and help text
 MAX_UNDECODABLE = 0.01  # share of the images that may be left out, unless the user says otherwise
-WORK = Path("results/runs/distillation")  # ignored by git
+RESULTS = Path("results")
+WORK = RESULTS / "runs" / "distillation"  # ignored by git
 TEACHER = "folder of a complete pipeline, a name such as sdxl, or owner/name on the Hub (default: the embedded teacher)"
 
 
@@ -75,6 +76,18 @@ def chosen_family(options: argparse.Namespace, recipe: Recipe) -> Family:
 def add_work(command: argparse.ArgumentParser) -> None:
     """Add `--work`."""
     command.add_argument("--work", type=Path, default=WORK, help="folder for intermediate results and checkpoints (default: %(default)s)")
+
+
+def add_results(command: argparse.ArgumentParser) -> None:
+    """Add `--results`, and a `--work` that by default lies in it, see `work_folder`."""
+    command.add_argument("--results", type=Path, default=RESULTS, help="folder of results (default: %(default)s)")
+    command.add_argument("--work", type=Path, help="folder for intermediate results (default: RESULTS/runs/distillation)")
+
+
+def work_folder(options: argparse.Namespace) -> Path:
+    """The folder for intermediate results of a command with `add_results`."""
+    work: Path | None = options.work
+    return work or Path(options.results / WORK.relative_to(RESULTS))
 
 
 def add_steps(command: argparse.ArgumentParser) -> None:

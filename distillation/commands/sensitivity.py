@@ -5,7 +5,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distillation.commands.options import TEACHER, WORK, AddCommand, add_data, check_data, number_between, positive_int, training_device
+from distillation.commands.options import (
+    TEACHER,
+    AddCommand,
+    add_data,
+    add_results,
+    check_data,
+    number_between,
+    positive_int,
+    training_device,
+    work_folder,
+)
 from distillation.recipe import Recipe, load_recipe
 from sdbench.arguments import add_device, add_json, print_answer, print_json
 from sdbench.errors import UserError
@@ -49,8 +59,7 @@ def add_commands(add: AddCommand) -> None:
     command.add_argument("--stages", type=positive_int, default=2, help="number of stages to remove the blocks in (default: %(default)s)")
     command.add_argument("--like", default="vega", help="recipe whose settings, taps and loss to copy (default: %(default)s)")
     command.add_argument("--write-recipe", type=Path, metavar="FILE.toml", help="write the derived cut as a recipe to this new file")
-    command.add_argument("--work", type=Path, default=WORK, help="folder for images and latents (default: %(default)s)")
-    command.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
+    add_results(command)
     add_device(command)
     add_json(command)
 
@@ -76,7 +85,7 @@ def _sensitivity(options: argparse.Namespace) -> int:
     name = Path(options.teacher).resolve().name if options.teacher else "scenes-teacher"
     settings = Settings(bins=options.bins, batches=options.batches, images=options.images)
     images = _open_images(options, teacher, like, settings.n)
-    sensitivity = measure_sensitivity(teacher, name, settings, images, options.work, options.results, device)
+    sensitivity = measure_sensitivity(teacher, name, settings, images, work_folder(options), options.results, device)
     plot_sensitivity(sensitivity, options.results / "sensitivity" / f"{name}.png")
     parameters = parameter_cost(teacher.config)
     print_answer(ranking_table(sensitivity, parameters.shares), options)
@@ -96,7 +105,7 @@ def _measure_times(options: argparse.Namespace, teacher: "Teacher", images: "Cap
     from distillation.sensitivity.removal import measurement_dtype
     from sdbench.training.latents import LatentPool
 
-    pool = LatentPool(teacher.folder, images, options.work / "latents", device)
+    pool = LatentPool(teacher.folder, images, work_folder(options) / "latents", device)
     batch = pool.batch_of_rows(np.arange(2), seed=0, device=device)  # with guidance, a call of the UNet has two halves
     return measure_time_cost(teacher.unet(measurement_dtype(teacher), device), batch, pool.scheduler)
 
@@ -149,4 +158,4 @@ def _open_images(options: argparse.Namespace, teacher: "Teacher", like: Recipe, 
     if options.data:
         size_px = _size_px(teacher.spec.family, like)
         return open_square_images(options.data, options.caption_column, size_px, n, options.max_undecodable)
-    return scene_pool(n, options.work)
+    return scene_pool(n, work_folder(options))

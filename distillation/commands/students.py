@@ -176,7 +176,7 @@ def _dry_run(
     """Check what else can be checked without fetching a teacher, and describe the run; `local` has the teachers on this disk."""
     from distillation.describe import describe_recipe
     from distillation.run_plan import check_start, plan_run
-    from distillation.start import warn_of_another_recipe
+    from distillation.start import warn_of_other_blocks
     from distillation.succession import warn_of_different_parts
 
     if all(name in local for name in names):
@@ -184,7 +184,7 @@ def _dry_run(
         check_start(plan)
         warn_of_different_parts(plan.teachers)
     if start:
-        warn_of_another_recipe(start, recipe)
+        warn_of_other_blocks(start, recipe)
     described = describe_recipe(
         recipe,
         family,

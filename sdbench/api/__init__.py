@@ -1,6 +1,7 @@
 """The commands as Python functions, which make the same records.
 
-What is measured or compared comes first, then the suite; everything else is named.
+What is measured or compared comes first, then the suite; everything else is named. `places` is the folder of results, or `Places` where
+that of the runs is not within it.
 """
 
 from sdbench.api.evaluation import Evaluation, evaluate

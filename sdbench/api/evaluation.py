@@ -7,7 +7,7 @@ from typing import Any
 from sdbench import records, suites, tables
 from sdbench.api import gating, measuring
 from sdbench.api.inputs import NamedModel, NamedSuite, as_text, find_model, find_suite
-from sdbench.api.places import Places
+from sdbench.api.places import NamedPlaces, Places, as_places
 from sdbench.errors import UserError
 from sdbench.gate.verdicts import Report
 from sdbench.models.spec import ModelSpec
@@ -58,7 +58,7 @@ def evaluate(
     name: str | None = None,
     only: str | None = None,
     policy: str | Path | None = None,
-    places: Places = Places(),
+    places: NamedPlaces = "results",
     device: str | None = None,
 ) -> Evaluation:
     """Measure a model, from a notebook or in the middle of a training loop, and return the record that the command line would make.
@@ -95,7 +95,7 @@ def evaluate(
     in_memory = not isinstance(model, NamedModel)
     if in_memory and only == "probes":
         raise UserError("latency and memory are measured in separate processes; save the pipeline and name its folder")
-    spec, device = _describe(model, name, device)
+    (spec, device), places = _describe(model, name, device), as_places(places)
     only = "quality" if in_memory else only
     chosen, asked, old = find_suite(suite, spec), gating.Request(gating.load_policy(policy), places, device, only), None
     if in_memory:

@@ -8,7 +8,7 @@ from pathlib import Path
 from sdbench import machine, records, suites
 from sdbench.api import measuring
 from sdbench.api.inputs import NamedModel, NamedSuite, as_text, find_model, find_suite, load_suite
-from sdbench.api.places import Places
+from sdbench.api.places import NamedPlaces, Places, as_places
 from sdbench.disk import locked
 from sdbench.errors import UserError, unknown_name
 from sdbench.gate import comparison, floors, lookup, recorded, weighing
@@ -18,7 +18,7 @@ from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.gate.verdicts import Inputs, Report
 from sdbench.models.spec import ModelSpec
-from sdbench.records.names import is_probe
+from sdbench.records.names import BASE, RATED_PROBES, is_probe, with_setting
 
 Announce = Callable[[str], None]
 GATED = ("quality",)  # the half of a suite that a gate can be asked to weigh alone
@@ -30,7 +30,7 @@ def gate(
     suite: NamedSuite | None = None,
     *,
     policy: str | Path | None = None,
-    places: Places = Places(),
+    places: NamedPlaces = "results",
     base: str | None = None,
     lora: str | None = None,
     name: str | None = None,
@@ -56,6 +56,7 @@ def gate(
         UserError: bad input, as from the command line.
     """
     suites.check_half(only, GATED)
+    places = as_places(places)
     asked = Request(load_policy(policy), places, device, only, announce)
     chosen = load_suite(suite) if suite else None
     old_source = lookup.find_baseline(as_text(baseline), places.results)
@@ -78,7 +79,7 @@ def gate(
     return asked.judge(new, old, str(baseline))
 
 
-def compare(a: str | Path, b: str | Path, suite: NamedSuite | None = None, *, places: Places = Places()) -> Comparison:
+def compare(a: str | Path, b: str | Path, suite: NamedSuite | None = None, *, places: NamedPlaces = "results") -> Comparison:
     """The differences B - A of all metrics that the records of two models have, with two-sided 95 % intervals; without policy or verdict.
 
     Each is a record folder, or the name of a model, of its row or of a baseline. Nothing is run.
@@ -91,7 +92,8 @@ def compare(a: str | Path, b: str | Path, suite: NamedSuite | None = None, *, pl
         UserError: a name has no record, or the records cannot be compared.
     """
     wanted = suite.id.digest if isinstance(suite, suites.Suite) else str(suite) if suite else None
-    return comparison.compare(*recorded.find_pair(str(a), str(b), wanted, places.results), places.results)
+    results = as_places(places).results
+    return comparison.compare(*recorded.find_pair(str(a), str(b), wanted, results), results)
 
 
 def until_verdict(
@@ -100,7 +102,7 @@ def until_verdict(
     *,
     baseline: str | Path,
     policy: str | Path | None = None,
-    places: Places = Places(),
+    places: NamedPlaces = "results",
     device: str | None = None,
     only: str | None = None,
     announce: Announce | None = None,
@@ -120,7 +122,7 @@ def until_verdict(
     from sdbench.run.until_verdict import run_until_verdict
 
     suites.check_half(only, GATED)
-    spec = find_model(model)
+    spec, places = find_model(model), as_places(places)
     chosen, asked = find_suite(suite, spec), Request(load_policy(policy), places, device, only, announce)
     weighing.leave_out_probes(asked.policy, chosen.name, only, ())  # a policy that weighs nothing here ends the run before it begins
     check_models([spec], chosen)
@@ -143,7 +145,7 @@ def noise(
     suite: NamedSuite | None = None,
     *,
     seeds: int,
-    places: Places = Places(),
+    places: NamedPlaces = "results",
     device: str | None = None,
     only: str | None = None,
 ) -> tuple[Path, floors.Floor]:
@@ -164,7 +166,7 @@ def noise(
     from sdbench.run import runner
     from sdbench.run.context import RunContext, prepare
 
-    spec = find_model(model)
+    spec, places = find_model(model), as_places(places)
     chosen = find_suite(suite, spec)
     if chosen.noise.file:
         raise UserError(
@@ -215,29 +217,23 @@ class Request:
     only: str | None
     announce: Announce | None = None
 
-    def __post_init__(self) -> None:
-        """Check the places, since a notebook may give the folder as text.
-
-        Raises:
-            UserError: they are no `Places`.
-        """
-        if not isinstance(self.places, Places):
-            raise UserError(f"places: expected api.Places({str(self.places)!r}), found {self.places!r}")
-
     def check_required(self, suite: suites.Suite) -> None:
         """Check, before hours of drawing, that the metrics which the policy requires can be computed here; fetches their evaluators.
 
         Raises:
-            UserError: the reference or an evaluator of one is missing, the suite does not measure an image metric that the policy weighs,
-                or the policy has no rules for the suite.
+            UserError: the reference or an evaluator of one is missing, the suite cannot measure what the policy weighs, or the policy has
+                no rules for the suite.
         """
         from sdbench.run.requirements import fetch_evaluators, missing_reference
 
         rules = self.policy.rules(suite.name)
-        for name in rules:  # an image metric that no record has is incomparable, required or not
-            if not is_probe(name) and name not in suite.own_metrics:
+        labels = [*suite.probes.select()] if suite.probes else [BASE]
+        probes = {with_setting(name, label) for name in RATED_PROBES for label in labels}
+        for name in rules:  # what no record can have is incomparable, required or not
+            known = probes if is_probe(name) else suite.own_metrics
+            if name not in known:
                 advice = "Let the suite measure it, or name a policy without it with --policy."
-                unknown = unknown_name("metric of this suite", name, suite.own_metrics, advice)
+                unknown = unknown_name("metric of this suite", name, known, advice)
                 raise UserError(f"policy {self.policy.name} weighs what suite {suite.name!r} does not measure: {unknown}")
         required = [name for name, rule in rules.items() if rule.required]
         missing = missing_reference(suite, required, self.places.work)

@@ -6,7 +6,7 @@ from pathlib import Path
 from sdbench import machine
 from sdbench.api.inputs import NamedModel, NamedSuite, find_models, find_suite, load_suite
 from sdbench.api.overrides import Overrides
-from sdbench.api.places import Places
+from sdbench.api.places import NamedPlaces, as_places
 from sdbench.errors import UserError
 from sdbench.records import Scores, Value
 
@@ -15,7 +15,7 @@ def run(
     models: NamedModel | Sequence[NamedModel],
     suite: NamedSuite | None = None,
     *,
-    places: Places = Places(),
+    places: NamedPlaces = "results",
     device: str | None = None,
     only: str | None = None,
     settings: Sequence[str] = (),
@@ -36,7 +36,7 @@ def run(
     from sdbench.run import runner
     from sdbench.run.context import RunContext, prepare
 
-    specs = find_models(models)
+    specs, places = find_models(models), as_places(places)
     chosen, device = find_suite(suite, specs[0]), machine.choose_device(device)
     context = RunContext(chosen, device, places.results, places.work, only, settings=tuple(settings), profile=profile)
     prepare(context)
@@ -48,7 +48,7 @@ def draw(
     suite: NamedSuite | None = None,
     *,
     part: tuple[int, int],
-    places: Places = Places(),
+    places: NamedPlaces = "results",
     device: str | None = None,
 ) -> dict[str, int]:
     """Draw a part of the images that `run` would draw, for several processes that share `places.work`, such as one per GPU.
@@ -70,7 +70,7 @@ def draw(
     from sdbench.run import runner
     from sdbench.run.context import RunContext, prepare
 
-    specs = find_models(models)
+    specs, places = find_models(models), as_places(places)
     chosen = find_suite(suite, specs[0])
     context = RunContext(chosen, machine.choose_device(device), places.results, places.work, only="quality")
     prepare(context)
@@ -82,7 +82,7 @@ def score(
     prompts: str | Path | None = None,
     suite: NamedSuite = "standard",
     *,
-    places: Places = Places(),
+    places: NamedPlaces = "results",
     device: str | None = None,
 ) -> tuple[list[Value], Scores]:
     """Score images made elsewhere by a suite's metrics, except those that compare with the teacher.
@@ -112,7 +112,7 @@ def score(
             f"suite {chosen.name!r} has no metric that scores images without their teacher's; name some with --metrics, or another suite"
         )
     with evaluators_on(machine.choose_device(device)):
-        return score_subject(external.load_images(found, chosen, places.work), metrics)
+        return score_subject(external.load_images(found, chosen, as_places(places).work), metrics)
 
 
 def record_images(
@@ -121,7 +121,7 @@ def record_images(
     suite: NamedSuite = "standard",
     *,
     name: str,
-    places: Places = Places(),
+    places: NamedPlaces = "results",
     device: str | None = None,
 ) -> Path:
     """Score images made elsewhere, write a record, which leaderboard and gate read, and return its folder.
@@ -141,7 +141,7 @@ def record_images(
     from sdbench.run import external
     from sdbench.run.context import RunContext, prepare
 
-    chosen = load_suite(suite)
+    chosen, places = load_suite(suite), as_places(places)
     found, wanted = external.find_images(Path(images), Path(prompts) if prompts else None, chosen), [*chosen.prompt_list().values()]
     if chosen.samples > 1 or not prompts:
         found = found.in_order_of(wanted * chosen.samples)

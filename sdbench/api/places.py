@@ -24,3 +24,11 @@ class Places:
     def work(self) -> Path:
         """The folder of images, features and rounds."""
         return self.runs or self.results / "runs"
+
+
+NamedPlaces = Places | str | Path  # text or a path is the folder of results
+
+
+def as_places(named: NamedPlaces) -> Places:
+    """The places themselves, where only the folder of results may have been named."""
+    return named if isinstance(named, Places) else Places(named)

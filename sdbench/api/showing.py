@@ -5,11 +5,11 @@ from pathlib import Path
 
 from sdbench.api.gating import load_policy
 from sdbench.api.inputs import as_text
-from sdbench.api.places import Places
+from sdbench.api.places import NamedPlaces, as_places
 from sdbench.errors import UserError
 
 
-def report(*, places: Places = Places(), out: str | Path | None = None, policy: str | Path | None = None) -> list[Path]:
+def report(*, places: NamedPlaces = "results", out: str | Path | None = None, policy: str | Path | None = None) -> list[Path]:
     """Write the HTML page of all records, and return its path and those of the pages beside it.
 
     Args:
@@ -24,14 +24,14 @@ def report(*, places: Places = Places(), out: str | Path | None = None, policy: 
 
     if out and Path(out).is_dir():
         raise UserError(f"{out} is a folder; name the file of the page with --out, such as {Path(out) / page.FILE_NAME}")
-    rules = load_policy(policy)
-    measured = sorted({row.record.suite.name for row in standings.read_rows(places.results)}) if policy else []
+    rules, results = load_policy(policy), as_places(places).results
+    measured = sorted({row.record.suite.name for row in standings.read_rows(results)}) if policy else []
     if measured and not any(rules.suites.get(rules.table_name(name)) for name in measured):
         rules.rules(measured[0])  # raises, with what to do
-    return page.write(places.results, Path(out or places.results / page.FILE_NAME), rules)
+    return page.write(results, Path(out or results / page.FILE_NAME), rules)
 
 
-def card(folder: str | Path, *, places: Places = Places(), base: str | None = None) -> Path:
+def card(folder: str | Path, *, places: NamedPlaces = "results", base: str | None = None) -> Path:
     """Write the results of the model in a folder into its model card, and return the card's path.
 
     Args:
@@ -51,13 +51,14 @@ def card(folder: str | Path, *, places: Places = Places(), base: str | None = No
         raise UserError(
             f"a card is written into the folder of a pipeline or UNet, and {str(folder)!r} is not one ({spec.origin}); name one"
         )
-    board = standings.read_rows(places.results)
+    results = as_places(places).results
+    board = standings.read_rows(results)
     dtypes = {row.record.sampling.get("dtype", "float32") for row in board if row.record.family == spec.family}
     digests = {weights_digest(spec, dtype=dtype) for dtype in dtypes}
     own = [row for row in board if row.record.model.weights_digest in digests]
     if not own:
         command = shlex.join(["sdbench", "run", "--model", str(folder), *(("--base", base) if base else ())])
-        raise UserError(f"no record under {places.results} is of the weights in {folder}; measure them first: {command}")
+        raise UserError(f"no record under {results} is of the weights in {folder}; measure them first: {command}")
     newest = {  # the same weights may have been measured under several names
         (row.record.suite.digest, row.record.machine.machine_class): row for row in sorted(own, key=lambda row: row.record.created)
     }

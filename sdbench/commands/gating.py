@@ -143,7 +143,7 @@ def compare(arguments: argparse.Namespace) -> int:
     """Run `sdbench compare` and return 0."""
     from sdbench import api
 
-    found = api.compare(arguments.a, arguments.b, arguments.suite, places=api.Places(arguments.results))
+    found = api.compare(arguments.a, arguments.b, arguments.suite, places=arguments.results)
     print_answer(found.text(table_width()), arguments)
     print_json(found.to_json(), arguments)
     _append_markdown(found, arguments)

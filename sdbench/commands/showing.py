@@ -69,7 +69,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
     check_results(arguments)
-    files = api.report(places=api.Places(arguments.results), out=arguments.out, policy=arguments.policy)
+    files = api.report(places=arguments.results, out=arguments.out, policy=arguments.policy)
     return _print_written(files, arguments)
 
 
@@ -77,7 +77,7 @@ def _card(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
     check_results(arguments)
-    card = api.card(arguments.folder, places=api.Places(arguments.results), base=arguments.base)
+    card = api.card(arguments.folder, places=arguments.results, base=arguments.base)
     return _print_written([card], arguments)
 
 

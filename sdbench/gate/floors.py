@@ -122,9 +122,12 @@ def between_runs(record: Record, results: Path) -> dict[str, BetweenRuns]:
 
     Raises:
         UserError: see `read`.
+        OSError: the folder of the floors cannot be read.
     """
     conditions = record.suite, record.machine.machine_class  # two suites of one name and version may have different settings
-    stored = map(read, sorted(_folder(record.family, record.suite, results).glob("*.toml")))
+    folder = _folder(record.family, record.suite, results)
+    files = folder.iterdir() if folder.exists() else ()  # `glob` would find nothing in a folder that cannot be read
+    stored = map(read, sorted(path for path in files if path.suffix == ".toml"))
     alike = [floor for floor in stored if (floor.suite, floor.machine_class) == conditions]
     by_probe = {}
     for name in {value.name for value in record.values if value.kind == "probe"}:

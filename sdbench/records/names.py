@@ -57,6 +57,21 @@ def latency_of(stage: str, mark: str = "p50") -> str:
     return f"latency.{stage}.{mark}"
 
 
+# In `base`, the probes of which more or less is better, so that a policy may weigh them; a machine and a model have some of these.
+RATED_PROBES = frozenset(
+    (
+        *(latency_of(stage, mark) for stage in STAGES for mark in ("p50", "p90", "p99")),
+        *(f"memory.peak_{what}" for what in ("rss", "data", "allocated", "reserved")),
+        *(f"memory.{what}" for what in ("weights", "process", "context", "smallest_card")),
+        *(f"cold_start.{what}" for what in ("load", "first_call", "first_call_compiling")),
+        *(f"share.{limit}.{stage}" for limit in ("matmul", "roofline") for stage in STAGES if stage != "scheduler"),
+        *(f"{what}.{stage}" for what in ("flops", "bytes") for stage in ("text_encoders", "unet_step", "vae_decode")),
+        *("parameters.unet", "parameters.pipeline", "flops.unet"),
+        *("images_per_second", "energy.pipeline", "ceiling.matmul", "ceiling.copy"),
+    )
+)
+
+
 def with_setting(name: str, label: str) -> str:
     """The name of a value of `base` in the setting with this label."""
     return name if label == BASE else f"{name}@{label}"

@@ -233,12 +233,20 @@ def test_reference_that_the_policy_requires_is_missed_before_anything_is_drawn(
 
 
 @pytest.mark.parametrize("required", ["true", "false"])
-def test_metric_of_the_policy_that_the_suite_does_not_measure_is_refused_before_anything_is_drawn(
-    required: str, tmp_path: Path, stopped_runs: list[tuple[list[ModelSpec], str | None]]
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("clip_score.scene", "clip_score.scenes"),
+        ("latency.pipelin.p50", "latency.pipeline.p50"),
+        ("latency.pipeline.p50@b8", "latency.pipeline.p50"),  # the suite times no such setting
+    ],
+)
+def test_metric_of_the_policy_that_the_suite_cannot_measure_is_refused_before_anything_is_drawn(
+    typo: str, meant: str, required: str, tmp_path: Path, stopped_runs: list[tuple[list[ModelSpec], str | None]]
 ) -> None:
     """A policy's typo would otherwise end hours of drawing as incomparable."""
     policy, (model, baseline) = tmp_path / "policy.toml", ("scenes-vega", "scenes-teacher")
-    policy.write_text(STRICT.replace("clip_score.scenes", "clip_score.scene").replace("true", required), encoding="utf-8")
+    policy.write_text(f'{STRICT}"{typo}" = {{ direction = "lower", margin = 1, required = {required} }}', encoding="utf-8")
     few = api.Overrides(n=4).apply(suites.load("quality"))
     for judge in (
         lambda: api.gate(model, baseline, few, policy=policy, only="quality"),
@@ -246,7 +254,7 @@ def test_metric_of_the_policy_that_the_suite_does_not_measure_is_refused_before_
         lambda: api.evaluate(model, few, baseline=baseline, policy=policy),
     ):
         with pytest.raises(
-            UserError, match=r"suite 'quality-custom' does not measure: .* did you mean 'clip_score\.scenes'\? Let the suite"
+            UserError, match=rf"suite 'quality-custom' does not measure: .* '{re.escape(typo)}'; did you mean '{re.escape(meant)}'\? Let"
         ):
             judge()
     assert stopped_runs == []

@@ -284,6 +284,33 @@ def test_an_unknown_arm_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "argument --arm: invalid choice: 'task onyl' (choose from " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "called"),
+    [
+        (["sensitivity", "--bins", "1", "--batches", "2", "--images", "1"], "distillation.sensitivity.removal.measure_sensitivity"),
+        (["ablate", "vega"], "distillation.ablation.experiment.run_sweep"),
+    ],
+)
+@pytest.mark.parametrize(("more", "work"), [([], "mine/runs/distillation"), (["--work", "elsewhere"], "elsewhere")])
+def test_intermediate_results_are_kept_with_the_results_unless_told_otherwise(
+    words: list[str],
+    called: str,
+    more: list[str],
+    work: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*given: object, **_: object) -> None:
+        raise UserError(" and ".join(str(each) for each in given if isinstance(each, Path) and not each.is_absolute()))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(called, stop)
+    assert main([*words, "--results", "mine", *more]) == 2
+    assert capsys.readouterr().err.endswith(f": {work} and mine\n")
+    assert {path.name for path in tmp_path.iterdir()} <= {work.partition("/")[0]}
+
+
 def test_only_the_main_process_prints_the_students_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

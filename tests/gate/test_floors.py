@@ -1,6 +1,7 @@
 """The noise floor: how far two runs of one model differ, and how the gate uses it."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,15 @@ def test_unreadable_floor_is_reported(tmp_path: Path) -> None:
     path.write_text("family = 1", encoding="utf-8")
     with pytest.raises(UserError, match="sdbench noise"):
         floors.read(path)
+
+
+def test_folder_of_floors_that_cannot_be_read_does_not_count_as_none(tmp_path: Path) -> None:
+    record, folder = make_measurement()[0], tmp_path / "noise" / "scenes" / SUITE.title
+    assert floors.between_runs(record, tmp_path) == {}
+    folder.parent.mkdir(parents=True)
+    folder.touch()  # chmod would not stop root
+    with pytest.raises(NotADirectoryError, match=re.escape(str(folder))):
+        floors.between_runs(record, tmp_path)
 
 
 def test_floor_file_with_a_single_run_is_rejected(tmp_path: Path) -> None:

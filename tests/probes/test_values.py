@@ -17,7 +17,7 @@ from sdbench.probes.rounds import Round
 from sdbench.probes.values import values
 from sdbench.probes.work import Load
 from sdbench.records import Value
-from sdbench.records.names import STAGES, is_probe
+from sdbench.records.names import RATED_PROBES, STAGES, is_probe, without_setting
 from sdbench.settings import Setting
 
 STATE = {"sm_mhz": 1980, "memory_mhz": 2619, "temperature_c": 61, "power_limit_w": None, "slowed_by": ["power cap"]}
@@ -45,11 +45,21 @@ def values_on_a_card(**info: Any) -> dict[str, Value]:
 
 def test_the_gate_tells_by_its_name_that_a_value_is_no_image_metric() -> None:
     """All names, whatever the machine: the committed records come from one without a card."""
-    failed = values(make_request(device="cuda", compile="whole"), [], dict.fromkeys(STAGES, Load(1, 1)))
-    names = {*values_on_a_card(), *(value.name for value in (*failed, *counts.values(make_request(random=True), [])))}
+    names = {*values_on_a_card(), *(value.name for value in unmeasured("cuda"))}
     examples = ("cold_start.first_call_compiling@compiled", "share.matmul.pipeline@compiled", "bytes.unet_step")
     assert {"energy.pipeline", "machine.power", *examples} <= names
     assert [name for name in names if not is_probe(name)] == []
+
+
+def test_names_of_the_probes_that_a_policy_may_weigh_are_those_that_rounds_give() -> None:
+    found = {without_setting(value.name) for device in ("cpu", "cuda") for value in unmeasured(device) if value.direction != "neither"}
+    assert found == RATED_PROBES
+
+
+def unmeasured(device: str) -> list[Value]:
+    """All values of a model without rounds, and its counts."""
+    counted = make_request(random=True)
+    return [*values(make_request(device=device, compile="whole"), [], counts.loads(counted, [])), *counts.values(counted, [])]
 
 
 def test_bytes_of_a_vae_that_overflows_in_half_precision_are_those_of_float32() -> None:
