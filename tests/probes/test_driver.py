@@ -196,10 +196,33 @@ def test_rounds_kept_from_before_are_measured_again_beside_those_of_a_model_that
     assert harness.probe("a", "b", "c", rounds=2) == after
 
 
-def test_round_that_is_never_kept_leaves_those_of_others_but_took_no_turns_with_them(harness: DriverHarness) -> None:
-    ids = [harness.probe("a", "half", rounds=2).run_id for _ in range(2)]
+def test_incomplete_round_took_turns_with_the_others_also_where_it_is_tried_again_in_vain(harness: DriverHarness) -> None:
+    first = harness.probe("a", "half", rounds=2)
+    assert first.run_id
+    assert harness.probe("a", "half", rounds=2) == first, "no record changes, and ratios keep their intervals"
     assert harness.started == ["a", "half", "half", "a"] + ["half"] * 2
-    assert (bool(ids[0]), ids[1]) == (True, "")
+
+
+def test_rounds_beside_an_incomplete_one_are_measured_again_once(harness: DriverHarness) -> None:
+    """As where the first run was killed after the round of `a`."""
+    before = harness.probe("a", "half").run_id
+    for kept in harness.work.glob("half-*-0.json"):
+        kept.unlink()
+    after = harness.probe("a", "half")
+    assert harness.started[2:] == ["half", "a"]
+    assert after.run_id != before
+    assert harness.probe("a", "half") == after
+    assert harness.started[4:] == ["half"]
+
+
+def test_incomplete_round_is_measured_again_beside_one_that_was_missing(harness: DriverHarness) -> None:
+    """The times of `half` from before, tried again in vain before the turn came to `a`, did not take turns with those of `a`."""
+    harness.measure("half", "a")
+    for kept in harness.work.glob("a-*-0.json"):
+        kept.unlink()
+    after = harness.probe("half", "a")
+    assert harness.started[2:] == ["half", "a", "half"]
+    assert harness.probe("half", "a") == after
 
 
 def test_round_that_timed_out_is_not_tried_again(harness: DriverHarness, monkeypatch: pytest.MonkeyPatch) -> None:
