@@ -81,7 +81,7 @@ def measure(
         profile: also write a table of where each stage spends its time, once for each model and setting.
 
     Raises:
-        UserError: weights are not where a spec says, there is no such setting, or a write fails.
+        UserError: weights are not where a spec says, there is no such setting, or see `Series.measure`.
     """
     chosen = probes.select(settings)
     work = work.resolve()

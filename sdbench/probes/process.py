@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdbench.disk import write_bytes
+from sdbench.errors import UserError
 from sdbench.probes import meters, plugin
 from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, Request
 from sdbench.probes.rounds import Round, collect_info
@@ -57,13 +58,20 @@ class Series:
         return Round.read(file, _read_failures(file))
 
     def measure(self, index: int, done: Sequence[Round]) -> Round:
-        """Measure a round, unless the first of those done says that it is in vain; if it has times, `keep` keeps it."""
+        """Measure a round, unless the first of those done says that it is in vain; if it has times, `keep` keeps it.
+
+        Raises:
+            UserError: the GPU fails in this new process too, so that it would in those of all other rounds; or a write fails.
+        """
         if is_in_vain(done):
             return Round(failures=_fail_all(done[0].failures["pipeline"]))
         if not collect_info(done, "first_call_s"):
             shutil.rmtree(self._compiler_cache, ignore_errors=True)  # may be incomplete, of a process killed while compiling
         target = self._new_file(index)
-        return Round.read(target, self._run(self.request, target))
+        failures = self._run(self.request, target)
+        if reason := next((each for each in failures.values() if each.startswith(plugin.GPU_FAILED)), ""):
+            raise UserError(f"{reason}; run again when `nvidia-smi` shows that it works, which keeps the finished rounds")
+        return Round.read(target, failures)
 
     def keep(self, index: int) -> None:
         """Keep the round that was just measured, in place of one kept before."""
