@@ -86,11 +86,13 @@ def unusable_gpu() -> str:
         has_gpu = pynvml.nvmlDeviceGetCount() > 0
     except pynvml.NVMLError:
         return ""
-    if not has_gpu or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # then it is hidden on purpose
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not has_gpu or visible in ("", "-1"):  # then it is hidden on purpose
         return ""
+    otherwise = f"correct CUDA_VISIBLE_DEVICES, which is {visible!r}, or " if visible else ""
     return (
-        f"there is an NVIDIA GPU with driver {_nvidia_driver()}, but torch {torch.__version__} cannot use it; install a PyTorch for it: "
-        "remove the folder .nox and run `UV_TORCH_BACKEND=auto python -m nox -s benchmark`"
+        f"there is an NVIDIA GPU with driver {_nvidia_driver()}, but torch {torch.__version__} cannot use it; {otherwise}install a PyTorch "
+        "for it: remove the folder .nox and run `UV_TORCH_BACKEND=auto python -m nox -s benchmark`"
     )
 
 

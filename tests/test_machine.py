@@ -33,9 +33,18 @@ def test_default_device_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch
         choose_device("cuda")
 
 
-@pytest.mark.parametrize(("n_gpus", "hidden"), [(2, False), (2, True), (0, False), (None, False)])
+@pytest.mark.parametrize(
+    ("n_gpus", "visible", "advice"),
+    [
+        (2, None, "install"),
+        (2, "GPU-0a1b", "correct CUDA_VISIBLE_DEVICES, which is 'GPU-0a1b', or install"),
+        (2, "", ""),
+        (0, None, ""),
+        (None, None, ""),
+    ],
+)
 def test_gpu_that_pytorch_cannot_use_is_told_of_once(
-    n_gpus: int | None, hidden: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    n_gpus: int | None, visible: str | None, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Such as beside a PyTorch for the CPU alone; None is a machine without NVIDIA's driver."""
 
@@ -51,13 +60,13 @@ def test_gpu_that_pytorch_cannot_use_is_told_of_once(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if hidden:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     machine._tell_of_unusable_gpu.cache_clear()
     assert [choose_device(asked) for asked in ("cpu", None, None)] == ["cpu"] * 3
-    told = f"there is an NVIDIA GPU with driver 550.54.15, but torch {torch.__version__} cannot use it; install"
-    assert capsys.readouterr().err.count(told) == (n_gpus == 2 and not hidden)
-    assert checks._device().text.startswith(told) == (n_gpus == 2 and not hidden)
+    told = f"there is an NVIDIA GPU with driver 550.54.15, but torch {torch.__version__} cannot use it; {advice}"
+    assert capsys.readouterr().err.count(told) == bool(advice)
+    assert checks._device().text.startswith(told) == bool(advice)
 
 
 @pytest.mark.parametrize(

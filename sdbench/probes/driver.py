@@ -49,7 +49,7 @@ class ProbeResult:
 
     Attributes:
         values: latency, memory, parameters and MACs of each model, by its name.
-        run_id: identifies the rounds that took turns with each other; "" where not all did, or nothing was measured.
+        run_id: identifies the rounds, which took turns with each other; "" where nothing was measured.
     """
 
     values: Mapping[str, list[Value]]
@@ -69,7 +69,7 @@ def measure(
     """Measure models in turns; only rounds that are not in `work` are run.
 
     Only rounds that took turns ran under the same state of the machine. So a kept round is reused only for the same set of models, and
-    measured again where that of another model, which failed before, is now measured beside it in all stages.
+    measured again where another model's round of that turn, which was missing or lacked stages, now has more of them.
     The rounds of these models and settings, kept or new, are then written together to `work/rounds.json`, in place of those of the
     measurement before; `pytest-benchmark compare` reads it.
 
@@ -81,7 +81,7 @@ def measure(
         profile: also write a table of where each stage spends its time, once for each model and setting.
 
     Raises:
-        UserError: weights are not where a spec says, there is no such setting, or a write fails.
+        UserError: weights are not where a spec says, there is no such setting, or see `Series.measure`.
     """
     chosen = probes.select(settings)
     work = work.resolve()
@@ -100,18 +100,17 @@ def measure(
     id_file = work / "turns" / f"{turns}.id"
     if not id_file.exists():
         _write_new_id(id_file)
-    rounds, took_turns = _measure_in_turns(series, probes.rounds, id_file)
-    run_id = id_file.read_text(encoding="utf-8") if took_turns else ""
+    rounds = _measure_in_turns(series, probes.rounds, id_file)
     if profile:  # after the rounds, so that it finds the compiler's cache filled
         for (label, name), own in series.items():
             if is_in_vain(rounds[label, name]):
                 continue
             for reason in dict.fromkeys(own.write_profiles().values()):
                 print_note(f"the profile of {name} {label} is incomplete: {reason}")
-    kept = {key: [file for index in range(probes.rounds) if (file := own.file(index)).exists()] for key, own in series.items()}
-    rounds_file.write(kept, work / ROUNDS_FILE)
+    finished = {key: [own.file(index) for index, each in enumerate(rounds[key]) if each.is_complete] for key, own in series.items()}
+    rounds_file.write(finished, work / ROUNDS_FILE)
     by_name = {spec.name: _values([(series[label, spec.name].request, rounds[label, spec.name]) for label in chosen]) for spec in specs}
-    return ProbeResult(by_name, run_id)
+    return ProbeResult(by_name, id_file.read_text(encoding="utf-8"))
 
 
 def _conditions(device: str, machine: Machine) -> dict[str, Any]:
@@ -132,41 +131,41 @@ def _write_new_id(id_file: Path) -> None:
     write_bytes(id_file, uuid.uuid4().hex[:12].encode())
 
 
-def _measure_in_turns(series: Mapping[Key, Series], n: int, id_file: Path) -> tuple[dict[Key, list[Round]], bool]:
-    """The rounds of each model and setting, kept or new, and whether all took turns.
+def _measure_in_turns(series: Mapping[Key, Series], n: int, id_file: Path) -> dict[Key, list[Round]]:
+    """The rounds of each model and setting, kept or new; those of a turn are all of one turn before, or all new.
 
-    A kept round beside a new one did not. It is measured again, and records get a new id, since earlier ones hold other rounds. Where the
-    new one is incomplete, and so not kept, that would be repeated by each run: the kept one stays.
+    An incomplete round is kept too, but tried again. Where that measures no more stages than before, the kept one stays. Otherwise the
+    other models are measured again beside it, and records get a new id, since earlier ones hold other rounds.
     """
-    took_turns = True
     rounds: dict[Key, list[Round]] = {key: [] for key in series}
     turns = [[*keys] for _, keys in groupby(series, key=itemgetter(0))]  # all models in one setting
     with progress(total=n * len(series), desc="probes", unit="round") as bar:
         for index, models in product(range(n), turns):
             first = index % len(models)
             turn = models[first:] + models[:first]
-            files = {key: series[key].file(index) for key in turn}
-            kept = {key: found for key, file in files.items() if (found := Round.read(file, {})).is_complete}
-            missing = [key for key in turn if key not in kept]
-            for key in missing:
+            kept = {key: found for key in turn if (found := series[key].read(index)).seconds}
+            new: dict[Key, Round] = {}
+            waiting = [key for key in turn if key not in kept or not kept[key].is_complete]
+            while waiting:
+                key = waiting.pop(0)
                 bar.set_postfix_str(" ".join(reversed(key)))
-                files[key].unlink(missing_ok=True)  # damaged since
                 measured = series[key].measure(index, rounds[key])
-                if measured.is_complete:
-                    if kept:
-                        _write_new_id(id_file)
+                if key in kept and not measured.seconds.keys() > kept[key].seconds.keys():
+                    continue
+                new[key] = measured
+                kept.pop(key, None)
+                if measured.seconds and kept:
+                    _write_new_id(id_file)
                     for other in kept:
-                        files[other].unlink()
-                    missing += kept
+                        series[other].file(index).unlink()
+                    waiting += [other for other in kept if other not in waiting]
                     kept.clear()
-                    series[key].partial_file(index).replace(files[key])
-                took_turns &= not (kept and measured.seconds)
-                rounds[key].append(measured)
-                bar.update()
-            for key, measured in kept.items():
-                rounds[key].append(measured)
-                bar.update()
-    return rounds, took_turns
+                if measured.seconds:
+                    series[key].keep(index)
+            for key in turn:
+                rounds[key].append((kept | new)[key])
+            bar.update(len(turn))
+    return rounds
 
 
 def _values(measured: Sequence[tuple[Request, list[Round]]]) -> list[Value]:

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from sdbench.errors import describe_error
 from sdbench.probes import meters
 from sdbench.probes.request import Request
 
 FAILURES = pytest.StashKey[dict[str, str]]()
 FAILURES_SUFFIX = ".failures.json"
+GPU_FAILED = "the GPU fails"  # how the reason of a failure begins that the rounds of all models would meet
 DRIVER_VARIABLE = "SDBENCH_PROBE_DRIVER"  # id of the process that asked for the round
 _PR_SET_PDEATHSIG = 1
 
@@ -39,11 +41,26 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         error = call.excinfo.value
         kind = "" if call.excinfo.errisinstance(pytest.fail.Exception) else f"{type(error).__name__}: "
         message = " ".join(str(error).split())
+        if kind and call.when == "setup" and (failure := _gpu_failure()):
+            kind, message = f"{GPU_FAILED}: ", failure
         stage = item.callspec.params["stage"] if hasattr(item, "callspec") else item.name
         item.config.stash[FAILURES].setdefault(stage, f"{kind}{message}"[:500])
         if message.startswith(meters.NOT_COMPILED):
             item.session.shouldfail = meters.NOT_COMPILED
     return (yield)
+
+
+def _gpu_failure() -> str:
+    """The error of a GPU that fails although this process has computed nothing on it yet; "" where it works, or none is asked for."""
+    request = Request.from_environment()
+    if request and request.device.startswith("cuda"):
+        import torch
+
+        try:
+            torch.cuda.synchronize(request.device)
+        except RuntimeError as error:
+            return describe_error(error)
+    return ""
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

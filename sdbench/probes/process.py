@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdbench.disk import write_bytes
+from sdbench.errors import UserError
 from sdbench.probes import meters, plugin
 from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, Request
 from sdbench.probes.rounds import Round, collect_info
@@ -48,21 +49,34 @@ class Series:
     work: Path
 
     def file(self, index: int) -> Path:
-        """The file of a finished round."""
+        """The file of a kept round; a file beside it says why stages failed."""
         return self.work / f"{self.stem}-{index}.json"
 
+    def read(self, index: int) -> Round:
+        """The kept round, perhaps incomplete; one without times where there is none."""
+        file = self.file(index)
+        return Round.read(file, _read_failures(file))
+
     def measure(self, index: int, done: Sequence[Round]) -> Round:
-        """Measure a round, unless the first of those done says that it is in vain; `partial_file` then holds it."""
+        """Measure a round, unless the first of those done says that it is in vain; if it has times, `keep` keeps it.
+
+        Raises:
+            UserError: the GPU fails in this new process too, so that it would in those of all other rounds; or a write fails.
+        """
         if is_in_vain(done):
             return Round(failures=_fail_all(done[0].failures["pipeline"]))
         if not collect_info(done, "first_call_s"):
             shutil.rmtree(self._compiler_cache, ignore_errors=True)  # may be incomplete, of a process killed while compiling
-        target = self.partial_file(index)
-        return Round.read(target, self._run(self.request, target))
+        target = self._new_file(index)
+        failures = self._run(self.request, target)
+        if reason := next((each for each in failures.values() if each.startswith(plugin.GPU_FAILED)), ""):
+            raise UserError(f"{reason}; run again when `nvidia-smi` shows that it works, which keeps the finished rounds")
+        return Round.read(target, failures)
 
-    def partial_file(self, index: int) -> Path:
-        """The file of a round that may be incomplete."""
-        return self.file(index).with_suffix(".partial.json")
+    def keep(self, index: int) -> None:
+        """Keep the round that was just measured, in place of one kept before."""
+        for ending in (plugin.FAILURES_SUFFIX, ""):  # in this order, so that no failed stage is ever taken for measured
+            Path(f"{self._new_file(index)}{ending}").replace(f"{self.file(index)}{ending}")
 
     def write_profiles(self) -> dict[str, str]:
         """Write a profile of each stage beside the rounds, `<stem>.profile-<stage>.txt`, and return why stages failed, by stage.
@@ -74,14 +88,16 @@ class Series:
             return {}
         return self._run(self.request.model_copy(update={"profile": True}), target)
 
+    def _new_file(self, index: int) -> Path:
+        return self.file(index).with_suffix(".partial.json")
+
     @property
     def _compiler_cache(self) -> Path:
         return self.work / "compiled" / self.stem
 
     def _run(self, request: Request, target: Path) -> dict[str, str]:
         """Run the measuring process, which writes `target`, and return why stages failed, by stage."""
-        failures_file = Path(f"{target}{plugin.FAILURES_SUFFIX}")
-        for stale in (target, failures_file):
+        for stale in (target, Path(f"{target}{plugin.FAILURES_SUFFIX}")):
             stale.unlink(missing_ok=True)
         request_file = target.with_suffix(".request")
         write_bytes(request_file, request.model_dump_json(indent=1).encode())
@@ -105,7 +121,7 @@ class Series:
         except subprocess.TimeoutExpired:
             return _fail_all(f"{_TIMED_OUT} after {ROUND_TIMEOUT_S} s")
         write_bytes(target.with_suffix(".log"), f"{done.stdout}\n{done.stderr}".encode())
-        failures: dict[str, str] = json.loads(failures_file.read_text(encoding="utf-8")) if failures_file.exists() else {}
+        failures = _read_failures(target)
         crashed_at_its_end = Round.read(target, {}).is_complete  # with everything written
         return failures if failures or not done.returncode or crashed_at_its_end else _fail_all(_exit_reason(done))
 
@@ -114,6 +130,13 @@ def is_in_vain(done: Sequence[Round]) -> bool:
     """Whether the first round failed in a way that another would not avoid."""
     reason = done[0].failures.get("pipeline", "") if done else ""
     return reason.startswith((meters.OUT_OF_MEMORY, meters.NOT_COMPILED, _TIMED_OUT))
+
+
+def _read_failures(target: Path) -> dict[str, str]:
+    """Why stages failed, by stage, as the measuring process wrote it beside the file of a round."""
+    file = Path(f"{target}{plugin.FAILURES_SUFFIX}")
+    failures: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return failures
 
 
 def _fail_all(reason: str) -> dict[str, str]:

@@ -22,8 +22,11 @@ PNG_BYTES_PER_PIXEL = 1.5  # about that of photographs; plain scenes take far le
 # 2.9 s on an RTX 4090 (`leaderboard/published.toml`) are 104 and 98 TFLOP/s, a third and 0.6 of what these cards' sheets state.
 EFFICIENCY = {"cpu": 0.15, "cuda": 0.4}
 # Assumed for a round's process beside its calls of the pipeline: imports, loading and the other stages. It was 8 to 17 s for the embedded
-# family, on two cores that did more or less else; weights of full size load for longer, and some settings compile first.
+# family, on two cores that did more or less else; some settings compile first.
 START_S = 12
+# Assumed on top for each weight that is loaded, or built and calibrated. The latter took 21 to 36 s for 1.6 to 3.5 G of them on two cores
+# (the load that records of `efficiency-cpu@1` have); what a disk or a GPU makes of it has not been measured.
+LOAD_S_PER_WEIGHT = 10e-9
 
 
 def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str] = ()) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str]
     n = suite.prompts.n * suite.samples if context.with_quality else 0
     for spec in specs if n else ():
         schedulers.check_prediction(spec, sampling)
-    starts_s = START_S * _count_processes(specs, context)
+    starts_s = sum(_start_s(spec, sampling) for spec in specs if spec.source != "rendered") * _count_processes(context)
     has_inputs = requirements.inputs_are_here(suite)
     content = {
         "suite": suite.id.model_dump() if has_inputs else suite.model_dump(include={"name", "version"}) | {"digest": None},
@@ -61,17 +64,22 @@ def plan(specs: Sequence[ModelSpec], context: RunContext, missing: Sequence[str]
     if probes := context.probes:
         lines.append(
             f"probes: {probes.rounds} rounds a model, each a process for every setting: {', '.join(context.timed_settings)}; to start them "
-            f"takes roughly {duration_text(starts_s)} more, and longer with models of full size or where a setting compiles"
+            f"takes roughly {duration_text(starts_s)} more, and longer where a setting compiles"
         )
     lines += slow_dtype_notes(context)
     lines += [note for spec in specs if n for note in schedulers.sampling_notes(spec, sampling)]
     return {**content, "text": "\n".join(lines)}
 
 
-def _count_processes(specs: Sequence[ModelSpec], context: RunContext) -> int:
-    """Number of processes that the probes start; rendered images have none."""
-    timed = [spec for spec in specs if spec.source != "rendered"]
-    return context.probes.rounds * len(context.timed_settings) * len(timed) if context.probes else 0
+def _count_processes(context: RunContext) -> int:
+    """Number of processes that the probes start for each model."""
+    return context.probes.rounds * len(context.timed_settings) if context.probes else 0
+
+
+def _start_s(spec: ModelSpec, sampling: Sampling) -> float:
+    """Seconds that a round's process is assumed to take beside its calls of the pipeline."""
+    works = _works(spec, sampling.model_copy(update={"negative_prompt": None}))  # else those of the text encoders would count twice
+    return START_S + LOAD_S_PER_WEIGHT * sum(of_stage.weights for of_stage in works.values())
 
 
 def _count_timed_images(context: RunContext) -> int:
@@ -126,9 +134,14 @@ def duration_text(seconds: float) -> str:
 
 def _macs(spec: ModelSpec, sampling: Sampling) -> int | None:
     """Multiply-accumulates of one image; None where the networks are not known."""
+    works = _works(spec, sampling)
+    return sum(of_stage.macs * (sampling.steps if stage == "unet_step" else 1) for stage, of_stage in works.items()) or None
+
+
+def _works(spec: ModelSpec, sampling: Sampling) -> dict[str, work.Work]:
+    """The work of each stage for one image; empty where the networks are not known."""
     is_known, own = spec.architecture in TOPOLOGIES, read_unet_config(spec)
     if spec.family == "custom" or not (is_known or own):
-        return None
+        return {}
     configs = work.random_configs(spec if is_known else replace(spec, architecture="sdxl"))  # a student with blocks of its own
-    works = work.by_stage(configs | {"unet": configs["unet"] | own}, sampling, zero_negative=True)
-    return sum(of_stage.macs * (sampling.steps if stage == "unet_step" else 1) for stage, of_stage in works.items())
+    return work.by_stage(configs | {"unet": configs["unet"] | own}, sampling, zero_negative=True)

@@ -50,10 +50,18 @@ if request.spec.name == "killed":
 if request.spec.name == "late":
     atexit.register(os.kill, os.getpid(), signal.SIGKILL)
 
+def lose_gpu():
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    raise RuntimeError("CUDA error: unspecified launch failure")
+
 @pytest.fixture(autouse=True)
 def weights():
     if request.spec.name == "unreadable":
+        import torch
+        torch.cuda.synchronize = print  # a GPU that works
         raise ValueError("weights of\\n no use")
+    if request.spec.name == "lost":
+        lose_gpu()
 
 @pytest.mark.benchmark(timer=clock)
 @pytest.mark.parametrize("stage", [*STAGES, *CEILINGS])
@@ -63,6 +71,8 @@ def test_stage(stage, benchmark):
         return
     if request.setting.batch > 4 and stage in ("pipeline", "vae_decode"):
         pytest.fail(f"{OUT_OF_MEMORY} at batch {request.setting.batch}; batch 4 fits. Tried to allocate 9 GiB")
+    if request.spec.name == "losing":
+        lose_gpu()
     if stage == "vae_decode" and request.spec.name == "half":
         raise MemoryError("out of memory: tried to allocate 9 GiB")
     benchmark.extra_info.update(
@@ -76,7 +86,8 @@ def test_stage(stage, benchmark):
         benchmark.extra_info.update(first_call_s=1.5, compiled_anew=False)
     benchmark.pedantic(lambda: None, rounds=request.calls)
 """
-NEEDS_PROCESS = {"broken", "killed", "late", "timed", "unreadable"}  # models whose rounds need a real process; others run in this one
+# Models whose rounds need a real process; those of others run in this one.
+NEEDS_PROCESS = {"broken", "killed", "late", "losing", "lost", "timed", "unreadable"}
 
 
 @dataclass
@@ -196,10 +207,33 @@ def test_rounds_kept_from_before_are_measured_again_beside_those_of_a_model_that
     assert harness.probe("a", "b", "c", rounds=2) == after
 
 
-def test_round_that_is_never_kept_leaves_those_of_others_but_took_no_turns_with_them(harness: DriverHarness) -> None:
-    ids = [harness.probe("a", "half", rounds=2).run_id for _ in range(2)]
+def test_incomplete_round_took_turns_with_the_others_also_where_it_is_tried_again_in_vain(harness: DriverHarness) -> None:
+    first = harness.probe("a", "half", rounds=2)
+    assert first.run_id
+    assert harness.probe("a", "half", rounds=2) == first, "no record changes, and ratios keep their intervals"
     assert harness.started == ["a", "half", "half", "a"] + ["half"] * 2
-    assert (bool(ids[0]), ids[1]) == (True, "")
+
+
+def test_rounds_beside_an_incomplete_one_are_measured_again_once(harness: DriverHarness) -> None:
+    """As where the first run was killed after the round of `a`."""
+    before = harness.probe("a", "half").run_id
+    for kept in harness.work.glob("half-*-0.json"):
+        kept.unlink()
+    after = harness.probe("a", "half")
+    assert harness.started[2:] == ["half", "a"]
+    assert after.run_id != before
+    assert harness.probe("a", "half") == after
+    assert harness.started[4:] == ["half"]
+
+
+def test_incomplete_round_is_measured_again_beside_one_that_was_missing(harness: DriverHarness) -> None:
+    """The times of `half` from before, tried again in vain before the turn came to `a`, did not take turns with those of `a`."""
+    harness.measure("half", "a")
+    for kept in harness.work.glob("a-*-0.json"):
+        kept.unlink()
+    after = harness.probe("half", "a")
+    assert harness.started[2:] == ["half", "a", "half"]
+    assert harness.probe("half", "a") == after
 
 
 def test_round_that_timed_out_is_not_tried_again(harness: DriverHarness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,6 +397,24 @@ def test_failing_model_does_not_affect_others_and_is_retried(harness: DriverHarn
     assert {value.state for value in measured["a"].values()} == {"ok"}
     harness.measure(name, "a")
     assert harness.started == [name, "a", name]
+
+
+def test_gpu_that_fails_ends_the_run_and_leaves_the_finished_rounds(harness: DriverHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = this_machine("cpu")
+    monkeypatch.setattr(driver, "this_machine", lambda _: machine)
+    with pytest.raises(UserError, match=r"^the GPU fails: RuntimeError: .*; run again when `nvidia-smi` .* keeps the finished rounds"):
+        harness.measure("a", "lost", "b", rounds=3, device="cuda")
+    assert harness.started == ["a", "lost"]
+    assert len([*harness.work.glob("*-0.json")]) == 1
+
+
+@pytest.mark.parametrize("name", ["unreadable", "losing"])
+def test_gpu_that_a_new_process_may_use_ends_no_run(name: str, harness: DriverHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that fails within a process mostly works in the next one."""
+    machine = this_machine("cpu")
+    monkeypatch.setattr(driver, "this_machine", lambda _: machine)
+    found = harness.measure(name, "a", device="cuda")
+    assert [found[model]["latency.pipeline.p50"].state for model in (name, "a")] == ["failed", "ok"]
 
 
 def test_failing_stage_does_not_affect_the_others(harness: DriverHarness) -> None:
