@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -52,38 +53,57 @@ class Images:
     def digest(self) -> str:
         """The SHA-256 (hex) of a Hub dataset's version, or of a local source's captions and undecoded images, in order.
 
-        The digest of a local source does not change if files are moved or packed differently. It reads all files, which takes most of an
-        hour for a million images. It is therefore stored in the user's cache, and valid while every file keeps its path, size and time.
+        The digest of a local source does not change if files are moved or packed differently.
 
         Raises:
             UserError: an image is there and cannot be read.
         """
         if self.version:
             return hashlib.sha256(self.version.encode()).hexdigest()
-        cache_file = user_cache() / "images" / _cache_key(self)
-        if cache_file.is_file():
-            return cache_file.read_text(encoding="utf-8")
-        digest = self._content_digest()
-        with suppress(UserError):  # without a writable cache, the images are read each time
-            write_bytes(cache_file, digest.encode())
-        return digest
-
-    def _content_digest(self) -> str:
-        """SHA-256 over the digests of each caption and of each image's bytes; one that is missing has zeros."""
         digest = hashlib.sha256()
-        pairs = zip(self.captions, self.rows, strict=True)
-        bar = progress(pairs, desc=f"reading {self.name}", total=len(self), unit="image")
-        for row, (caption, columns) in enumerate(bar):
+        for caption, content in zip(self.captions, self._contents, strict=True):
+            digest.update(hashlib.sha256(caption.encode()).digest() + content)
+        return digest.hexdigest()
+
+    @property
+    def image_digests(self) -> list[bytes]:
+        """A digest for each image: of its row in a Hub dataset's version, or of its bytes; random without image or caption.
+
+        Raises:
+            UserError: an image is there and cannot be read.
+        """
+        rows = (hashlib.sha256(f"{self.version}\0{row}".encode()).digest() for row in range(len(self)))
+        pairs = zip(self.captions, rows if self.version else self._contents, strict=True)
+        return [secrets.token_bytes() if content == MISSING or not caption.strip() else content for caption, content in pairs]
+
+    @cached_property
+    def _contents(self) -> list[bytes]:
+        """The SHA-256 of each undecoded image of a local source; zeros for one that is missing.
+
+        Reads all files, which takes most of an hour for a million images. The result is therefore stored in the user's cache, and valid
+        while every file keeps its path, size and time.
+        """
+        cache_file = user_cache() / "images" / f"{_cache_key(self)}.sha256"
+        if cache_file.is_file():
+            stored, size = cache_file.read_bytes(), len(MISSING)
+            return [stored[start : start + size] for start in range(0, len(stored), size)]
+        contents = self._read_contents()
+        with suppress(UserError):  # without a writable cache, the images are read each time
+            write_bytes(cache_file, b"".join(contents))
+        return contents
+
+    def _read_contents(self) -> list[bytes]:
+        contents = []
+        for row, columns in enumerate(progress(self.rows, desc=f"reading {self.name}", total=len(self), unit="image")):
             (image,) = columns.values()
             try:
                 with open_image(image) as file:
-                    content = hashlib.file_digest(file, "sha256").digest()
+                    contents.append(hashlib.file_digest(file, "sha256").digest())
             except OSError as error:
                 if error.errno not in DAMAGE:
                     raise self._unreadable(row, image, error) from error
-                content = MISSING
-            digest.update(hashlib.sha256(caption.encode()).digest() + content)
-        return digest.hexdigest()
+                contents.append(MISSING)
+        return contents
 
     def image(self, row: int) -> Image.Image:
         """The image, 8-bit RGB, upright: transparency on white, the upper 8 of 16 bits; colour profiles are not applied.
