@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,8 @@ from sdbench.image_files import FORMATS, turn_upright, upright_size
 from sdbench.notes import progress
 
 DAMAGE = (None, errno.ENOENT, errno.EINVAL)  # `errno` if the image is at fault: for Pillow, missing, or an offset before its start
+READERS = 8  # threads that read images for their digests; disks on a network answer late
+READ_AT_ONCE = 64  # images; those of a table are in memory together
 MISSING = bytes(32)  # in place of the SHA-256 of an image that is not there
 
 
@@ -80,7 +83,7 @@ class Images:
     def _contents(self) -> list[bytes]:
         """The SHA-256 of each undecoded image of a local source; zeros for one that is missing.
 
-        Reads all files, which takes most of an hour for a million images. The result is therefore stored in the user's cache, and valid
+        Reads all files, which may take most of an hour for a million images. The result is therefore stored in the user's cache, and valid
         while every file keeps its path, size and time.
         """
         cache_file = user_cache() / "images" / f"{_cache_key(self)}.sha256"
@@ -93,17 +96,22 @@ class Images:
         return contents
 
     def _read_contents(self) -> list[bytes]:
-        contents = []
-        for row, columns in enumerate(progress(self.rows, desc=f"reading {self.name}", total=len(self), unit="image")):
-            (image,) = columns.values()
-            try:
-                with open_image(image) as file:
-                    contents.append(hashlib.file_digest(file, "sha256").digest())
-            except OSError as error:
-                if error.errno not in DAMAGE:
-                    raise self._unreadable(row, image, error) from error
-                contents.append(MISSING)
+        contents = list[bytes]()
+        with ThreadPoolExecutor(READERS) as pool, progress(desc=f"reading {self.name}", total=len(self), unit="image") as bar:
+            for start in range(0, len(self), READ_AT_ONCE):
+                (images,) = self.rows[start : start + READ_AT_ONCE].values()
+                contents += pool.map(self._content, range(start, len(self)), images)
+                bar.update(len(images))
         return contents
+
+    def _content(self, row: int, image: dict[str, Any] | None) -> bytes:
+        try:
+            with open_image(image) as file:
+                return hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            if error.errno not in DAMAGE:
+                raise self._unreadable(row, image, error) from error
+            return MISSING
 
     def image(self, row: int) -> Image.Image:
         """The image, 8-bit RGB, upright: transparency on white, the upper 8 of 16 bits; colour profiles are not applied.
@@ -189,7 +197,7 @@ def _captioned(rows: Rows, column: str) -> Images:
 def _cache_key(images: Images) -> str:
     """A key that changes with the captions and with path, size or time of any file: image files, or cache files that hold the images."""
     (column,) = images.rows.column_names
-    files = [*(cached["filename"] for cached in images.rows.cache_files), *images.rows.flatten()[f"{column}.path"]]
+    files = [*(cached["filename"] for cached in images.rows.cache_files), *images.rows.flatten()[f"{column}.path"][:]]
     stamps = [(file, stat.st_size, stat.st_mtime_ns) if (stat := _stat(file)) else file for file in files]
     return hashlib.sha256(json.dumps([images.captions, stamps]).encode()).hexdigest()
 

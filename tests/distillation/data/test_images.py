@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tarfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import EpsImagePlugin, ExifTags, Image
 from synthetic_images import damaged_exif, png
 
+from distillation.data import images as images_module
 from distillation.data.images import open_images, open_sources
 from sdbench.assets.sources import list_rows, read_rows
 from sdbench.disk import size_text
@@ -109,6 +111,19 @@ def test_every_layout_gives_the_same_images(tmp_path: Path) -> None:
         for row, array in enumerate(ARRAYS):
             np.testing.assert_array_equal(np.asarray(images.image(row)), array)
             assert images.size(row) == (7, 4 + row)
+
+
+def test_many_images_are_read_by_threads_and_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captions, files, together = CAPTIONS * 3, FILES * 3, threading.Barrier(2, timeout=60)
+    table(captions=captions, files=files).to_parquet(tmp_path / "many.parquet")
+
+    def meet(image: dict[str, Any]) -> io.BytesIO:
+        together.wait()
+        return io.BytesIO(image["bytes"])
+
+    monkeypatch.setattr(images_module, "open_image", meet)
+    monkeypatch.setattr(images_module, "READ_AT_ONCE", 4)
+    assert open_images(str(tmp_path / "many.parquet")).digest == closed_form(captions, files)
 
 
 def test_a_folders_card_code_and_other_files_are_ignored(tmp_path: Path) -> None:
