@@ -92,6 +92,10 @@ class Noise:
         return repr(self)
 
     @property
+    def image_digests(self) -> list[bytes]:
+        return [f"{self!r} {row}".encode() for row in range(self.n)]
+
+    @property
     def captions(self) -> list[str]:
         return [f"image {number} of noise" for number in range(self.n)]
 

@@ -73,6 +73,12 @@ class SquareImages:
         return hashlib.sha256(f"{whole} {len(self.captions)}".encode()).hexdigest() if left_out else whole
 
     @property
+    def image_digests(self) -> list[bytes]:
+        """See `CaptionedImages.image_digests`; the size is in it, since it decides the square."""
+        digests = itertools.chain.from_iterable(source.image_digests for source in self._sources)
+        return [each + f" {self.size_px}".encode() for each in itertools.islice(digests, len(self.captions))]
+
+    @property
     def copied_bytes(self) -> int:
         """Disk that copies of the sources take in the cache of `datasets`; of image folders, only the tables of captions are copied."""
         files = {cached["filename"] for source in self._sources for cached in source.rows.cache_files}

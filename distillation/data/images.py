@@ -8,7 +8,9 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +30,8 @@ from sdbench.image_files import FORMATS, turn_upright, upright_size
 from sdbench.notes import progress
 
 DAMAGE = (None, errno.ENOENT, errno.EINVAL)  # `errno` if the image is at fault: for Pillow, missing, or an offset before its start
+READERS = 8  # threads that read images for their digests; disks on a network answer late
+READ_AT_ONCE = 64  # images; those of a table are in memory together
 MISSING = bytes(32)  # in place of the SHA-256 of an image that is not there
 
 
@@ -52,38 +56,62 @@ class Images:
     def digest(self) -> str:
         """The SHA-256 (hex) of a Hub dataset's version, or of a local source's captions and undecoded images, in order.
 
-        The digest of a local source does not change if files are moved or packed differently. It reads all files, which takes most of an
-        hour for a million images. It is therefore stored in the user's cache, and valid while every file keeps its path, size and time.
+        The digest of a local source does not change if files are moved or packed differently.
 
         Raises:
             UserError: an image is there and cannot be read.
         """
         if self.version:
             return hashlib.sha256(self.version.encode()).hexdigest()
-        cache_file = user_cache() / "images" / _cache_key(self)
-        if cache_file.is_file():
-            return cache_file.read_text(encoding="utf-8")
-        digest = self._content_digest()
-        with suppress(UserError):  # without a writable cache, the images are read each time
-            write_bytes(cache_file, digest.encode())
-        return digest
-
-    def _content_digest(self) -> str:
-        """SHA-256 over the digests of each caption and of each image's bytes; one that is missing has zeros."""
         digest = hashlib.sha256()
-        pairs = zip(self.captions, self.rows, strict=True)
-        bar = progress(pairs, desc=f"reading {self.name}", total=len(self), unit="image")
-        for row, (caption, columns) in enumerate(bar):
-            (image,) = columns.values()
-            try:
-                with open_image(image) as file:
-                    content = hashlib.file_digest(file, "sha256").digest()
-            except OSError as error:
-                if error.errno not in DAMAGE:
-                    raise self._unreadable(row, image, error) from error
-                content = MISSING
+        for caption, content in zip(self.captions, self._contents, strict=True):
             digest.update(hashlib.sha256(caption.encode()).digest() + content)
         return digest.hexdigest()
+
+    @property
+    def image_digests(self) -> list[bytes]:
+        """A digest for each image: of its row in a Hub dataset's version, or of its bytes; random without image or caption.
+
+        Raises:
+            UserError: an image is there and cannot be read.
+        """
+        rows = (hashlib.sha256(f"{self.version}\0{row}".encode()).digest() for row in range(len(self)))
+        pairs = zip(self.captions, rows if self.version else self._contents, strict=True)
+        return [secrets.token_bytes() if content == MISSING or not caption.strip() else content for caption, content in pairs]
+
+    @cached_property
+    def _contents(self) -> list[bytes]:
+        """The SHA-256 of each undecoded image of a local source; zeros for one that is missing.
+
+        Reads all files, which may take most of an hour for a million images. The result is therefore stored in the user's cache, and valid
+        while every file keeps its path, size and time.
+        """
+        cache_file = user_cache() / "images" / f"{_cache_key(self)}.sha256"
+        if cache_file.is_file():
+            stored, size = cache_file.read_bytes(), len(MISSING)
+            return [stored[start : start + size] for start in range(0, len(stored), size)]
+        contents = self._read_contents()
+        with suppress(UserError):  # without a writable cache, the images are read each time
+            write_bytes(cache_file, b"".join(contents))
+        return contents
+
+    def _read_contents(self) -> list[bytes]:
+        contents = list[bytes]()
+        with ThreadPoolExecutor(READERS) as pool, progress(desc=f"reading {self.name}", total=len(self), unit="image") as bar:
+            for start in range(0, len(self), READ_AT_ONCE):
+                (images,) = self.rows[start : start + READ_AT_ONCE].values()
+                contents += pool.map(self._content, range(start, len(self)), images)
+                bar.update(len(images))
+        return contents
+
+    def _content(self, row: int, image: dict[str, Any] | None) -> bytes:
+        try:
+            with open_image(image) as file:
+                return hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            if error.errno not in DAMAGE:
+                raise self._unreadable(row, image, error) from error
+            return MISSING
 
     def image(self, row: int) -> Image.Image:
         """The image, 8-bit RGB, upright: transparency on white, the upper 8 of 16 bits; colour profiles are not applied.
@@ -169,7 +197,7 @@ def _captioned(rows: Rows, column: str) -> Images:
 def _cache_key(images: Images) -> str:
     """A key that changes with the captions and with path, size or time of any file: image files, or cache files that hold the images."""
     (column,) = images.rows.column_names
-    files = [*(cached["filename"] for cached in images.rows.cache_files), *images.rows.flatten()[f"{column}.path"]]
+    files = [*(cached["filename"] for cached in images.rows.cache_files), *images.rows.flatten()[f"{column}.path"][:]]
     stamps = [(file, stat.st_size, stat.st_mtime_ns) if (stat := _stat(file)) else file for file in files]
     return hashlib.sha256(json.dumps([images.captions, stamps]).encode()).hexdigest()
 

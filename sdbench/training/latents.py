@@ -1,11 +1,11 @@
 """The training data of UNets of both families: latents of captioned images, and embeddings of their captions.
 
-Both are computed once for each kind of device, and stored by `row_files` under the digest of their inputs. A batch depends only on
-(seed, its number), and has the same images and noise on every device.
+Both are computed once for each kind of device, and stored by `row_files` under the digest of their inputs. What an earlier file has of
+other inputs is copied. A batch depends only on (seed, its number), and has the same images and noise on every device.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +31,7 @@ from sdbench.training.row_files import RowFile, fill_and_load
 ENCODING = 1  # raised with any change to how images are turned, converted, scaled, cropped or encoded, or captions embedded
 ENCODE_BATCH_PX = {  # pixels in one pass of the VAE; another number changes the last bits of latents
     "cpu": 64 * 64 * 64,  # the latents of the shipped students were made with this
-    "cuda": 4 * 1024 * 1024,  # an image of 1024 px takes about 2 GB: some four tensors of 128 channels
+    "cuda": 1024 * 1024,  # one image of 1024 px fills a GPU, and takes about 2 GB; alone, it is copied wherever it is among others
 }
 COMPONENTS: dict[str, Any] = {  # parts of a pipeline except the UNet, and their classes; None: weights, loaded with all checks
     "vae": None,
@@ -49,6 +49,10 @@ class CaptionedImages(Protocol):
     @property
     def digest(self) -> str:
         """A digest that changes with pixels or captions."""
+
+    @property
+    def image_digests(self) -> Sequence[bytes]:
+        """A digest for each image, that changes with its pixels or their size; of one that is left out, equal to no other."""
 
     @property
     def size_px(self) -> int:
@@ -104,7 +108,8 @@ class LatentPool:
 
     Args:
         pipeline_folder: a diffusers folder; its `unet` is not needed.
-        work: folder for `latents-<digest>.npy`, `captions-<digest>.npy` and, unless that is zeros, `unconditional-<digest>.npy`.
+        work: folder for `latents-<digest>.npy`, `captions-<digest>.npy` and, unless that is zeros, `unconditional-<digest>.npy`, and for
+            the keys by which later pools find rows to copy.
         validation: number of images, at most a tenth of all, that `batch` never draws, spread evenly over the sources.
 
     Raises:
@@ -123,8 +128,27 @@ class LatentPool:
             lambda: [_digest(images.digest, kind, pipeline_folder, parts) for parts in (["vae"], text_parts)]
         )
         n, chunk_size = len(images.captions), max(1, ENCODE_BATCH_PX[kind] // images.size_px**2)
-        latents = RowFile(work / f"latents-{images_digest}.npy", n, chunk_size, self.encode_images, images.read, images.max_undecodable)
-        captions = RowFile(work / f"captions-{captions_digest}.npy", n, 64, self.embed_captions)
+
+        def inputs(parts: Sequence[str], rows: Iterable[bytes]) -> list[bytes]:
+            network = _digest("", kind, pipeline_folder, parts).encode()
+            return [hashlib.sha256(network + row).digest() for row in rows]
+
+        latents = RowFile(
+            work / f"latents-{images_digest}.npy",
+            n,
+            chunk_size,
+            self.encode_images,
+            images.read,
+            images.max_undecodable,
+            lambda: inputs(["vae"], images.image_digests),
+        )
+        captions = RowFile(
+            work / f"captions-{captions_digest}.npy",
+            n,
+            64,
+            self.embed_captions,
+            inputs=lambda: inputs(text_parts, map(str.encode, images.captions)),
+        )
         unconditional = RowFile(work / f"unconditional-{captions_digest}.npy", 1, 1, lambda _: self._embed([""]))
         files = [latents, captions] if _has_zero_unconditional(pipeline_folder) else [latents, captions, unconditional]
         self._images, self._captions, *rest = fill_and_load(*files)

@@ -2,15 +2,20 @@
 
 A computation that was killed resumes where it stopped. The processes of a distributed run share the chunks, and threads read
 the images of the next chunks ahead. Images that cannot be decoded are left out with a message, up to a share of them.
+
+Rows that an earlier file has, of other images or captions, are copied from it. A row's last bits depend on how many rows are computed
+at once, and may depend on which; therefore only rows whose whole chunk is the same are copied, and have the bytes that they would have
+if they were computed.
 """
 
+import hashlib
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +25,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sdbench.disk import create_array, load_array, locked, size_text
+from sdbench.disk import create_array, load_array, locked, size_text, write_bytes
 from sdbench.errors import UndecodableError, UserError
 from sdbench.notes import print_note, progress
 from sdbench.training.processes import broadcast_from_main, rank_and_local_size
 
 READERS = 8  # threads that read and decode the next images while the device encodes
 FLUSH_EVERY_S = 30.0  # at most so much encoding is lost when a process is killed or the machine goes down
+COPIED_AT_ONCE = 256  # rows; 80 MB of SDXL's embeddings
+KEY = np.dtype("S32")  # hexadecimal digits
 
 Rows = npt.NDArray[np.int64]
 
@@ -40,6 +47,7 @@ class RowFile:
         compute: makes a tensor for each field from what `read` returned, with a row for each row number.
         read: reads the input of `compute` for some row numbers; runs in threads.
         max_undecodable: share of the rows that may be left out because their images cannot be decoded.
+        inputs: returns a digest for each row of all that it is computed from; without it, no row is copied. Called by the main process.
     """
 
     path: Path
@@ -48,6 +56,7 @@ class RowFile:
     compute: Callable[[Any], dict[str, Tensor]]
     read: Callable[[Rows], Any] = lambda rows: rows
     max_undecodable: float = 0.0
+    inputs: Callable[[], Sequence[bytes]] | None = None
 
     @property
     def part_path(self) -> Path:
@@ -65,6 +74,11 @@ class RowFile:
         return self.path.with_suffix(".left-out.npy")
 
     @property
+    def keys_path(self) -> Path:
+        """The path of the keys of the rows, complete or not, see `_keys`; without them, no row is copied from the file."""
+        return self.path.with_suffix(".keys")
+
+    @property
     def is_missing(self) -> bool:
         """Whether there is neither the complete file, nor an incomplete one and marks that belong to it."""
         is_started = self.part_path.exists() and self.marks_path.exists() and self.marks_path.stat().st_size == self.n
@@ -74,6 +88,12 @@ class RowFile:
         """The row numbers of undecodable images in a complete file."""
         rows: Rows = load_array(self.undecodable_path) if self.undecodable_path.exists() else np.zeros(0, np.int64)
         return rows
+
+    def computed_rows(self) -> Rows:
+        """The row numbers of what is computed, in a file that is complete or started."""
+        if self.path.exists():
+            return np.setdiff1d(np.arange(self.n), self.undecodable_rows())
+        return np.flatnonzero(np.fromfile(self.marks_path, np.uint8) == 1)
 
 
 @torch.no_grad()
@@ -118,9 +138,42 @@ def _create_missing(files: Sequence[RowFile]) -> list[bool]:
             _check_left_out(file, len(file.undecodable_rows()))
     for file, dtype in zip(new, dtypes, strict=True):
         file.marks_path.unlink(missing_ok=True)
-        create_array(file.part_path, dtype, (file.n,))
-        file.marks_path.write_bytes(bytes(file.n))
+        file.marks_path.write_bytes(_copy_rows(file, create_array(file.part_path, dtype, (file.n,))))
     return [file.path.exists() for file in files]
+
+
+def _copy_rows(file: RowFile, array: "np.memmap[Any, Any]") -> bytes:
+    """Copy the rows that other files in the folder have, complete or not, and return the marks of the new file."""
+    marks = np.zeros(file.n, np.uint8)
+    if file.inputs is None:
+        return marks.tobytes()
+    keys = _keys(file.inputs(), file.chunk_size)
+    write_bytes(file.keys_path, keys.tobytes())
+    for keys_path in sorted(file.path.parent.glob(f"{file.path.stem.partition('-')[0]}-*.keys")):
+        known = np.fromfile(keys_path, KEY)
+        other = replace(file, path=keys_path.with_suffix(".npy"), n=len(known))
+        if other.is_missing:  # as is this file, which has no marks yet
+            continue
+        source = load_array(other.path if other.path.exists() else other.part_path, "r")
+        there, missing = other.computed_rows(), np.flatnonzero(marks == 0)
+        _, rows, origins = np.intersect1d(keys[missing], known[there], return_indices=True)
+        rows, origins = missing[rows], there[origins]
+        pieces = np.array_split(np.argsort(rows), range(COPIED_AT_ONCE, len(rows), COPIED_AT_ONCE))
+        for piece in progress(pieces, desc=f"copying from {other.path.stem}", disable=not len(rows)):
+            array[rows[piece]] = source[origins[piece]]
+        marks[rows] = 1
+    array.flush()
+    return marks.tobytes()
+
+
+def _keys(inputs: Sequence[bytes], chunk_size: int) -> "npt.NDArray[np.bytes_]":
+    """A key for each row: a digest of the inputs of its chunk and of its place there."""
+    keys = list[str]()
+    for first in range(0, len(inputs), chunk_size):
+        chunk = inputs[first : first + chunk_size]
+        together = hashlib.sha256(b"".join(chunk)).hexdigest()
+        keys += (hashlib.sha256(f"{together} {place}".encode()).hexdigest() for place in range(len(chunk)))
+    return np.array(keys, KEY)
 
 
 def _row_dtype(file: RowFile) -> np.dtype[np.void]:
@@ -227,8 +280,8 @@ def _limit(files: Sequence[RowFile]) -> str:
     started = [path for file in files for path in (file.path, file.part_path) if path.exists()]
     return (
         f"At most {100 * max(file.max_undecodable for file in files):.3g} % of the images may be left out. To leave out more, raise "
-        "--max-undecodable, which keeps what is encoded of the same images; after a change to an image or a row, all are encoded again"
-        f"{_sizes(', and these files are of no use: ', started)}"
+        "--max-undecodable, which keeps what is encoded of the same images"
+        f"{_sizes('. After a change to an image or a row, most is copied from these files, which are of no use after that: ', started)}"
     )
 
 

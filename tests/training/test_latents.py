@@ -1,6 +1,7 @@
 """Latents and embeddings match the stock pipeline and are computed once; a batch is determined by its seed and step."""
 
 import gc
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from processes import by_two, is_locked
 from safetensors.torch import load_file, save_file
 from tiny import edit_json
@@ -284,7 +287,7 @@ class InterruptingPool:
 
     def __init__(self, pool: Pool, stop: int | None) -> None:
         self.digest, self.captions, self.size_px = pool.digest, pool.captions, 256  # so large that only few are encoded at once
-        self.max_undecodable = 0.0
+        self.max_undecodable, self.image_digests = 0.0, pool.image_digests
         self._pool, self._stop, self.rows_read = pool, stop, list[int]()
 
     def read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -338,7 +341,7 @@ def test_interrupted_encoding_resumes(latents: LatentPool, teacher_folder: Path,
     resumed = LatentPool(teacher_folder, again, tmp_path)
     assert again.rows_read == [4, 5, 6, 7]
     np.testing.assert_allclose(resumed.latents, latents.latents, atol=2e-3, rtol=2e-3)
-    assert sorted(path.suffix for path in tmp_path.glob("*-*")) == [".npy", ".npy"]
+    assert sorted(path.suffix for path in tmp_path.glob("*-*")) == [".keys", ".keys", ".npy", ".npy"]
 
 
 def test_progress_marks_without_their_file_are_ignored(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
@@ -519,6 +522,142 @@ def test_one_process_resumes_where_two_were_stopped(tmp_path: Path) -> None:
     assert kept["squares"].tolist() == [row**2 for row in range(10)]
 
 
+def test_of_more_images_only_the_new_ones_are_encoded(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the bytes that all have when they are encoded at once."""
+    more, embedded, embed = InterruptingPool(Pool(tmp_path, 70), None), list[int](), LatentPool._embed
+
+    def noted(pool: LatentPool, captions: list[str]) -> dict[str, torch.Tensor]:
+        embedded.append(len(captions))
+        return embed(pool, captions)
+
+    LatentPool(teacher_folder, more, tmp_path / "at once")
+    LatentPool(teacher_folder, InterruptingPool(Pool(tmp_path, 66), None), tmp_path / "by two")
+    more.rows_read.clear()
+    monkeypatch.setattr(LatentPool, "_embed", noted)
+    LatentPool(teacher_folder, more, tmp_path / "by two")
+    assert sorted(more.rows_read) == [0, *range(64, 70)], "the first for the file's size; then, in chunks of four, those of new chunks"
+    assert embedded == [1, 6]
+    at_once = list((tmp_path / "at once").glob("*.npy"))
+    assert len(at_once) == 2
+    for path in at_once:
+        assert (tmp_path / "by two" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_after_a_corrected_caption_no_image_is_encoded_again(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    images = InterruptingPool(pool, None)
+    LatentPool(teacher_folder, images, tmp_path)
+    images.rows_read.clear()
+    images.digest, images.captions = "corrected", ["corrected", *pool.captions[1:]]
+    corrected = LatentPool(teacher_folder, images, tmp_path)
+    assert images.rows_read == [0], "for the file's size"
+    with torch.no_grad():
+        expected = corrected._embed(["corrected"])["pooled"]
+    torch.testing.assert_close(corrected.batch_of_rows(np.arange(1), seed=0).pooled, expected.float(), atol=2e-3, rtol=2e-3)
+
+
+def test_nothing_is_copied_from_what_other_networks_made(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(teacher_folder, tmp_path / "other"))
+    for part in ("vae", "text_encoder"):
+        (weights,) = (other / part).glob("*.safetensors")
+        save_file({name: tensor + 0.1 for name, tensor in load_file(weights).items()}, weights)
+    beside, alone = tmp_path / "beside", tmp_path / "alone"
+    LatentPool(teacher_folder, pool, beside)
+    for work in (beside, alone):
+        LatentPool(other, pool, work)
+    for path in alone.glob("*.npy"):
+        assert (beside / path.name).read_bytes() == path.read_bytes()
+
+
+def file_of(folder: Path, values: list[int], chunk_size: int, damaged: int | None = None, computed: list[int] | None = None) -> RowFile:
+    """A file whose rows depend on the whole chunk, as the last bits of latents do."""
+
+    def read(rows: np.ndarray) -> list[int]:
+        if damaged in (chosen := [values[row] for row in rows]):
+            raise UndecodableError(f"{damaged} is damaged")
+        return chosen
+
+    def compute(chunk: list[int]) -> dict[str, torch.Tensor]:
+        if computed is not None:
+            computed.extend(chunk)
+        return {"sums": torch.tensor([int("".join(map(str, [*chunk, 9, place]))) for place in range(len(chunk))])}
+
+    path = folder / f"kept-{'-'.join(map(str, values))}.npy"
+    return RowFile(path, len(values), chunk_size, compute, read, 0.9, lambda: [bytes([value]) for value in values])
+
+
+few = st.lists(st.integers(0, 4), min_size=1, max_size=9).filter(any)
+
+
+@settings(max_examples=30, deadline=None)
+@given(earlier=few, later=few, chunk_size=st.integers(1, 4), damaged=st.sampled_from([None, 0]))
+def test_copied_rows_have_the_bytes_that_they_have_when_computed(
+    earlier: list[int], later: list[int], chunk_size: int, damaged: int | None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    beside, alone = (tmp_path_factory.mktemp("rows") for _ in "12")
+    row_files.fill_and_load(file_of(beside, earlier, chunk_size, damaged))
+    files = [file_of(folder, later, chunk_size, damaged) for folder in (beside, alone)]
+    for file in files:
+        row_files.fill_and_load(file)
+    assert files[0].path.read_bytes() == files[1].path.read_bytes()
+    assert files[0].undecodable_rows().tolist() == files[1].undecodable_rows().tolist()
+
+
+@pytest.mark.parametrize(
+    ("chunk_size", "values", "computed"),
+    [
+        (1, [5, 2, 0, 1, 3, 4], [5]),  # one by one, a row is copied from anywhere
+        (2, [0, 1, 5, 2, 3, 4], [5, 2, 3, 4]),  # in twos, only what is together again
+        (2, [4, 0, 1, 2, 3], [4, 0, 1, 2, 3]),
+        (2, [2, 3, 0, 1, 4], []),
+    ],
+)  # fmt: skip
+def test_rows_are_copied_if_their_whole_chunk_is_the_same(
+    chunk_size: int, values: list[int], computed: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row_files.fill_and_load(file_of(tmp_path, [0, 1, 2, 3, 4], chunk_size))
+    found = list[int]()
+    row_files.fill_and_load(file_of(tmp_path, values, chunk_size, computed=found))
+    assert found == [values[0], *computed], "the first row gives the size"
+    assert ("copying from kept-0-1-2-3-4" in capsys.readouterr().err) is (computed != values)
+
+
+def test_rows_of_an_incomplete_file_are_copied_and_left_out_ones_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(row_files, "_finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            row_files.fill_and_load(file_of(tmp_path, [0, 1, 2, 3], 1, damaged=2))
+    assert sorted(path.suffix for path in tmp_path.glob("kept*")) == [".done", ".keys", ".part"]
+    found = list[int]()
+    row_files.fill_and_load(file_of(tmp_path, [0, 1, 2, 3, 4], 1, computed=found))
+    assert found == [0, 2, 4]
+
+
+def test_a_run_killed_while_rows_are_copied_copies_them_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row_files.fill_and_load(file_of(tmp_path, [0, 1, 2, 3], 1))
+    monkeypatch.setattr(row_files, "COPIED_AT_ONCE", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(row_files, "progress", lambda pieces, **_: itertools.chain(pieces[:2], iter(interrupt, None)))
+        with pytest.raises(KeyboardInterrupt):
+            row_files.fill_and_load(file_of(tmp_path, [3, 2, 1, 0, 4], 1))
+    found = list[int]()
+    (rows,) = row_files.fill_and_load(file_of(tmp_path, [3, 2, 1, 0, 4], 1, computed=found))
+    assert (found, rows["sums"].tolist()) == ([3, 4], [390, 290, 190, 90, 490])
+
+
+def fill_beside_an_earlier_file(folder: Path) -> None:
+    distributed.init_process_group("gloo")
+    found = list[int]()
+    row_files.fill_and_load(file_of(folder, [9, 0, 1, 2, 3, 8, 7], 1, computed=found))
+    (folder / f"computed.{distributed.get_rank()}").write_text(json.dumps(found), encoding="utf-8")
+
+
+def test_two_processes_share_what_is_left_after_copying(tmp_path: Path) -> None:
+    row_files.fill_and_load(file_of(tmp_path, [0, 1, 2, 3], 1))
+    assert by_two(fill_beside_an_earlier_file, tmp_path) == [0, 0]
+    assert [read_json(tmp_path / f"computed.{rank}") for rank in range(2)] == [[9, 9, 7], [8]]
+    assert np.load(tmp_path / "kept-9-0-1-2-3-8-7.npy")["sums"].tolist() == [990, 90, 190, 290, 390, 890, 790]
+
+
 class DamagedPool:
     """The pool's captioned images, repeated up to `n`; the rows in `damaged` cannot be decoded."""
 
@@ -526,6 +665,7 @@ class DamagedPool:
         self.digest, self.size_px, self._pool, self._damaged = f"damaged {damaged}", size_px, pool, damaged
         self.max_undecodable = max_undecodable
         self.captions = [pool.captions[row % 8] for row in range(n)]
+        self.image_digests = [str(row).encode() for row in range(n)]
 
     def read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         if damaged := self._damaged & set(rows.tolist()):
@@ -569,7 +709,7 @@ def test_a_higher_limit_goes_on_where_the_lower_one_ended(tmp_path: Path) -> Non
     with pytest.raises(UndecodableError) as caught:
         row_files.fill_and_load(low)
     size = size_text(low.part_path.stat().st_size)
-    assert str(caught.value).endswith(f"are encoded again, and these files are of no use: {low.part_path} ({size})")
+    assert str(caught.value).endswith(f"are of no use after that: {low.part_path} ({size})")
     computed.clear()
     row_files.fill_and_load(high)
     assert computed == list(range(61, 100))

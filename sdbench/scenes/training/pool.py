@@ -49,6 +49,11 @@ class Pool:
         sha256.update("\n".join(self.captions).encode())
         return sha256.hexdigest()
 
+    @property
+    def image_digests(self) -> list[bytes]:
+        """The SHA-256 of each image's pixels."""
+        return [hashlib.sha256(image.data).digest() for image in self.images]
+
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Read images; returns N x 3 x H x W float32 in -1..1, and SDXL's micro-conditioning, N x 6: neither scaled nor cropped."""
         return self.pixels(rows), torch.tensor([(SIZE_PX, SIZE_PX, 0, 0, SIZE_PX, SIZE_PX)], dtype=torch.float32).repeat(len(rows), 1)

@@ -105,6 +105,8 @@ def test_several_sources_are_concatenated(folder: Path, tmp_path: Path) -> None:
     pixels, _ = squares.read(np.array([0, 1, N, N + 1]))
     assert torch.equal(pixels[0], pixels[3])
     assert pixels[:3, :, 0, -1].tolist() == [[-1, -1, 1], [-1] * 3, pytest.approx([200 / 127.5 - 1] * 3)]
+    own, (other, *_) = squares.image_digests, open_square_images([str(tmp_path)], None, 2 * SIDE).image_digests
+    assert (len(own), len({*own}), own[0] == own[N + 1], other in own) == (N + 2, N + 1, True, False)
     blue, gray = (open_images(str(source)).digest for source in (tmp_path, folder))
     assert squares.digest == hashlib.sha256(f"{blue} {gray} {blue} {SIDE}".encode()).hexdigest()
     with pytest.raises(UserError, match=r"unknown column of .* 'title'"):
@@ -116,6 +118,7 @@ def test_first_images_are_those_of_the_source_and_some_to_spare(folder: Path) ->
     squares, first = (open_square_images(sources, None, SIDE, n, 0.01) for n in (None, 198))
     assert first.captions == squares.captions[:200]
     assert torch.equal(first.read(np.array([3]))[0], squares.read(np.array([3]))[0])
+    assert first.image_digests == squares.image_digests[:200]
     assert first.digest == hashlib.sha256(f"{squares.digest} 200".encode()).hexdigest()
     enough = open_square_images(sources, None, SIDE, 40 * N)
     assert (enough.captions, enough.digest) == (squares.captions, squares.digest), "encoded once, for a run too"

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tarfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import EpsImagePlugin, ExifTags, Image
 from synthetic_images import damaged_exif, png
 
+from distillation.data import images as images_module
 from distillation.data.images import open_images, open_sources
 from sdbench.assets.sources import list_rows, read_rows
 from sdbench.disk import size_text
@@ -109,6 +111,19 @@ def test_every_layout_gives_the_same_images(tmp_path: Path) -> None:
         for row, array in enumerate(ARRAYS):
             np.testing.assert_array_equal(np.asarray(images.image(row)), array)
             assert images.size(row) == (7, 4 + row)
+
+
+def test_many_images_are_read_by_threads_and_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captions, files, together = CAPTIONS * 3, FILES * 3, threading.Barrier(2, timeout=60)
+    table(captions=captions, files=files).to_parquet(tmp_path / "many.parquet")
+
+    def meet(image: dict[str, Any]) -> io.BytesIO:
+        together.wait()
+        return io.BytesIO(image["bytes"])
+
+    monkeypatch.setattr(images_module, "open_image", meet)
+    monkeypatch.setattr(images_module, "READ_AT_ONCE", 4)
+    assert open_images(str(tmp_path / "many.parquet")).digest == closed_form(captions, files)
 
 
 def test_a_folders_card_code_and_other_files_are_ignored(tmp_path: Path) -> None:
@@ -212,8 +227,10 @@ def test_a_digest_is_cached_until_a_file_changes(make: Callable[[Path], Path], t
     source = make(tmp_path / "source")
     first = open_images(str(source)).digest
     (noted,) = digest_cache.iterdir()
-    noted.write_text("read from the note", encoding="utf-8")
-    assert open_images(str(source)).digest == "read from the note"
+    assert noted.read_bytes() == b"".join(hashlib.sha256(file).digest() for file in FILES)
+    others = FILES[::-1]
+    noted.write_bytes(b"".join(hashlib.sha256(file).digest() for file in others))
+    assert open_images(str(source)).digest == closed_form(CAPTIONS, others), "read from the note"
     last = [path for path in sorted(source.rglob("*")) if path.suffix in {".png", ".parquet"}][-1]
     os.utime(last, ns=(1, 1))
     assert open_images(str(source)).digest == first
@@ -271,14 +288,16 @@ def cached(cache: Path, tmp_path: Path, commit: str) -> None:
 
 
 def test_a_hub_dataset_is_opened_from_the_cache_and_identified_by_its_commit(tmp_path: Path, datasets_cache: Path) -> None:
-    digests = []
+    digests, of_rows = [], set[bytes]()
     for commit in ("a" * 40, "b" * 40):
         cached(datasets_cache, tmp_path, commit)
         images = open_images("owner/Painted-Cats")
         assert images.captions == CAPTIONS
         np.testing.assert_array_equal(np.asarray(images.image(3)), ARRAYS[3])
         digests.append(images.digest)
+        of_rows |= {*images.image_digests}
     assert digests == [hashlib.sha256(f"owner/Painted-Cats/default@{letter * 40}\0text".encode()).hexdigest() for letter in "ab"]
+    assert len(of_rows) == 2 * len(CAPTIONS)
 
 
 def test_a_missing_hub_dataset_is_an_error_with_a_way_out() -> None:
@@ -366,6 +385,16 @@ def test_an_image_for_which_pillow_would_run_a_program_is_refused(tmp_path: Path
     images = open_images(str(image_folder(tmp_path / "some", [{"file_name": "a.png", "text": "a"}], **{"a.png": drawing})))
     with pytest.raises(UserError, match=r"a\.png of row 0 \('a'\) cannot be decoded"):
         images.image(0)
+
+
+def test_an_image_has_a_digest_of_its_own_but_not_without_itself_or_its_caption(tmp_path: Path) -> None:
+    expected = [hashlib.sha256(file).digest() for file in FILES]
+    assert open_images(str(parquet_folder(tmp_path / "all"))).image_digests == expected
+    table(captions=["a", "b", " ", "d"], files=[FILES[0], None, *FILES[2:]]).to_parquet(tmp_path / "holes.parquet")
+    images = open_images(str(tmp_path / "holes.parquet"))
+    found, again = images.image_digests, images.image_digests
+    assert [found[0], found[3]] == [again[0], again[3]] == [expected[0], expected[3]]
+    assert len({*found, *again, *expected}) == 8, "those of rows 1 and 2 differ even from themselves"
 
 
 def test_a_missing_image_has_zeros_in_the_digest_until_it_is_there(tmp_path: Path) -> None:
