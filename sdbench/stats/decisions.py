@@ -4,7 +4,7 @@ Bounds are one-sided, 95 % each. "Worse by less than the margin" and "worse by m
 (Schuirmann 1987). Each is answered wrongly 1 time in 20 where means are normal. Means of sparse differences are skewed: take a loss of
 exactly the margin that comes from faults of one size, with 5 to 60 faults expected among 512 prompts. Student's bound passes it in up to
 16.4 % of cases, the bound corrected for skewness in at most 5.1 % (computed over all numbers of faults; at one prompt in 40 it is 10.6 and
-2.8 %).
+2.8 %). Where one to five gains of that size are expected besides, in up to 7.2 %.
 
 No bound can correct for what the sample does not show: fault sizes with a long tail, the largest of which are not among the few
 faults at hand (exponential sizes: 7 % with 13 faults expected, 10 % with 6), and faults so rare (fewer than 3 expected) that more than
