@@ -27,6 +27,7 @@ import calibration_sampler
 from calibration_pool import FOLDER, POOL, make
 from calibration_questions import questions, unpaired_ratios
 from calibration_sampler import SUITE, Sampler
+from scipy.stats import binomtest
 
 from sdbench import records, tables
 from sdbench.disk import write_json
@@ -108,8 +109,8 @@ def table(content: dict[str, Any]) -> str:
 def _share(number: float, draws: int) -> str:
     if not draws:
         return f"{number:.4f} (exact)"
-    share = intervals.proportion_interval(number, draws)
-    return tables.format_estimate(share.value, share.low, share.high)
+    share = binomtest(int(number), draws).proportion_ci(method="wilson")
+    return tables.format_estimate(number / draws, share.low, share.high)
 
 
 def main() -> None:

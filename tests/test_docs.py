@@ -24,7 +24,7 @@ from sdbench.records.names import PROBES, without_setting
 from sdbench.reference import cards
 from sdbench.run import until_verdict
 from sdbench.score import PROTOCOLS
-from sdbench.stats import decisions, sequential
+from sdbench.stats import decisions, intervals, sequential
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -115,7 +115,7 @@ def phrases() -> list[str]:
         f"alpha = {rules.alpha}",
         f"correction to {100 * ranks.ALPHA:.0f} % per metric",
         f"{truth._DRAWS:,} resamples of prompts",
-        f"{decisions._DRAWS:,} resamples of whole rounds",
+        f"{intervals.DRAWS:,} resamples of whole rounds",
         f"fewer than {decisions._FEW_ROUNDS} rounds",
         f"{100 * decisions.POWER:.0f} % probability",
         f"$`\\log {1 + rules.suites['quality']['latency.pipeline.p50'].margin:g}`$",

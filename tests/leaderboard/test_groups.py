@@ -7,7 +7,7 @@ from factories import make_record
 from sdbench.arrays import F64
 from sdbench.leaderboard import groups
 from sdbench.records import Scores, Value
-from sdbench.stats.intervals import mean_interval, proportion_interval, share_interval, wins_interval
+from sdbench.stats.intervals import mean_interval, share_interval, wins_interval
 from sdbench.tables import Cell
 
 VALUES = (
@@ -40,7 +40,7 @@ def test_means_and_intervals_count_prompts_not_samples(scores: Scores) -> None:
 
 
 def test_shares_have_the_interval_of_shares(scores: Scores) -> None:
-    share = proportion_interval(3, 4)
+    share = share_interval([1, 1, 1, 0], 8)
     assert groups.grid([(RECORD, scores)], GROUPS, "right").rows[0][1] == f"0.75 ({share.low:.2f}..{share.high:.2f})"
 
 

@@ -1,10 +1,13 @@
 """Rank correlation of the metrics with the scene accuracy: closed forms, and which metrics are left out."""
 
+import itertools
+
 import numpy as np
 from factories import make_record, make_scores, with_value
 
 from sdbench.leaderboard import truth
 from sdbench.records import Model, Record, Scores, Value
+from sdbench.tables import Cell
 
 
 def measure(name: str, accuracy: float, fd: float, clip: float, spread: float = 0.0) -> tuple[Record, Scores]:
@@ -31,6 +34,17 @@ def test_metric_with_the_true_order_has_correlation_1_whatever_its_direction() -
     assert [row[:2] for row in found.rows] == [("fd.scenes", "4"), ("clip_score.scenes", "4")]
     assert all(str(row[2]).startswith("1.00") for row in found.rows)
     assert truth.grid(models[:3]) is None
+
+
+def test_note_says_how_often_four_models_agree_by_chance() -> None:
+    ranks = np.arange(4)
+    correlations = [np.corrcoef(ranks, order)[0, 1] for order in itertools.permutations(ranks)]
+    four, five = (truth.grid([measure(f"m{k}", 0.1 + 0.2 * k, fd=500 - 100 * k, clip=k) for k in range(n)]) for n in (4, 5))
+    assert four is not None
+    assert five is not None
+    often = f"{sum(np.array(correlations) > 0.8 - 1e-9)} of {len(correlations)} cases"
+    assert four.header[1] == Cell("models", f"4 models in random order have a rank correlation of 0.8 or more in {often}")
+    assert five.header[1] == Cell("models")
 
 
 def test_metrics_missing_from_a_model_or_with_another_reference_are_left_out() -> None:

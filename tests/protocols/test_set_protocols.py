@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from subjects import make_subject
 from synthetic_images import noise, photograph
 
@@ -25,7 +26,6 @@ from sdbench.records import Value
 from sdbench.reference import cards
 from sdbench.reference.cards import Reference
 from sdbench.score import score
-from sdbench.stats.intervals import proportion_interval
 
 FRECHET = {
     "fid.clean": "inception.clean",
@@ -239,7 +239,7 @@ def test_share_that_no_single_image_changes_has_no_interval(tmp_path: Path) -> N
 def test_precision_has_the_interval_of_a_share_also_where_it_is_zero(tmp_path: Path, images: U8) -> None:
     found = values(tmp_path, images)["prdc.precision"]
     assert found.value is not None
-    expected = proportion_interval(round(60 * found.value), 60)
+    expected = binomtest(round(60 * found.value), 60).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 

@@ -147,7 +147,7 @@ def test_bounds_of_a_single_round_are_infinite_whatever_its_calls() -> None:
         assert bounds([[2.0]], [[1.0]]).difference == math.log(2)
 
 
-@pytest.mark.parametrize("n_rounds", [2, 5, 7])
+@pytest.mark.parametrize("n_rounds", [2, 5, 9])
 def test_ratio_of_few_rounds_in_turns_has_students_bounds(n_rounds: int) -> None:
     slow, fast = rounds(1.5, 1, n_rounds), rounds(1.0, 2, n_rounds)
     logs = np.log(np.median(slow, axis=1) / np.median(fast, axis=1))
@@ -158,7 +158,7 @@ def test_ratio_of_few_rounds_in_turns_has_students_bounds(n_rounds: int) -> None
     assert decisions.regression_p_value(-found, 0.0) == pytest.approx(scipy_stats.ttest_1samp(logs, 0.0, alternative="greater").pvalue)
 
 
-@pytest.mark.parametrize(("n_rounds", "cut"), [(8, 1), (10, 2), (20, 4)])
+@pytest.mark.parametrize(("n_rounds", "cut"), [(10, 1), (19, 1), (20, 2)])
 def test_ratio_of_many_rounds_in_turns_has_the_bounds_of_a_trimmed_mean(n_rounds: int, cut: int) -> None:
     slow, fast = rounds(1.02, 1, n_rounds), rounds(1.0, 2, n_rounds)
     logs = np.log(np.median(slow, axis=1) / np.median(fast, axis=1))
@@ -184,7 +184,7 @@ def test_drift_that_meets_both_cancels_in_turns() -> None:
     assert separate.high - separate.low > 5 * (drifting.high - drifting.low)
 
 
-@pytest.mark.parametrize("n_rounds", [3, 5, 8, 20])
+@pytest.mark.parametrize("n_rounds", [3, 5, 10, 20])
 def test_ratio_bounds_of_rounds_in_turns_cover_under_drift_with_single_slow_rounds(n_rounds: int) -> None:
     random = np.random.default_rng(n_rounds)
     missed = np.zeros(2)

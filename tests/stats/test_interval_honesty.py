@@ -196,10 +196,13 @@ def distances_and_overlaps(generated: F64, real: F64) -> dict[str, tuple[float, 
     return {"KID": kid(generated, real), "CMMD": cmmd(unit_generated, unit_real), **overlaps}
 
 
-@pytest.mark.parametrize("shift", [0.05, 0.3])
+@pytest.mark.parametrize(("shift", "shortfall"), [(0.05, 0), (0.3, 0), pytest.param(1.0, 0.07, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("n", "repetitions"), [(64, FEW), *(pytest.param(n, MANY, marks=pytest.mark.slow) for n in (64, 256))])
-def test_intervals_of_kernel_distances_and_overlaps_cover(n: int, repetitions: int, shift: float) -> None:
-    """The truth is the mean over the repetitions, with the same real features: the interval takes those as given."""
+def test_intervals_of_kernel_distances_and_overlaps_cover(n: int, repetitions: int, shift: float, shortfall: float) -> None:
+    """The truth is the mean over the repetitions, with the same real features: the interval takes those as given.
+
+    At a shift of 1, where overlaps are 0.1 to 0.2, few images make up their values, and intervals fall short.
+    """
     d, found = 16, dict[str, list[tuple[float, float]]]()
     real = np.random.default_rng(0).normal(size=(300, d))
     for seed in range(repetitions):
@@ -211,7 +214,7 @@ def test_intervals_of_kernel_distances_and_overlaps_cover(n: int, repetitions: i
         values, halves = np.array(rows).T
         covered = covers(values, halves, values.mean())
         report(f"{name}, d = {d}, n = {n}, shift {shift}", covered, repetitions)
-        assert covered >= coverage_bounds(repetitions)[0]
+        assert covered >= coverage_bounds(repetitions)[0] - shortfall
 
 
 def report(label: str, coverage: float, repetitions: int) -> None:

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from sdbench.arrays import F64
 from sdbench.stats import decisions, intervals
 
 # Mean
@@ -38,16 +40,20 @@ def test_invalid_columns_are_rejected(values: list[float]) -> None:
 # Shares and wins
 
 
+def shares_of(successes: int, n: int) -> list[float]:
+    return [1.0] * successes + [0.0] * (n - successes)
+
+
 @pytest.mark.parametrize("successes", [0, 1, 13, 39, 40])
-def test_proportion_interval_equals_scipys_wilson(successes: int) -> None:
+def test_share_of_single_images_has_wilsons_interval(successes: int) -> None:
     expected = scipy_stats.binomtest(successes, 40).proportion_ci(method="wilson")
-    found = intervals.proportion_interval(successes, 40)
+    found = intervals.share_interval(shares_of(successes, 40), 40)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_wilson_interval_covers_in_exact_sums() -> None:
     n, shares = 50, np.linspace(0.02, 0.98, 49)
-    wilson = [intervals.proportion_interval(successes, n) for successes in range(n + 1)]
+    wilson = [intervals.share_interval(shares_of(successes, n), n) for successes in range(n + 1)]
     mass = scipy_stats.binom.pmf(np.arange(n + 1)[:, None], n, shares)
     inside = np.array([[interval.low <= share <= interval.high for share in shares] for interval in wilson])
     coverage = (mass * inside).sum(axis=0)
@@ -55,17 +61,11 @@ def test_wilson_interval_covers_in_exact_sums() -> None:
     assert coverage.mean() == pytest.approx(0.95, abs=0.01)
 
 
-@given(n=st.integers(1, 500), share=st.floats(0, 1))
+@given(shares=st.lists(st.floats(0, 1), min_size=1, max_size=50), samples=st.integers(1, 9))
 @settings(deadline=None)
-def test_proportion_interval_contains_the_share_and_stays_in_range(n: int, share: float) -> None:
-    found = intervals.proportion_interval(share * n, n)
+def test_share_interval_contains_the_share_and_stays_in_range(shares: list[float], samples: int) -> None:
+    found = intervals.share_interval(shares, samples * len(shares))
     assert -1e-12 <= found.low <= found.value <= found.high <= 1 + 1e-12
-
-
-@pytest.mark.parametrize(("successes", "n"), [(1, 0), (-1, 5), (6, 5), (math.nan, 5)])
-def test_impossible_shares_are_rejected(successes: float, n: int) -> None:
-    with pytest.raises(ValueError, match="successes"):
-        intervals.proportion_interval(successes, n)
 
 
 def test_win_rate_counts_wins_and_half_the_ties() -> None:
@@ -75,7 +75,7 @@ def test_win_rate_counts_wins_and_half_the_ties() -> None:
 
 
 def test_win_rate_without_ties_has_wilsons_interval() -> None:
-    assert intervals.wins_interval([3.0, 2.0, 1.0, 5.0], [1.0, 3.0, 2.0, 4.0]).estimate == intervals.proportion_interval(2, 4)
+    assert intervals.wins_interval([3.0, 2.0, 1.0, 5.0], [1.0, 3.0, 2.0, 4.0]).estimate == intervals.share_interval(shares_of(2, 4), 4)
 
 
 def test_ties_narrow_the_interval_of_a_win_rate_but_never_close_it() -> None:
@@ -135,7 +135,7 @@ def test_time_median_has_no_interval_if_n_is_too_small(rounds: int, calls: int, 
         assert (found.low, found.high) == (1, calls)
 
 
-@given(times=st.lists(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=9), min_size=1, max_size=9))
+@given(times=st.lists(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=9), min_size=1, max_size=12))
 @settings(deadline=None)
 def test_time_median_lies_in_its_interval(times: list[list[float]]) -> None:
     found = intervals.time_median(times)
@@ -151,6 +151,28 @@ def test_interval_of_a_median_time_covers_whatever_the_drift_between_rounds(drif
     assert 0.925 < covered <= 1
 
 
+@pytest.mark.parametrize("n_rounds", [8, 20])
+@pytest.mark.parametrize("draw", [lambda u: u, lambda u: np.sign(u - 0.1) + 0.05 * u], ids=["uniform", "two speeds"])
+def test_interval_of_a_median_time_covers_also_where_medians_spread_more_than_means(draw: Callable[[F64], F64], n_rounds: int) -> None:
+    """Student's interval of the rounds' mean covers 53 to 85 % here, since it is around the median."""
+    uniform = np.random.default_rng(n_rounds).uniform(-1, 1, (200, n_rounds, 1))
+    times = np.exp(0.1 * draw(uniform) * np.ones(2))
+    truth = math.exp(0.1 * draw(np.zeros(1))[0])
+    found = [intervals.time_median(list(rounds)) for rounds in times]
+    assert np.mean([interval.low <= truth <= interval.high for interval in found]) >= 0.91
+
+
+def test_interval_of_many_rounds_is_that_of_all_resamples_whatever_their_lengths() -> None:
+    """Of two different rounds, a resample has k of the first with a binomial chance."""
+    one, other = [1.0, 2.0, 3.0], [2.0, 4.0]
+    n, tail = 12, scipy_stats.norm.cdf(-math.sqrt(12 / 11) * scipy_stats.t.ppf(0.975, 11))
+    medians = np.array([np.median(k * one + (n - k) * other) for k in range(n + 1)])
+    order, chances = np.argsort(medians), scipy_stats.binom.pmf(np.arange(n + 1), n, 1 / 2)
+    below = np.cumsum(chances[order])
+    found = intervals.time_median([one] * 6 + [other] * 6)
+    assert (found.low, found.high) == tuple(medians[order][np.searchsorted(below, [tail, 1 - tail])])
+
+
 def test_invalid_times_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"must be positive, found 0\.0"):
         intervals.time_median([[1.0, 0.0]])
@@ -159,19 +181,24 @@ def test_invalid_times_are_rejected() -> None:
 
 
 def test_share_interval_lies_between_wilsons_of_all_images_and_of_the_prompts() -> None:
-    for successes in range(41):
-        alike = intervals.share_interval(np.arange(40) < successes, 160)
-        assert alike == intervals.proportion_interval(successes, 40), "the images of a prompt are all alike"
-    independent, of_images = intervals.share_interval(np.full(40, 0.75), 160), intervals.proportion_interval(120, 160)
-    assert (independent.value, independent.low, independent.high) == (0.75, of_images.low, of_images.high)
-    assert independent.n == 40
-    between = intervals.share_interval(
-        np.repeat([1, 0.75], 20), 160
-    )  # variance 1/64, of a single image 7/64: as if 280 images, of which 160 are
-    assert (between.low, between.high) == (intervals.proportion_interval(140, 160).low, intervals.proportion_interval(140, 160).high)
-    half = intervals.share_interval(np.repeat([1, 0.5, 0], [10, 20, 10]), 160)  # variance 5/39, of a single image 1/4: as if 78
-    assert (half.low, half.high) == pytest.approx((intervals.proportion_interval(39, 78).low, intervals.proportion_interval(39, 78).high))
-    assert intervals.share_interval([0.5], 4) == intervals.proportion_interval(0.5, 1), "a single prompt shows no spread"
+    """Wilson's interval at the effective number of images of Korn and Graubard 1998, with (z / t)^2 for the 39 degrees of freedom."""
+    few = (scipy_stats.norm.ppf(0.975) / scipy_stats.t.ppf(0.975, 39)) ** 2
+
+    def wilson(share: float, n: float) -> tuple[float, float]:
+        ends = np.roots([1 + 1.959964**2 / n, -2 * share - 1.959964**2 / n, share**2])  # (share - p)^2 = z^2 p (1 - p) / n
+        return float(min(ends)), float(max(ends))
+
+    alike = np.arange(40) < 13
+    for shares, images in (
+        (alike, 40),
+        (np.full(40, 0.75), 160),  # independent
+        (np.repeat([1, 0.75], 20), 160),  # variance 1/64, of a single image 7/64: as if 280 images, of which 160 are
+        (np.repeat([1, 0.5, 0], [10, 20, 10]), 78),  # variance 5/39, of a single image 1/4
+    ):
+        found = intervals.share_interval(shares, 160)
+        assert (found.low, found.high) == pytest.approx(wilson(float(np.mean(shares)), images * few), abs=1e-6)
+        assert found.n == 40
+    assert intervals.share_interval([0.5], 4) == intervals.share_interval([0.5], 1), "a single prompt shows no spread"
 
 
 @pytest.mark.parametrize("shares", [[], [0.5, 1.5], [-0.1], [np.nan]])
@@ -190,14 +217,17 @@ def test_share_interval_covers_whether_prompts_or_noise_decide(spread: float, sh
     covered = np.mean([found.low <= share <= found.high for found in (intervals.share_interval(row, 256) for row in shares)])
     assert covered >= 0.91
     if spread < 1:
-        pooled = [intervals.proportion_interval(4 * row.sum(), 256) for row in shares]
+        pooled = [intervals.share_interval(shares_of(int(4 * row.sum()), 256), 256) for row in shares]
         assert np.mean([found.low <= share <= found.high for found in pooled]) < 0.75, "images as units claim too much"
 
 
-def test_share_interval_of_a_few_prompts_covers() -> None:
+@pytest.mark.parametrize(("prompts", "samples"), [(3, 16), (5, 4), (8, 16)])
+def test_share_interval_of_a_few_prompts_covers(prompts: int, samples: int) -> None:
+    """Without the factor (z / t)^2, 3 prompts of 16 images cover 81 %."""
     random = np.random.default_rng(0)
-    shares = random.binomial(4, random.beta(0.5, 0.5, (3000, 5))) / 4
-    assert np.mean([found.low <= 0.5 <= found.high for found in (intervals.share_interval(row, 20) for row in shares)]) >= 0.92
+    shares = random.binomial(samples, random.beta(0.5, 0.5, (3000, prompts))) / samples
+    found = [intervals.share_interval(row, samples * prompts) for row in shares]
+    assert np.mean([interval.low <= 0.5 <= interval.high for interval in found]) >= 0.93
 
 
 # Rank correlation
