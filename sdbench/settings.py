@@ -148,7 +148,9 @@ class Probes(Table):
     @field_validator("settings")
     @classmethod
     def _check_labels(cls, settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
-        labels = [BASE, *(setting.label for setting in settings)]
+        labels = [setting.label for setting in settings]
+        if BASE in labels:
+            raise ValueError(f"{BASE!r} is always measured; leave it out of settings")
         if repeated := {label for label in labels if labels.count(label) > 1}:
             raise ValueError(f"setting {min(repeated)!r} is listed more than once")
         return settings

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,6 @@ from distillation.commands import ablation
 from distillation.recipe import load_recipe
 from sdbench import __version__, api, cli
 from sdbench.arguments import run_command, show
-from sdbench.assets.catalogue import ENCODER_OF
 from sdbench.assets.weights import RemoteFile
 from sdbench.commands import reference, scenes
 from sdbench.errors import PartialError, UserError
@@ -96,14 +95,6 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     commands = "run benchmark score gate compare noise baseline models suites leaderboard report card doctor reference scenes"
     for command in commands.split():
         assert re.search(rf"^    {command}\s", text, re.MULTILINE), command
-
-
-@pytest.mark.parametrize("program", [cli.main, distillation.main])
-def test_version_option_prints_the_version(program: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as done:
-        program(["--version"])
-    assert done.value.code == 0
-    assert capsys.readouterr().out.split()[1:] == [__version__]
 
 
 @pytest.mark.parametrize("more", [[], ["--until-verdict", "--baseline", "b"]])
@@ -181,10 +172,6 @@ def test_models_that_were_measured_are_shown_beside_the_error_of_one_that_was_no
         (["run", "--model", "scenes-teacher", "--part", "1/2", "--dry-run"], "--dry-run does not work with --part"),
         (["run", "--model", "sdxl", "--weights", "random", "--part", "1/2"], "--weights random does not work with --part"),
         (["run", "--model", "scenes-teacher", "--suite", "efficiency-scenes", "--part", "1/2"], "measures no images, so --part has none"),
-        (["run", "--model", "scenes-teacher", "--steps", "0"], "steps"),
-        (["run", "--model", "scenes-teacher", "--size-px", "60"], "multiple of 8"),
-        (["run", "--model", "scenes-teacher", "--scheduler", "lmc"], "sampling.scheduler: unknown value 'lmc'; did you mean 'lcm'?"),
-        (["run", "--model", "scenes-teacher", "--timestep-spacing", "trailing"], "needs a scheduler that supports it"),
         (
             ["run", "--model", "scenes-teacher", "--scheduler", "lcm", "--timesteps", "999", "499", "--steps", "4"],
             "with your settings: sampling: there must be as many timesteps as steps, found 2 and 4",
@@ -363,7 +350,7 @@ def test_names_in_the_help_are_complete() -> None:
     from sdbench.encoders.catalogue import ENCODERS
     from sdbench.scenes.training.make import PARTS
 
-    assert set(ENCODERS) == set(ENCODER_OF.values()) == set(reference.ENCODERS)
+    assert set(ENCODERS) == set(reference.ENCODERS)
     assert tuple(PARTS) == scenes.PARTS
     assert tuple(arm_recipes(load_recipe("vega"), dict)) == ablation.ARMS
 

@@ -1,4 +1,4 @@
-"""Links in the documents lead somewhere, and the page on methods names every metric and probe, with the constants of the code."""
+"""Links in the documents lead somewhere, and their tables name every metric and probe, with the constants of the code."""
 
 import json
 import re
@@ -80,6 +80,14 @@ def test_methods_name_every_metric_with_its_unit() -> None:
     higher_sets = {name for name, protocol in PROTOCOLS.items() if protocol.kind == "set" and protocol.direction == "higher"}
     assert lower_scores == {name for name, row in rows.items() if "lower is better" in row}
     assert {name.partition(".")[0] for name in higher_sets} == {"prdc"}  # as the page says
+
+
+def test_measuring_lists_every_metric_of_full_size_models() -> None:
+    page = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Metrics\n")[2].partition("\n### ")[0]
+    patterns = [re.sub(r"<\w+>", "*", quoted) for quoted in re.findall(r"`([^`]+)`", table)]
+    names = {name for name in PROTOCOLS if not name.endswith(".scenes")}
+    assert {name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)} == set()
 
 
 def test_methods_name_every_probe() -> None:

@@ -12,6 +12,7 @@ from distillation import cli as distillation_cli
 from sdbench import api, cli, suites
 from sdbench.gate import policy
 from sdbench.score import PROTOCOLS
+from sdbench.settings import Setting
 
 ROOT = Path(__file__).parents[1]
 README, LEADERBOARD, MEASURING, GATE, DISTILLATION = (
@@ -94,7 +95,11 @@ def test_example_suite_and_policy_load(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text, encoding="utf-8")
     suite, rules = suites.load(str(tmp_path / "mine.toml")), policy.load(tmp_path / "policy.toml").rules("mine")
     assert len(suite.prompt_list()) == 200
-    (tmp_path / "taught.toml").write_text(suite_text.replace("# teacher = ", "teacher = "), encoding="utf-8")
-    assert suites.load(str(tmp_path / "taught.toml")).teacher == suites.Teacher(model="my-sdxl", suite="mine-25")
+    (tmp_path / "more.toml").write_text(re.sub("^# (teacher|probes) = ", r"\1 = ", suite_text, flags=re.MULTILINE), encoding="utf-8")
+    more = suites.load(str(tmp_path / "more.toml"))
+    assert more.teacher == suites.Teacher(model="my-sdxl", suite="mine-25")
+    assert more.probes
+    assert [*more.probes.select()] == ["base", "b8", "compiled"]
+    assert [key for key in Setting.model_fields if not re.search(rf"a setting has .*\b{key}\b", suite_text)] == []
     assert rules.keys() <= set(suite.metrics["sdxl"]) <= PROTOCOLS.keys()
     assert all(PROTOCOLS[name].direction == rule.direction for name, rule in rules.items())

@@ -172,11 +172,6 @@ def test_nan_features_fail_and_never_become_a_number(tmp_path: Path, monkeypatch
     assert [found[name].state for name in METRICS[:3]] == ["failed"] * 3
 
 
-def test_unknown_metric_error_suggests_the_nearest_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"unknown metric 'fd\.scene'; did you mean 'fd\.scenes'"):
-        score(scenes_subject(tmp_path), ["scene_accuracy", "fd.scene"])
-
-
 def test_win_rate_needs_a_teacher_and_does_not_apply_to_the_teacher(tmp_path: Path) -> None:
     pair = ("preference.scenes", "win_rate.preference.scenes")
     alone = score_values(scenes_subject(tmp_path / "alone"), *pair)["win_rate.preference.scenes"]

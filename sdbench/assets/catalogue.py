@@ -109,21 +109,6 @@ _TABLE = (
     )),
 )  # fmt: skip  # a table
 ASSETS = {asset.name: asset for asset in _TABLE}
-ENCODER_OF = {  # set metric -> encoder of the features that it compares with a reference's
-    "fd.scenes": "scenes.features",
-    "fid.clean": "inception.clean",
-    "fid_infinity.clean": "inception.clean",
-    "fid.tf1": "inception.tf1",
-    "fid.mlperf": "inception.mlperf",
-    "fid.torchmetrics": "inception.torchmetrics",
-    "fd.dinov2": "dinov2.vit-l-14",
-    "kid": "inception.clean",
-    "cmmd": "clip.vit-l-14-336",
-    "prdc.precision": "inception.clean",
-    "prdc.recall": "inception.clean",
-    "prdc.density": "inception.clean",
-    "prdc.coverage": "inception.clean",
-}
 
 
 def get_asset(name: str) -> Asset:

@@ -8,20 +8,13 @@ from sdbench.arguments import add_command, add_device, print_answer, print_json
 from sdbench.commands.console import AddCommand, add_common, add_runs, places_from
 from sdbench.errors import UserError, unknown_name
 from sdbench.notes import print_note
+from sdbench.reference.encoders import ENCODER_OF
 
 if TYPE_CHECKING:
     from sdbench.reference.build import Images
     from sdbench.reference.cards import Card
 
-ENCODERS = (  # copied from `assets.catalogue`, which imports numpy and pydantic: half the time of `sdbench --help`
-    "scenes.features",
-    "inception.clean",
-    "inception.tf1",
-    "inception.mlperf",
-    "inception.torchmetrics",
-    "dinov2.vit-l-14",
-    "clip.vit-l-14-336",
-)
+ENCODERS = tuple(dict.fromkeys(ENCODER_OF.values()))
 
 
 def add_commands(add: AddCommand) -> None:

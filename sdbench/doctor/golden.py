@@ -2,7 +2,7 @@
 
 Healthy images are rendered scenes that show what their captions ask for. Every metric must rate them better than black, gray, noise
 and inverted images, which are the ways in which decoders and conversions fail, and better than a few images repeated over and
-over. There are three exceptions. Precision and density must tolerate repetition, or they have been mistaken for recall. Diversity, which
+over. There are exceptions. Precision and density must tolerate repetition, or they have been mistaken for recall. Diversity, which
 takes every eighth image for one of the same prompt, may like noise and inverted images. The aesthetic score, which sees no caption, may
 rank all of them as it likes. Scoring the same images a second time must give the same value, or, for metrics that compare with a teacher,
 the value of a perfect copy. Nothing is fetched.

@@ -8,13 +8,13 @@ from functools import partial
 import numpy as np
 
 from sdbench.arrays import F32, F64
-from sdbench.assets.catalogue import ENCODER_OF
 from sdbench.encoders.catalogue import ENCODERS
 from sdbench.errors import MissingError
 from sdbench.metrics import cmmd, frechet, frechet_infinity, kid, prdc
 from sdbench.protocols.base import Protocol, Result, Subject, small_sample_note
 from sdbench.reference import cards
 from sdbench.reference.cards import Reference
+from sdbench.reference.encoders import ENCODER_OF
 from sdbench.stats import intervals
 
 _NO_INTERVAL = "no interval, because leaving out any single image does not change the value"

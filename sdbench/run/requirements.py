@@ -13,6 +13,7 @@ from sdbench.assets.weights import RemoteFile
 from sdbench.disk import size_text
 from sdbench.errors import UserError
 from sdbench.reference import cards
+from sdbench.reference.encoders import ENCODER_OF
 from sdbench.suites import Suite
 from sdbench.tables import join_words
 
@@ -34,7 +35,7 @@ def missing_inputs(suite: Suite, runs: Path) -> list[str]:
 
 def missing_reference(suite: Suite, metrics: Iterable[str], runs: Path) -> str | None:
     """Description of what these metrics lack of the suite's reference, with how to build it; None if nothing is missing."""
-    name, compared = suite.reference, [metric for metric in metrics if metric in catalogue.ENCODER_OF]
+    name, compared = suite.reference, [metric for metric in metrics if metric in ENCODER_OF]
     if not compared or name == "scenes":
         return None
     if name is None:
@@ -43,10 +44,10 @@ def missing_reference(suite: Suite, metrics: Iterable[str], runs: Path) -> str |
         )
         return f"reference, of which the suite names none, so {join_words(compared)} will be missing: {advice}"
     built = {card.encoder for card in cards.list_cards(runs) if card.name == name}
-    lacking = [metric for metric in compared if catalogue.ENCODER_OF[metric] not in built]
+    lacking = [metric for metric in compared if ENCODER_OF[metric] not in built]
     if not lacking:
         return None
-    encoders = sorted({catalogue.ENCODER_OF[metric] for metric in lacking})
+    encoders = sorted({ENCODER_OF[metric] for metric in lacking})
     return f"reference {name!r}, so {join_words(lacking)} will be missing: {cards.how_to_build(name, encoders)}"
 
 

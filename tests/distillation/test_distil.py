@@ -11,7 +11,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
@@ -41,7 +41,7 @@ from distillation.provenance import Provenance
 from distillation.prune import prune
 from distillation.recipe import Recipe, load_recipe
 from distillation.recipe_tables import KeepBlocks, Stage, Training
-from distillation.run_folder import run_folder
+from distillation.run_folder import load_student, run_folder
 from distillation.run_plan import RunPlan, plan_run
 from distillation.sensitivity.budget import TIED_TO_MIDDLE
 from distillation.succession import different_parts, warn_of_different_parts
@@ -89,6 +89,14 @@ def student(vega: Recipe, teacher_folder: Path, living: list[int], tmp_path_fact
 def count_unets() -> int:
     gc.collect()
     return sum(type(thing) is UNet2DConditionModel for thing in gc.get_objects())
+
+
+@pytest.fixture(scope="module")
+def half_teacher(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The teacher in half precision."""
+    folder = tmp_path_factory.mktemp("teacher") / "half"
+    StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -480,22 +488,6 @@ def test_every_setting_reaches_the_loop_and_its_batches(
     assert asked == [(5, 3, 11, 0.25)]
 
 
-def test_the_task_is_weighed_by_min_snr(vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks, terms = list[float](), train.batch_loss_terms
-
-    def weighed(context: train.StepContext, *arguments: Any) -> None:
-        for gamma in (None, 1e-9):
-            recipe = vega.model_copy(update={"loss": vega.loss.model_copy(update={"snr_gamma": gamma})})
-            tasks.append(terms(replace(context, plan=replace(context.plan, recipe=recipe)), *arguments)["task"].item())
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "fit", lambda _, loss, *__, **___: loss(0))
-    monkeypatch.setattr(train, "batch_loss_terms", weighed)
-    with pytest.raises(KeyboardInterrupt):
-        distil(plan_run(vega, "scenes", [teacher_folder], STEPS), tmp_path / "work", tmp_path / "out")
-    assert 0 < tasks[1] < 1e-6 * tasks[0]
-
-
 def test_a_step_predicts_from_noised_latents_what_the_teachers_scheduler_says(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -540,13 +532,12 @@ def test_a_step_predicts_from_noised_latents_what_the_teachers_scheduler_says(
 
 
 def test_a_stage_continues_the_student_and_the_batches_of_the_one_before(
-    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vega: Recipe, half_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     koala = load_recipe("koala-700m")
     whole = Stage(name="whole", share=0.5, keep=(KeepBlocks(attentions="up_blocks.1.attentions.*", blocks="all", source=""),))
     settings = vega.settings("scenes").model_copy(update={"accumulation": 2, "checkpointing": True})
     recipe = koala.model_copy(update={"scenes": settings, "stages": (whole, koala.stages[0].model_copy(update={"share": 0.5}))})
-    StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
     starts, asked = list[torch.Tensor](), list[tuple[list[Tap], int]]()
 
     def moved(model: nn.Module, loss: Callable[[int], object], _: Schedule, folder: Path, **__: Any) -> nn.Module:
@@ -559,16 +550,17 @@ def test_a_stage_continues_the_student_and_the_batches_of_the_one_before(
         (folder / "log.jsonl").touch()
         return model
 
-    def noted(_: object, __: object, taps: list[Tap], number: int) -> dict[str, torch.Tensor]:
+    def noted(context: train.StepContext, _: object, taps: list[Tap], number: int) -> dict[str, torch.Tensor]:
+        assert context.teacher.dtype == torch.float32
         asked.append((taps, number))
         return {"task": torch.tensor(0.0)}
 
     monkeypatch.setattr(train, "fit", moved)
     monkeypatch.setattr(train, "batch_loss_terms", noted)
-    distil(plan_run(recipe, "scenes", [tmp_path / "half"], 4), tmp_path / "work", tmp_path / "out", unet_only=True)
-    assert [start.dtype for start in starts] == [torch.float32] * 2, "a student is not trained in its teacher's half precision"
+    distil(plan_run(recipe, "scenes", [half_teacher], 4), tmp_path / "work", tmp_path / "out", unet_only=True)
+    assert [start.dtype for start in starts] == [torch.float32] * 2, "nothing is trained in the teacher's half precision"
     assert torch.equal(starts[1], starts[0] + 1)
-    first, last = plan_run(recipe, "scenes", [tmp_path / "half"], 4).taps
+    first, last = plan_run(recipe, "scenes", [half_teacher], 4).taps
     assert first != last
     assert asked == [(first, 0), (first, 4), (last, 4), (last, 8)]  # each stage's first batch, and the one after its two steps
 
@@ -588,22 +580,24 @@ def test_several_teachers_licences_are_all_named(vega: Recipe, teacher_folder: P
     assert (out / "LICENSE.md").read_text(encoding="utf-8") == "its text"
 
 
-def test_a_student_of_a_16_bit_teacher_loads_without_a_variant(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+def test_a_student_of_a_16_bit_teacher_is_stored_in_16_bits_and_loads_without_a_variant(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path
+) -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16)
     pipeline.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size="20kB")
     assert list((tmp_path / "half" / "text_encoder").glob("*.index.fp16.json"))
     (tmp_path / "half" / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"of another kind")
     (tmp_path / "half" / "tokenizer" / ".ipynb_checkpoints").mkdir()
     out = export_cut(tmp_path / "half", vega, tmp_path / "out")
+    assert {tensor.dtype for tensor in load_file(out / "unet" / WEIGHTS).values()} == {torch.float16}
     loaded = StableDiffusionXLPipeline.from_pretrained(out, dtype=torch.float16)
     expected = pipeline.text_encoder.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.text_encoder.state_dict().items())
     assert not [path.name for path in out.rglob("*") if "fp16" in path.name or path.suffix == ".bin"]
 
 
-def test_a_student_draws_as_its_card_says_how_to_load_it(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
-    StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
-    card = (export_cut(tmp_path / "half", vega, tmp_path / "out") / "README.md").read_text(encoding="utf-8")
+def test_a_student_draws_as_its_card_says_how_to_load_it(vega: Recipe, half_teacher: Path, tmp_path: Path) -> None:
+    card = (export_cut(half_teacher, vega, tmp_path / "out") / "README.md").read_text(encoding="utf-8")
     arguments = re.findall(r"\bdtype=torch\.(\w+)", card)
     assert arguments == ["float16", "float32"], "without a dtype, the parts are loaded in several, which cannot draw"
     for dtype in arguments:
@@ -642,15 +636,14 @@ def test_a_teacher_with_another_diffusion_process_is_refused(
 
 
 def test_a_later_teacher_with_other_text_encoders_or_vae_gets_a_warning(
-    vega: Recipe, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vega: Recipe, teacher_folder: Path, half_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rounded = {torch.float16: tmp_path / "half", torch.bfloat16: tmp_path / "brain"}
-    for dtype, folder in rounded.items():
-        StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(dtype).save_pretrained(folder)
+    rounded = (half_teacher, tmp_path / "brain")
+    StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.bfloat16).save_pretrained(rounded[1])
     tuned = with_unet(teacher_folder, tmp_path / "tuned", tiny_unet("sdxl", 1)) / "text_encoder_2" / "model.safetensors"
     save_file({name: tensor + 1e-3 for name, tensor in load_file(tuned).items()}, tuned)
     capsys.readouterr()  # diffusers may warn about float16
-    warn_of_different_parts([open_teacher_for(folder, vega) for folder in (teacher_folder, tmp_path / "tuned", *rounded.values())])
+    warn_of_different_parts([open_teacher_for(folder, vega) for folder in (teacher_folder, tmp_path / "tuned", *rounded)])
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(
         f"the teacher in {tmp_path / 'tuned'} differs from the first one, in {teacher_folder}, in its text_encoder_2, but"
@@ -816,15 +809,6 @@ def test_the_final_losses_are_of_the_network_that_is_stored(
     assert read_json(out / "provenance.json")["stages"][-1]["losses"] == {"task": 2.0}
 
 
-def test_a_half_precision_teacher_teaches_in_float32_and_its_student_is_stored_in_half(
-    vega: Recipe, teacher_folder: Path, tmp_path: Path
-) -> None:
-    StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
-    assert open_teacher_for(tmp_path / "half", vega).unet("float32", "cpu").dtype == torch.float32
-    out = export_cut(tmp_path / "half", vega, tmp_path / "out", unet_only=True)
-    assert {tensor.dtype for tensor in load_file(out / WEIGHTS).values()} == {torch.float16}
-
-
 def test_what_cannot_work_is_refused_before_any_work(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     with pytest.raises(UserError, match="exists; expected a new or empty folder"):
@@ -835,12 +819,6 @@ def test_what_cannot_work_is_refused_before_any_work(vega: Recipe, teacher_folde
         plan_run(vega, "scenes", [teacher_folder / "unet"])
     with pytest.raises(UserError, match="belongs to family 'scenes', but the family to train is 'sdxl'"):
         plan_run(vega, "sdxl", [teacher_folder])
-    with pytest.raises(
-        UserError, match=r"2 teachers for recipe 'vega', which names 3 \(stabilityai.*, ZavyChromaXL, JuggernautXL\); give one, or all"
-    ):
-        plan_run(vega, "scenes", [teacher_folder] * 2)
-    with pytest.raises(UserError, match=r"tap .* 'mid_blok'; did you mean 'mid_block'"):
-        plan_run(vega.model_copy(update={"taps": ("mid_blok",)}), "scenes", [teacher_folder])
     halves = tuple(KeepBlocks(attentions=path, blocks=(0, 1), source="") for path in (TIED_TO_MIDDLE, MIDDLE_ATTENTION))
     first = vega.stages[0].model_copy(update={"keep": halves})
     unsayable = vega.stages[1].model_copy(update={"keep": (KeepBlocks(attentions=TIED_TO_MIDDLE, blocks=(0,), source=""),)})
@@ -894,7 +872,15 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out-mine", "out"]
 
 
-@pytest.mark.parametrize(("file", "content"), [(WEIGHTS, b""), ("config.json", b"{"), ("config.json", b"{}"), ("losses.json", b"[]")])
+@pytest.mark.parametrize("content", [b"{", b"{}"])
+def test_student_of_a_finished_stage_with_a_damaged_configuration_is_named_with_the_way_out(content: bytes, work: Path) -> None:
+    (stage,) = work.glob("vega-*/1-half")
+    (stage / "student" / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"damaged.*Move {re.escape(str(stage / 'student'))} away"):
+        load_student(stage)
+
+
+@pytest.mark.parametrize(("file", "content"), [(WEIGHTS, b""), ("losses.json", b"[]")])
 def test_damaged_student_of_a_finished_stage_is_named_with_the_way_out(
     file: str, content: bytes, finish: Callable[[], Path], student: Path, work: Path
 ) -> None:

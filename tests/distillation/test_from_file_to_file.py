@@ -1,4 +1,4 @@
-"""`distillation prune` copies tensors from the teacher's files to the student's: unchanged, checked, and with little memory."""
+"""`distillation prune` copies tensors from the teacher's files to the student's: unchanged and checked."""
 
 import resource
 from collections.abc import Callable, Iterator
@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from memory import peak_increase_bytes
 from safetensors.torch import load_file, save_file
-from tiny import noise_unet, tiny_unet, with_unet
+from tiny import tiny_unet, with_unet
 
 from distillation.cli import main
 from distillation.cut import Cut
@@ -18,7 +17,6 @@ from distillation.provenance import Provenance
 from distillation.prune import prune
 from distillation.recipe import load_recipe
 from distillation.teacher import open_teacher_for
-from sdbench.models.architectures import unet_config
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 RECIPES = [load_recipe(name) for name in ("ssd-1b", "vega")]
@@ -54,18 +52,6 @@ def test_a_student_on_disk_equals_the_one_made_in_memory(
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], value.to(dtype)) for key, value in expected.items())
         assert {value.dtype for value in found.values()} == {dtype}
-
-
-@pytest.mark.slow  # a process that imports all and cuts 430 MB; full size is tried in tests/test_full_size.py
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says how much of a process's memory is anonymous")
-def test_pruning_takes_little_memory(teacher_folder: Path, tmp_path: Path) -> None:
-    widths = {"block_out_channels": [64, 128, 256], "attention_head_dim": [2, 4, 8], "norm_num_groups": 32}
-    unet = noise_unet({**unet_config("sdxl", "scenes"), **widths})
-    big = with_unet(teacher_folder, tmp_path / "big", unet)
-    first = ["prune", "ssd-1b", "--teacher", str(teacher_folder), "--out", str(tmp_path / "first")]
-    added = peak_increase_bytes(first, ["prune", "ssd-1b", "--teacher", str(big), "--out", str(tmp_path / "out")])
-    assert (tmp_path / "out" / "unet" / WEIGHTS).stat().st_size > 90e6
-    assert added < 50e6  # about 9 MB, of Python's objects; a copy of the student would be 95 MB more
 
 
 def cut_first(value: torch.Tensor) -> torch.Tensor:

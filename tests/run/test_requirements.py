@@ -120,7 +120,10 @@ def test_dry_run_lists_missing_inputs_and_fetches_nothing(
     assert json.loads(capsys.readouterr().out)["lacking"] == content["lacking"]
 
 
-def test_dry_run_reports_a_teacher_that_is_neither_measured_nor_requested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_reports_a_teacher_that_is_neither_measured_nor_requested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sdbench.run.plan._macs", lambda *_: None)
     args = ["run", "--model", "scenes-vega", "--dry-run", "--only", "quality", "--results", str(tmp_path)]
     warning = (
         f"missing: record of the teacher, scenes-teacher under {suites.load('quality').id.title_with_digest}, so win rates and agreement "

@@ -1,6 +1,5 @@
 """Several samples of a prompt, end to end: what is stored, which records and verdicts it gives, and that intervals count prompts."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +9,8 @@ from factories import judge_folders
 from fakes import RULES, SUITE, prepare_in
 from PIL import Image
 
-from sdbench import api, cli, records, suites
+from sdbench import api, records, suites
 from sdbench.api.places import Places
-from sdbench.commands import measuring
 from sdbench.errors import UserError
 from sdbench.leaderboard import standings, writing
 from sdbench.models.resolve import resolve
@@ -34,32 +32,6 @@ def sampled(samples: int, n: int = 5, **changes: object) -> Suite:
     """The suite of the tests with several samples; batches are of 2, so that the last one of each sample is short."""
     metrics = {"scenes": (*SUITE.own_metrics, *AGREEMENT)}
     return SUITE.model_copy(update={"prompts": Prompts(n=n, samples=samples), "metrics": metrics, **changes})
-
-
-def images_in(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "runs").rglob("images/*.png")}
-
-
-def test_more_samples_reuse_the_images_of_fewer(teacher: ModelSpec, tmp_path: Path) -> None:
-    runner.run([teacher], prepare_in(tmp_path / "first", sampled(1)))
-    runner.run([teacher], prepare_in(tmp_path / "fresh", sampled(2)))
-    first, fresh = images_in(tmp_path / "first"), images_in(tmp_path / "fresh")
-    assert (len(first), len(fresh), len(set(fresh.values()))) == (5, 10, 10)
-    assert first.items() <= fresh.items(), "byte for byte, wherever they are drawn"
-    runner.run([teacher], prepare_in(tmp_path / "first", sampled(2)))
-    assert images_in(tmp_path / "first") == fresh
-
-
-def test_parts_share_out_the_batches_of_all_samples(
-    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(measuring, "_read_models_and_suite", lambda _: ([teacher], sampled(2)))
-    command = ["run", "--model", "tiny", "--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs"), "--json"]
-    for part, missing in (("1/2", 5), ("2/2", 0)):
-        assert cli.main([*command, "--part", part]) == 0
-        assert json.loads(capsys.readouterr().out) == {"missing": {"scenes-teacher": missing}}
-    runner.run([teacher], prepare_in(tmp_path / "whole", sampled(2)))
-    assert images_in(tmp_path) == images_in(tmp_path / "whole")
 
 
 def test_record_counts_prompts_and_pairs_images_by_prompt_and_sample(teacher: ModelSpec, tmp_path: Path) -> None:
