@@ -13,7 +13,7 @@ from sdbench.leaderboard import ranks, speed
 from sdbench.leaderboard.speed import SpeedUp
 from sdbench.models.catalogue import DEFAULT_SUITES, TEACHERS
 from sdbench.records import NamedTeacher, Record, Scores, SuiteId, Value
-from sdbench.records.names import BASE, begins_with, judge_of, setting_of, with_setting
+from sdbench.records.names import BASE, begins_with, judge_of, natural_key, setting_of, with_setting
 from sdbench.tables import Cell
 
 # First part of a metric's name -> title of its column; also the order of the columns.
@@ -186,7 +186,7 @@ def sections(board: Sequence[Row]) -> list[Section]:
     """Group rows into sections, and sort them.
 
     Within a family, its default suite comes first, and sections with images before those with speed alone. Within a section, images
-    without a model come first, then models by the size of their UNet, the teacher before models of the same size.
+    without a model come first, then models by the size of their UNet, the teacher before models of the same size, then by name.
     """
 
     def key(row: Row) -> tuple[str, str, int, str, str]:
@@ -225,11 +225,11 @@ def _find_teacher_of_other_suite(members: Sequence[Row], board: Sequence[Row]) -
     return next((row for row in board if key(row.record) == wanted), None)
 
 
-def _sort_key(row: Row) -> tuple[bool, float, bool, str]:
+def _sort_key(row: Row) -> tuple[bool, float, bool, list[str | int]]:
     record = row.record
     parameters = record.value("parameters.unet")
     size = parameters.value if parameters and parameters.value else 0.0
-    return not row.is_images_only, -size, record.model.name != TEACHERS.get(record.family), record.model.name
+    return not row.is_images_only, -size, record.model.name != TEACHERS.get(record.family), natural_key(record.model.name)
 
 
 def metrics(section: Section) -> list[Value]:

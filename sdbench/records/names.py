@@ -87,6 +87,11 @@ def setting_of(name: str) -> str:
     return name.partition("@")[2] or BASE
 
 
+def natural_key(name: str) -> list[str | int]:
+    """The parts of a name, text and numbers alternating, by which `step-500` comes before `step-1000`."""
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]
+
+
 def id_of_prompt(place: int, text: str) -> str:
     """A prompt's id, made of its place in the suite, from 0, and its text: `00007-1b4f0e98`."""
     return f"{place:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

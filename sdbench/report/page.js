@@ -32,7 +32,7 @@ function sorted(rows, column, way) {
   return [...rows].sort((one, other) => {
     const [a, b] = [key(one), key(other)];
     if (a === undefined || b === undefined) return (a === undefined) - (b === undefined);
-    const order = column === 0 ? a.localeCompare(b) : a - b;
+    const order = column === 0 ? a.localeCompare(b, undefined, { numeric: true }) : a - b;
     return way === "ascending" ? order : -order;
   });
 }

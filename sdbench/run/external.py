@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from sdbench.notes import progress
 from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
 from sdbench.records import Model
+from sdbench.records.names import natural_key
 from sdbench.run.context import RunContext, check_captions
 from sdbench.run.recording import build_subject, plain_subject, write_record
 from sdbench.scenes.render import SIZE_PX
@@ -175,7 +175,7 @@ def _read_captioned(folder: Path, paths: Sequence[Path]) -> CaptionedFiles:
 def _sort_by_name(paths: Iterable[Path]) -> list[Path]:
     """The paths sorted by name; an error where the order is ambiguous: `10.png` comes before `2.png` as text, after it by number."""
     by_text = sorted(paths)
-    by_number = sorted(by_text, key=_natural_sort_key)
+    by_number = sorted(by_text, key=lambda path: natural_key(path.name))
     for text, number in zip(by_text, by_number, strict=True):
         if text != number:
             raise UserError(
@@ -183,11 +183,6 @@ def _sort_by_name(paths: Iterable[Path]) -> list[Path]:
                 "belongs to which; pad their numbers to the same number of digits, as in 00002.png"
             )
     return by_text
-
-
-def _natural_sort_key(path: Path) -> list[str | int]:
-    """The parts of a name, text and numbers alternating."""
-    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", path.name))]
 
 
 def _read_images(paths: Sequence[Path]) -> Iterator[U8]:

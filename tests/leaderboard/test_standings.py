@@ -85,6 +85,12 @@ def test_models_are_ordered_from_rendered_images_and_teacher_to_the_smallest_and
     assert [record.model.name for record in section.records] == ["scenes-rendered", "scenes-teacher", "finetune", "a-small", "an-unknown"]
 
 
+def test_checkpoints_of_one_training_are_ordered_by_their_steps() -> None:
+    steps = [make_record(f"step-{step}", speeds(1.0)) for step in (10000, 500, 2000, 1000)]
+    (section,) = standings.sections([Row(Path("0"), record) for record in steps])
+    assert [row.name for row in section.rows] == ["step-500", "step-1000", "step-2000", "step-10000"]
+
+
 def test_every_metric_has_a_title_and_a_place_among_the_columns() -> None:
     assert [name for name in PROTOCOLS if standings.title_rank(name, tuple(standings.TITLES)) == len(standings.TITLES)] == []
 

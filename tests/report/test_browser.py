@@ -90,6 +90,20 @@ def test_lower_is_better_sorts_ascending_and_missing_values_stay_last(page: Any)
     assert latency.get_attribute("aria-sort") == "ascending"
 
 
+def test_names_sort_by_the_numbers_in_them(browser: Any, tmp_path: Path) -> None:
+    write_board(tmp_path, ("step-1000", "step-10000", "step-500"), ("red", "blue"))
+    pages.write(tmp_path, tmp_path / "report.html", load(suites.find(suites.POLICY)))
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    head = page.locator(".board thead th").first
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert names(page) == ["step-500", "step-1000", "step-10000"]
+    head.get_by_role("button").click()
+    assert names(page) == ["step-10000", "step-1000", "step-500"]
+    page.close()
+
+
 def test_keyboard_alone_sorts_and_skips_to_the_content(page: Any) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
