@@ -203,6 +203,16 @@ def test_a_base_completes_those_models_that_lack_something(tmp_path: Path, capsy
     assert "'scenes-teacher' is already a complete pipeline; leave --base out" in error_message([*words, "scenes-teacher"], capsys)
 
 
+@pytest.mark.parametrize("between", [[], ["--model"]])
+def test_several_models_are_given_by_one_option_or_by_several(
+    between: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shell makes several words of `out/checkpoint-*/unet`."""
+    words = ["run", "--results", str(tmp_path), "--model", "scenes-teacher", *between, "scenes-vega", "--dry-run", "--json"]
+    assert cli.main(words) == 0
+    assert [model["model"] for model in json.loads(capsys.readouterr().out)["models"]] == ["scenes-teacher", "scenes-vega"]
+
+
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_unreadable_weights_are_rejected_before_anything_is_generated(
     more: list[str], tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -91,10 +91,11 @@ def _add_dry_run(command: argparse.ArgumentParser) -> None:
 def _add_models(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
-        action="append",
+        nargs="+",
+        action="extend",
         required=True,
         help="model name, see `sdbench models`; folder of a pipeline or UNet; .safetensors file; owner/name or owner/name@revision on the "
-        "Hub; may be repeated",
+        "Hub; or several, such as checkpoint-*/unet; may be repeated",
     )
     add_completion(command)
     command.add_argument(
