@@ -94,12 +94,17 @@ class Report:
 
     @property
     def explanation(self) -> str:
-        """`why` for readers: metrics that share a reason, such as a GPU out of memory, are named together."""
+        """`why` for readers: metrics that share a reason, such as a GPU out of memory, are named together.
+
+        Where it is inconclusive, each metric has a long reason of its own, which only the notes of `grid` tell.
+        """
+        chosen = [result for result in self.results if result.verdict == self.verdict]
+        one_by_one = "; ".join(f"{result.name}: {result.reason}" for result in chosen)
+        if chosen and self.verdict == "inconclusive":
+            return self.why.replace(f": {one_by_one}", f" in {tables.join_words([result.name for result in chosen])}{_needs(chosen)}")
         by_reason = dict[str, list[str]]()
-        for result in self.results:
-            if result.verdict == self.verdict:
-                by_reason.setdefault(result.reason, []).append(result.name)
-        one_by_one = "; ".join(f"{result.name}: {result.reason}" for result in self.results if result.verdict == self.verdict)
+        for result in chosen:
+            by_reason.setdefault(result.reason, []).append(result.name)
         return self.why.replace(one_by_one, "; ".join(f"{name_some(names)}: {reason}" for reason, names in by_reason.items()))
 
     def to_json(self) -> dict[str, Any]:
@@ -185,6 +190,25 @@ def change_cell(change: Sequence[float], a: float | None, b: float | None, *, re
 def name_some(names: Sequence[str]) -> str:
     """Names in a list, the first five and the number of the others."""
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _needs(undecided: Sequence[Result]) -> str:
+    """How many prompts and rounds would probably decide those metrics of which it is known; "" where it is of none."""
+    most = dict[str, int]()
+    for result in undecided:
+        if result.needed_n:
+            unit = "rounds" if result.relative else "prompts"
+            most[unit] = max(most.get(unit, 0), result.needed_n)
+    if not most:
+        return ""
+    who = "it needs" if len(undecided) == 1 else "the most that one of these needs:"
+    return f"; {who} about {tables.join_words([f'{_round_up(number)} {unit}' for unit, number in most.items()])}"
+
+
+def _round_up(number: int) -> int:
+    """A number to two digits, as in the reasons."""
+    step: int = 10 ** max(0, len(str(number)) - 2)  # mypy: a power of two ints may be a float
+    return math.ceil(number / step) * step
 
 
 def _row(result: Result, mark: str) -> Line:

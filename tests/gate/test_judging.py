@@ -112,12 +112,17 @@ def test_too_few_prompts_are_inconclusive_and_the_reported_number_decides(tmp_pa
         in report.why
     )
     worse = make_measurement(n_prompts=6, worse="clip_score.scenes", by=0.08)
-    nearly = judge(worse, few_teacher, tmp_path / "nearly", rules).results[0]
+    report = judge(worse, few_teacher, tmp_path / "nearly", rules)
+    nearly = report.results[0]
     shown = re.search(r"about (\d+) prompts would", nearly.reason)
     assert nearly.needed_n
     assert shown
     assert nearly.needed_n > 1000
     assert nearly.needed_n < int(shown[1]) < 1.1 * nearly.needed_n
+    assert report.explanation == (
+        f"the data show neither that scenes-student is as good as scenes-teacher nor that it is worse in clip_score.scenes; it needs about "
+        f"{shown[1]} prompts."
+    )
     assert int(shown[1]) % 100 == 0
     repeats = -(-needed // 6)
 

@@ -86,6 +86,34 @@ def test_bounds_have_the_level_of_the_policy(alpha: float, shown: str) -> None:
     assert "difference (one-sided bounds)" in MIXED.markdown()
 
 
+@pytest.mark.parametrize(
+    ("needed", "shown"),
+    [
+        (
+            (("prompts", 2853), ("prompts", 940), ("rounds", 12)),
+            "a, b and c; the most that one of these needs: about 2900 prompts and 12 rounds",
+        ),
+        ((("prompts", 100), ("prompts", None)), "a and b; the most that one of these needs: about 100 prompts"),
+        ((("rounds", 101),), "a; it needs about 110 rounds"),
+        ((("rounds", None), ("prompts", None)), "a and b"),
+    ],
+)
+def test_reasons_of_an_inconclusive_verdict_are_told_once(needed: tuple[tuple[str, int | None], ...], shown: str) -> None:
+    undecided = [
+        replace(result(name, "inconclusive", f"{number} {unit} of {name} would"), relative=unit == "rounds", needed_n=number)
+        for name, (unit, number) in zip("abc", needed, strict=False)
+    ]
+    results = (*undecided, result("fine", "pass"))
+    # As the gate words it, see `judging._explain`.
+    why = "neither is shown: " + "; ".join(f"{each.name}: {each.reason}" for each in undecided) + ". Not compared: z."
+    report = Report("inconclusive", why, "x", "y", results)
+    expected = f"neither is shown in {shown}. Not compared: z."
+    assert report.text().startswith(f"inconclusive: {expected}\n\n")
+    assert ET.fromstring(report.junit().encode())[0][0].get("message") == expected
+    for each in undecided:
+        assert report.text().count(each.reason) == report.markdown().count(each.reason) == 1
+
+
 def test_metrics_that_share_a_reason_are_named_together_wherever_the_verdict_is_explained() -> None:
     reason = "candidate is failed: CUDA out of memory; 80 GiB"
     failed = [result(f"metric.{number}", "incomparable", reason) for number in range(12)]
