@@ -158,7 +158,7 @@ def compare(a: Path, b: Path, results: Path) -> Comparison:
     by_chance = f"of {n} intervals of 95 %, some exclude 0 by chance; what could be chance does not survive Holm's correction over all {n}"
     notes = (
         *(["A and B are the same record"] if new.record == old.record else []),
-        *pair_notes({name: rules[name] for name in bounds}, new.record, old.record, between_runs, own=True),
+        *weighing.join_notes(pair_notes({name: rules[name] for name in bounds}, new.record, old.record, between_runs, own=True)),
         *weighing.power_notes(new.record, old.record, bounds),
         *([by_chance] if n > 1 else []),
     )

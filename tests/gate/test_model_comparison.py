@@ -131,6 +131,27 @@ def test_what_could_be_chance_is_what_holm_rejects_by_the_p_values_of_paired_t_t
     )
 
 
+def test_equal_notes_are_told_once_for_both_sides_and_all_metrics(teacher: Measurement, tmp_path: Path) -> None:
+    by_side: tuple[dict[str, str], ...] = (
+        {"fd.scenes": "n < d", "clip_score.scenes": "n < d", "scene_accuracy": "few", "latency.pipeline.p50": "drift +6%"},
+        {"fd.scenes": "n < d", "clip_score.scenes": "n < d", "scene_accuracy": "n < d", "latency.pipeline.p50": "drift +7%"},
+    )
+    sides = [teacher, make_measurement()]
+    for place, notes in enumerate(by_side):
+        for name, note in notes.items():
+            sides[place] = with_value(sides[place], name, note=note)
+    told = (
+        "fd.scenes and clip_score.scenes of both: n < d",
+        "scene_accuracy of the candidate: n < d",
+        "latency.pipeline.p50 of the candidate: drift +7%",
+        "scene_accuracy of the baseline: few",
+        "latency.pipeline.p50 of the baseline: drift +6%",
+    )
+    old, new = (save_record(side, tmp_path) for side in sides)
+    assert comparison.compare(old, new, tmp_path).notes[:5] == told
+    assert api.gate(new, old, places=tmp_path).notes[:5] == told
+
+
 def test_record_against_itself_differs_in_nothing(teacher: Measurement, tmp_path: Path) -> None:
     folder = save_record(teacher, tmp_path)
     found = comparison.compare(folder, folder, tmp_path).differences
