@@ -154,6 +154,7 @@ def noise(arguments: argparse.Namespace) -> int:
     """Run `sdbench noise` and return 0."""
     from sdbench import api
     from sdbench.api.inputs import find_suite
+    from sdbench.gate import floors
     from sdbench.models.resolve import check_family, resolve
     from sdbench.records.names import is_probe
     from sdbench.tables import format_number
@@ -166,12 +167,17 @@ def noise(arguments: argparse.Namespace) -> int:
     path, floor = api.noise(
         spec, suite, **{name: getattr(arguments, name) for name in ("seeds", "device", "only")}, places=places_from(arguments)
     )
+    from sdbench.score import PROTOCOLS  # imports torch, as the run has
+
     for name, spread in floor.metrics.items():
         noise_text = f"{100 * spread.noise:.3g} %" if is_probe(name) else f"{spread.noise:.3g}"
         ends = f"{format_number(min(spread.values))} to {format_number(max(spread.values))}"
         print_answer(f"{name:28} standard deviation of the difference of two runs: {noise_text}; the runs' values: {ends}", arguments)
     print_answer("a margin in the gate's policy must exceed the standard deviation of its metric", arguments)
     print_answer(f"written: {path}", arguments)
+    if table := floors.policy_table(floor, {name: protocol.direction for name, protocol in PROTOCOLS.items()}):
+        start = f"# a starting point for a policy that begins with alpha = 0.05: margins of {floors.MARGIN} times the noise"
+        print_answer(f"\n{start}; choose those of latency and memory\n{table}", arguments)
     print_json(floor.model_dump(mode="json"), arguments)
     return 0
 

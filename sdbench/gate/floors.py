@@ -7,7 +7,7 @@
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -22,9 +22,12 @@ from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.gate import pairing
 from sdbench.gate.pairing import Side
-from sdbench.records import Record, SuiteId
+from sdbench.records import Direction, Record, SuiteId
+from sdbench.records.names import is_probe
 from sdbench.stats.decisions import BetweenRuns
 from sdbench.validation import Table, read_toml
+
+MARGIN = 4  # times the noise: with three times, a model passes against itself under other noise only 2 times in 3
 
 
 class Spread(Table):
@@ -101,6 +104,23 @@ def write(floor: Floor, results: Path) -> Path:
         if (older.weights_digest, older.seeds) == (floor.weights_digest, floor.seeds):
             floor = floor.model_copy(update={"metrics": older.metrics | floor.metrics, "n": floor.n or older.n})
     return write_bytes(path, tomli_w.dumps(floor.model_dump(exclude_none=True)).encode())
+
+
+def policy_table(floor: Floor, directions: Mapping[str, Direction]) -> str:
+    """A table of a policy, as TOML: a rule for each image metric that has noise; "" where there is none.
+
+    Latency and memory are left to the user: what separate runs differ by is no measure of what one may lose, and their margins are chosen.
+
+    Args:
+        directions: by metric.
+    """
+    rules = [
+        f'"{name}" = {{ direction = "{directions[name]}", margin = {MARGIN * spread.noise:.3g}, noise = {spread.noise:.3g}, '
+        "required = true }"
+        for name, spread in floor.metrics.items()
+        if spread.noise > 0 and not is_probe(name)
+    ]
+    return tomli_w.dumps({"suites": {floor.suite.name: {}}}) + "\n".join(rules) if rules else ""
 
 
 def read(path: Path) -> Floor:

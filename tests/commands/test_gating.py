@@ -20,6 +20,7 @@ from sdbench.api import measuring
 from sdbench.errors import UserError
 from sdbench.gate import baselines, floors
 from sdbench.gate.pairing import Side
+from sdbench.gate.policy import Rule, load
 from sdbench.gate.verdicts import Report
 from sdbench.machine import this_machine
 from sdbench.models.resolve import resolve
@@ -271,18 +272,29 @@ def test_noise_says_what_its_numbers_are(tmp_path: Path, monkeypatch: pytest.Mon
     floor = floors.estimate(sides, (1, 2), SuiteId(name="quality", version=1, digest="5017e"))
     spreads = {
         "fd.scenes": floors.Spread(noise=77.8, values=(769.3, 823.9), unit="distance"),
+        "clip_score.scenes": floors.Spread(noise=0.355, values=(83.2, 83.8), unit="100 cos"),
+        "scene_accuracy": floors.Spread(noise=0.0, values=(1.0, 1.0), unit="share"),
         "latency.pipeline.p50": floors.Spread(noise=0.0123, values=(0.5, 0.6), unit="s"),
     }
     asked: dict[str, Any] = {}
 
     def measure_noise(*_: object, **options: Any) -> tuple[Path, floors.Floor]:
         asked.update(options)
-        return tmp_path / "floor.toml", floor.model_copy(update={"metrics": spreads})
+        suite = SuiteId(name="mine.v2", version=1, digest="3e")
+        return tmp_path / "floor.toml", floor.model_copy(update={"suite": suite, "metrics": spreads})
 
     monkeypatch.setattr(api, "noise", measure_noise)
     assert cli.main(["noise", "scenes-vega"]) == 0
     assert asked["seeds"] == 4
-    distance, latency, rule, _ = capsys.readouterr().out.splitlines()
+    numbers, _, table = capsys.readouterr().out.partition("\n\n")
+    (tmp_path / "policy.toml").write_text(f"alpha = 0.05\n{table}", encoding="utf-8")
+    assert load(tmp_path / "policy.toml").suites == {
+        "mine.v2": {  # without what has no noise, and without probes, whose margins are chosen
+            "fd.scenes": Rule(direction="lower", margin=311, noise=77.8, required=True),
+            "clip_score.scenes": Rule(direction="higher", margin=1.42, noise=0.355, required=True),
+        }
+    }
+    distance, _, _, latency, rule, _ = numbers.splitlines()
     assert distance.split(maxsplit=1) == [
         "fd.scenes",
         "standard deviation of the difference of two runs: 77.8; the runs' values: 769.3 to 823.9",
