@@ -54,7 +54,7 @@ def add_commands(add: AddCommand) -> None:
         "compare", compare, "show how much better B is than A: the difference of each metric, with its interval; no policy, no verdict"
     )
     comparing.add_argument("a", metavar="A", help="record folder, name of a model or of its row, or baseline name; nothing is run")
-    comparing.add_argument("b", metavar="B", help="likewise")
+    comparing.add_argument("b", metavar="B", nargs="+", help="likewise; of several, each is compared with A")
     comparing.add_argument(
         "--suite", help="name, name@version, digest or file of the suite of the records (default: the one that both have)"
     )
@@ -142,11 +142,14 @@ def until_verdict(arguments: argparse.Namespace, read_request: "Callable[[], tup
 def compare(arguments: argparse.Namespace) -> int:
     """Run `sdbench compare` and return 0."""
     from sdbench import api
+    from sdbench.gate.comparison import side_by_side
 
-    found = api.compare(arguments.a, arguments.b, arguments.suite, places=arguments.results)
-    print_answer(found.text(table_width()), arguments)
-    print_json(found.to_json(), arguments)
-    _append_markdown(found, arguments)
+    found = [api.compare(arguments.a, b, arguments.suite, places=arguments.results) for b in arguments.b]
+    several = len(found) > 1
+    print_answer(side_by_side(found, table_width()) if several else found[0].text(table_width()), arguments)
+    print_json([each.to_json() for each in found] if several else found[0].to_json(), arguments)
+    for each in found:
+        _append_markdown(each, arguments)
     return 0
 
 

@@ -5,7 +5,7 @@ do so by chance, so it is added that this "could be chance" unless it survives H
 Counts are exact, and so not among them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from sdbench.records import Kind, Value
 from sdbench.stats import decisions, intervals
 from sdbench.stats.decisions import Bounds
 from sdbench.stats.intervals import WinRate
-from sdbench.tables import Grid, Line
+from sdbench.tables import Cell, Grid, Line
 
 ALPHA = 0.05  # of each interval, and of any wrong "better" or "worse" that could not be chance
 JUDGES = ("preference.scenes", "pickscore.v1", "hpsv2.1", "imagereward.v1")  # scores by which an image wins against the other model's
@@ -56,9 +56,17 @@ class Difference:
     def cells(self) -> Line:
         """The row of a table."""
         shown = [tables.format_count(value) if self.kind == "count" else tables.format_number(value) for value in (self.a, self.b)]
-        change = change_cell((self.difference, self.low, self.high), self.a, self.b, relative=self.kind in ("probe", "count"))
-        chance = " (could be chance)" if self.could_be_chance else ""
-        return f"{self.name} ({self.unit}){tables.ARROWS[self.direction]}", self.outcome + chance, change, *shown
+        return f"{self.name} ({self.unit}){tables.ARROWS[self.direction]}", self.judgement, self.change, *shown
+
+    @property
+    def judgement(self) -> str:
+        """What B is, and whether that could be chance."""
+        return self.outcome + (" (could be chance)" if self.could_be_chance else "")
+
+    @property
+    def change(self) -> Cell:
+        """The difference and its interval."""
+        return change_cell((self.difference, self.low, self.high), self.a, self.b, relative=self.kind in ("probe", "count"))
 
 
 @dataclass(frozen=True)
@@ -101,11 +109,11 @@ class Comparison:
 
     def text(self, width: int = 160) -> str:
         """The comparison for a terminal."""
-        return "\n\n".join([self._head(), tables.text(self.grid(), width), self._bullets()]) + "\n"
+        return "\n\n".join([self._head(), tables.text(self.grid(), width), _bullets(self.remarks())]) + "\n"
 
     def markdown(self) -> str:
         """The comparison as Markdown, for CI pages and pull requests."""
-        head, bullets = map(tables.escape_markdown, (self._head("- "), self._bullets()))
+        head, bullets = map(tables.escape_markdown, (self._head("- "), _bullets(self.remarks())))
         title = tables.escape_markdown(" ".join(f"### {self.b} compared with {self.a}".split()))
         return "\n\n".join([title, head, tables.markdown(self.grid()), bullets]) + "\n"
 
@@ -116,9 +124,9 @@ class Comparison:
         lines = (f"A, the baseline: {self.a} ({self.a_record})", f"B, the candidate: {self.b} ({self.b_record})", f"suite: {self.suite}")
         return "\n".join(f"{bullet}{line}" for line in lines)
 
-    def _bullets(self) -> str:
-        wins, missing = map(_describe_win, self.wins, self.wins.values()), _describe_missing(self.not_compared)
-        return "\n".join(f"- {' '.join(line.split())}" for line in (*wins, *missing, *self.notes))
+    def remarks(self) -> tuple[str, ...]:
+        """The lines below the table: wins, what is not compared, and `notes`."""
+        return *map(_describe_win, self.wins, self.wins.values()), *_describe_missing(self.not_compared), *self.notes
 
 
 def compare(a: Path, b: Path, results: Path) -> Comparison:
@@ -164,6 +172,52 @@ def compare(a: Path, b: Path, results: Path) -> Comparison:
     )
     suite = old.record.suite.title_with_digest
     return Comparison(*names, str(a), str(b), suite, tuple(found), dict(_wins(new, old)), missing, notes)
+
+
+def side_by_side(comparisons: Sequence[Comparison], width: int = 160) -> str:
+    """Comparisons of several models with one baseline, for a terminal: a column of differences for each, and what is said of them.
+
+    Each is by itself, so that Holm's correction is over the metrics of one model.
+
+    Raises:
+        UserError: they are of different records of the baseline.
+    """
+    first = comparisons[0]
+    if other := next((own for own in comparisons if own.a_record != first.a_record), None):
+        raise UserError(
+            f"{first.b} is comparable with another record of {first.a} ({first.a_record}) than {other.b} ({other.a_record}); choose a "
+            "suite with --suite, or name record folders"
+        )
+    columns = [{each.name: each for each in own.differences} for own in comparisons]
+    starts = {each.name: (each.cells[0], each.cells[3]) for own in comparisons for each in own.differences}
+    rows = tuple((*start, *(_column_cell(own.get(name)) for own in columns)) for name, start in starts.items())
+    said = dict[str, list[str]]()
+    for own in comparisons:
+        for line in own.remarks():
+            said.setdefault(line, []).append(own.b)
+    remarks = (
+        line if len(names) == len(comparisons) else f"{tables.join_words(names)} as B: {line}"
+        for line, names in sorted(said.items(), key=lambda item: len(item[1]))
+    )
+    head = (
+        f"A, the baseline: {first.a} ({first.a_record})",
+        *(f"B, a candidate: {own.b} ({own.b_record})" for own in comparisons),
+        f"suite: {first.suite}",
+        "in each candidate's column: B - A (95 % interval), and what B is where a difference is seen",
+    )
+    grid = Grid(("metric", "A", *(own.b for own in comparisons)), rows)
+    return "\n\n".join(["\n".join(head), tables.text(grid, width), _bullets(remarks)]) + "\n"
+
+
+def _column_cell(found: Difference | None) -> Cell:
+    if not found:
+        return Cell("not compared")
+    outcome = "" if found.outcome == "no difference seen" else f" {found.judgement}"
+    return Cell(f"{found.change.text}{outcome}", found.change.note)
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {' '.join(line.split())}" for line in lines)
 
 
 def _value(side: Side, name: str) -> Value:

@@ -512,6 +512,12 @@ def test_compare_exits_with_0_without_policy_or_verdict(
     assert cli.main([*words, "--markdown", str(tmp_path), "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["differences"], "the answer is not lost with the page"
     assert "only records are compared" in error_message(["compare", "before", "scenes-vega", "--results", str(tmp_path)], capsys)
+    several = ["compare", "before", "after", "before", *words[3:]]
+    assert cli.main([*several, "--markdown", str(page)]) == 0
+    assert re.search(r"metric +A +after +before\n", capsys.readouterr().out)
+    assert re.findall("### (.*) compared with before", page.read_text(encoding="utf-8"))[2:] == ["after", "before"]
+    assert cli.main([*several, "--json"]) == 0
+    assert [each["b"] for each in json.loads(capsys.readouterr().out)] == ["after", "before"]
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,5 +1,6 @@
 """Differences without a verdict: intervals against scipy's, signs, and what is said of chance."""
 
+import dataclasses
 import json
 import math
 import re
@@ -256,6 +257,34 @@ def test_comparison_is_printed_as_a_table(tmp_path: Path) -> None:
     assert text == (GOLDEN / "compare.txt").read_text(encoding="utf-8")
     assert found._repr_markdown_().startswith("### after compared with before\n\n- A, the baseline: before (")
     assert "| clip_score.scenes (100 cos) ↑ | worse | -1.98 (-2.04..-1.92) | 30.06 | 28.08 |" in found._repr_markdown_().replace("\\", "")
+
+
+def test_several_models_stand_side_by_side_with_their_differences_from_one(teacher: Measurement, tmp_path: Path) -> None:
+    early = with_value(make_measurement("step-500", worse="clip_score.scenes", by=2), "fd.scenes", note="few")
+    late = with_value(make_measurement("step-1000", seed=7), "fd.scenes", note="few")
+    drifted = with_value(teacher, "latency.pipeline.p50", note="drift +6%")
+    folders = [save_record(each, tmp_path) for each in (drifted, early, late)]
+    found = [comparison.compare(folders[0], folder, tmp_path) for folder in folders[1:]]
+    without_speed = dataclasses.replace(found[1], differences=tuple(each for each in found[1].differences if each.kind != "probe"))
+    text = comparison.side_by_side([found[0], without_speed], width=140)
+    lines = {line.split()[0]: re.split(r"  +", line.strip()) for line in text.splitlines() if line.startswith(" ")}
+    assert lines["metric"] == ["metric", "A", "step-500", "step-1000"]
+    clip, same = (rows(own)["clip_score.scenes"] for own in found)
+    assert (clip.outcome, same.outcome) == ("worse", "no difference seen")
+    assert lines["clip_score.scenes"] == ["clip_score.scenes (100 cos) ↑", clip.cells[3], f"{clip.change.text} worse", same.change.text]
+    assert lines["latency.pipeline.p50"][-1] == "not compared"
+    remarks = [line for line in text.splitlines() if line.startswith("- ")]
+    assert [line[: line.index(" by ")] for line in remarks[:2]] == [
+        "- step-500 as B: win rate of B over A",
+        "- step-1000 as B: win rate of B over A",
+    ]
+    assert remarks[2:4] == ["- fd.scenes of the candidate: few", "- latency.pipeline.p50 of the baseline: drift +6%"], "once for both"
+
+
+def test_models_side_by_side_are_compared_with_one_record(tmp_path: Path) -> None:
+    found = [compare(make_measurement("a", seed=seed), make_measurement(name), tmp_path) for seed, name in ((1, "b"), (2, "c"))]
+    with pytest.raises(UserError, match=r"b is comparable with another record of a \(.*\) than c \(.*\); choose a suite with --suite"):
+        comparison.side_by_side(found)
 
 
 def test_comparison_as_json_has_null_for_an_infinite_bound(tmp_path: Path) -> None:
