@@ -1,6 +1,8 @@
 """The Python API takes models, suites and folders by name or as objects, everywhere alike."""
 
+import functools
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,15 @@ def test_a_model_that_is_given_may_be_renamed(runs: list[Any]) -> None:
     with pytest.raises(KeyboardInterrupt):
         sdbench.evaluate(VEGA, name="mine", device="cpu")
     assert runs == [([resolve("scenes-vega", name="mine")], "quality", 512)]
+
+
+def test_two_models_of_one_name_are_refused_before_the_slow_imports(runs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sdbench.run.context", None)  # which imports torch, for seconds
+    for measure in (api.run, functools.partial(api.draw, part=(1, 2))):
+        with pytest.raises(UserError, match="two models are called 'scenes-vega'"):
+            measure(["scenes-vega", VEGA], device="cpu")
+    assert cli.main(["run", "--model", "scenes-vega", "--model", "scenes-vega"]) == 2
+    assert runs == []
 
 
 def test_misspelt_names_are_errors(runs: list[Any]) -> None:

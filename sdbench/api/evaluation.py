@@ -82,7 +82,7 @@ def evaluate(
         model: a `StableDiffusionXLPipeline`, what `sdbench run --model` takes (a folder, a file, a name), or a `ModelSpec`.
         suite: a name, the path of a suite file, or a suite; by default the family's.
         baseline: a record folder or what `--baseline` of the gate takes; a model without a record is run with it, in turns, or before
-            a pipeline in memory. Two checkpoints of the same file name need a `name`.
+            a pipeline in memory.
         name: what tables call the model.
         only: "quality" or "probes" for one half of the suite.
         policy: policy file of the gate; by default `gate.toml` beside the suites, which knows the shipped suites.
