@@ -140,6 +140,8 @@ def test_folder_of_results_may_be_text_or_a_path_in_every_function(
     assert judged
     assert judged.candidate == str(new)
     assert api.report(places=places) == [Path("mine/report.html")]
+    assert api.leaderboard(places=places) == [Path(f"mine/LEADERBOARD.{ending}") for ending in ("md", "tex", "csv", "json")]
+    assert "| old |" in Path("mine/LEADERBOARD.md").read_text(encoding="utf-8")
     with pytest.raises(UserError, match="no record under mine is of the weights"):
         api.card(tiny_pipeline, places=places)
 
@@ -205,6 +207,7 @@ def test_only_what_is_measured_or_compared_and_the_suite_are_taken_by_position()
     }
     subjects = (["model"], ["models"], ["candidate", "baseline"], ["a", "b"], ["images", "prompts"])
     assert {name: words for name, words in positional.items() if words not in [[*subject, "suite"] for subject in subjects]} == {
+        "leaderboard": [],
         "report": [],
         "card": ["folder"],
     }

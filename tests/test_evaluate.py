@@ -129,7 +129,10 @@ def test_pipeline_in_memory_scores_like_the_same_model_by_name(few: suites.Suite
 def test_evaluation_prints_as_a_table_and_a_verdict(few: suites.Suite, teacher: api.Evaluation) -> None:
     found = sdbench.evaluate("scenes-vega", few, baseline="scenes-teacher", only="quality")
     assert found.report is not None
-    clip, markdown = found.record.value("clip_score.scenes"), found._repr_markdown_()
+    clip, markdown = found["clip_score.scenes"], found._repr_markdown_()
+    assert clip == found.record.value("clip_score.scenes")
+    with pytest.raises(UserError, match=r"unknown value 'clip_score\.scene'; did you mean 'clip_score\.scenes'"):
+        found["clip_score.scene"]
     shown = tables.format_value(clip).text
     assert str(found).startswith(f"scenes-vega under quality-custom@4 (digest {found.record.suite.digest}), 4 images\n")
     assert " ".join(f"clip_score.scenes ↑ {shown} 4".split()) in " ".join(str(found).split())

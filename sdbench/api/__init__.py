@@ -9,7 +9,7 @@ from sdbench.api.gating import compare, gate, noise, until_verdict
 from sdbench.api.measuring import draw, record_images, run, score
 from sdbench.api.overrides import Overrides
 from sdbench.api.places import Places
-from sdbench.api.showing import card, report
+from sdbench.api.showing import card, leaderboard, report
 
 __all__ = [
     "Evaluation",
@@ -20,6 +20,7 @@ __all__ = [
     "draw",
     "evaluate",
     "gate",
+    "leaderboard",
     "noise",
     "record_images",
     "report",

@@ -8,10 +8,10 @@ from sdbench import records, suites, tables
 from sdbench.api import gating, measuring
 from sdbench.api.inputs import NamedModel, NamedSuite, as_text, find_model, find_suite
 from sdbench.api.places import NamedPlaces, Places, as_places
-from sdbench.errors import UserError
+from sdbench.errors import UserError, unknown_name
 from sdbench.gate.verdicts import Report
 from sdbench.models.spec import ModelSpec
-from sdbench.records import Record, Scores
+from sdbench.records import Record, Scores, Value
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,16 @@ class Evaluation:
     record: Record
     scores: Scores
     report: Report | None
+
+    def __getitem__(self, name: str) -> Value:
+        """The value with this name, such as `found["clip_score.scenes"].value`.
+
+        Raises:
+            UserError: the record has none.
+        """
+        if value := self.record.value(name):
+            return value
+        raise unknown_name("value", name, [value.name for value in self.record.values])
 
     def grid(self) -> tables.Grid:
         """The values, a row each."""
@@ -73,7 +83,7 @@ def evaluate(
         >>> few = Overrides(n=4, steps=2).apply(load("quality"))  # whole suites by their name: suite="quality"
         >>> teacher = sdbench.evaluate("scenes-teacher", few, only="quality")  # once: win rates and agreement are against it
         >>> found = sdbench.evaluate(pipeline, few, baseline="scenes-vega", name="step-1000")
-        >>> found.record.value("clip_score.scenes").n
+        >>> found["clip_score.scenes"].n
         4
         >>> found.report.verdict in ("pass", "regressed", "inconclusive")
         True
