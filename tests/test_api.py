@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from factories import make_measurement, save_record
 from PIL import Image
 
@@ -75,6 +76,14 @@ def test_path_is_a_folder_even_if_it_is_called_like_a_model(runs: list[Any], tin
     with pytest.raises(KeyboardInterrupt):
         sdbench.evaluate(Path("vega"), name="mine", device="cpu")
     assert runs == [([resolve(str(tiny_pipeline), name="mine")], "quality", 512)]
+
+
+def test_pipeline_is_loaded_as_a_suite_would_draw_with_it(tiny_pipeline: Path) -> None:
+    pipeline = api.load_pipeline(tiny_pipeline, dtype="bfloat16", device="cpu")
+    assert {(parameter.dtype, parameter.requires_grad) for parameter in pipeline.unet.parameters()} == {(torch.bfloat16, False)}
+    for model, message in (("scenes-veg", "did you mean 'scenes-vega'"), ("scenes-rendered", "images without a model")):
+        with pytest.raises(UserError, match=message):
+            api.load_pipeline(model, device="cpu")
 
 
 def test_a_model_that_is_given_may_be_renamed(runs: list[Any]) -> None:
@@ -208,6 +217,7 @@ def test_only_what_is_measured_or_compared_and_the_suite_are_taken_by_position()
     subjects = (["model"], ["models"], ["candidate", "baseline"], ["a", "b"], ["images", "prompts"])
     assert {name: words for name, words in positional.items() if words not in [[*subject, "suite"] for subject in subjects]} == {
         "leaderboard": [],
+        "load_pipeline": ["model"],
         "report": [],
         "card": ["folder"],
     }

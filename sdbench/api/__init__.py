@@ -4,7 +4,7 @@ What is measured or compared comes first, then the suite; everything else is nam
 that of the runs is not within it.
 """
 
-from sdbench.api.evaluation import Evaluation, evaluate
+from sdbench.api.evaluation import Evaluation, evaluate, load_pipeline
 from sdbench.api.gating import compare, gate, noise, until_verdict
 from sdbench.api.measuring import draw, record_images, run, score
 from sdbench.api.overrides import Overrides
@@ -21,6 +21,7 @@ __all__ = [
     "evaluate",
     "gate",
     "leaderboard",
+    "load_pipeline",
     "noise",
     "record_images",
     "report",

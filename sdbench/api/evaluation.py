@@ -127,6 +127,26 @@ def evaluate(
     return Evaluation(folder, *records.read(folder), report)
 
 
+def load_pipeline(model: NamedModel, *, dtype: str = "float32", device: str | None = None) -> Any:
+    """Load a model as a `StableDiffusionXLPipeline`, with frozen networks; what the Hub has of it and this disk lacks is fetched.
+
+    Args:
+        model: what `sdbench run --model` takes, or a `ModelSpec`.
+        dtype: of all weights: "float32", "bfloat16" or "float16".
+        device: "cpu", "cuda" or "cuda:<index>"; by default "cuda" where there is one.
+
+    Raises:
+        UserError: there is no such model or device, or see `sdbench.models.loading.load`.
+    """
+    spec = find_model(model)
+    from sdbench import machine
+    from sdbench.assets.pipelines import fetch
+    from sdbench.models.loading import load
+
+    fetch(spec, dtype=dtype)
+    return load(spec, dtype=dtype, device=machine.choose_device(device))
+
+
 def _describe(model: Any, name: str | None, device: str | None) -> tuple[ModelSpec, str | None]:
     """The model's spec, and where it runs: a pipeline in memory on its own device, or None where a baseline could not run on that (mps)."""
     if isinstance(model, NamedModel):
