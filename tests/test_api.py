@@ -1,11 +1,14 @@
 """The Python API takes models, suites and folders by name or as objects, everywhere alike."""
 
+import functools
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from factories import make_measurement, save_record
 from PIL import Image
 
@@ -75,10 +78,27 @@ def test_path_is_a_folder_even_if_it_is_called_like_a_model(runs: list[Any], tin
     assert runs == [([resolve(str(tiny_pipeline), name="mine")], "quality", 512)]
 
 
+def test_pipeline_is_loaded_as_a_suite_would_draw_with_it(tiny_pipeline: Path) -> None:
+    pipeline = api.load_pipeline(tiny_pipeline, dtype="bfloat16", device="cpu")
+    assert {(parameter.dtype, parameter.requires_grad) for parameter in pipeline.unet.parameters()} == {(torch.bfloat16, False)}
+    for model, message in (("scenes-veg", "did you mean 'scenes-vega'"), ("scenes-rendered", "images without a model")):
+        with pytest.raises(UserError, match=message):
+            api.load_pipeline(model, device="cpu")
+
+
 def test_a_model_that_is_given_may_be_renamed(runs: list[Any]) -> None:
     with pytest.raises(KeyboardInterrupt):
         sdbench.evaluate(VEGA, name="mine", device="cpu")
     assert runs == [([resolve("scenes-vega", name="mine")], "quality", 512)]
+
+
+def test_two_models_of_one_name_are_refused_before_the_slow_imports(runs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sdbench.run.context", None)  # which imports torch, for seconds
+    for measure in (api.run, functools.partial(api.draw, part=(1, 2))):
+        with pytest.raises(UserError, match="two models are called 'scenes-vega'"):
+            measure(["scenes-vega", VEGA], device="cpu")
+    assert cli.main(["run", "--model", "scenes-vega", "--model", "scenes-vega"]) == 2
+    assert runs == []
 
 
 def test_misspelt_names_are_errors(runs: list[Any]) -> None:
@@ -129,6 +149,8 @@ def test_folder_of_results_may_be_text_or_a_path_in_every_function(
     assert judged
     assert judged.candidate == str(new)
     assert api.report(places=places) == [Path("mine/report.html")]
+    assert api.leaderboard(places=places) == [Path(f"mine/LEADERBOARD.{ending}") for ending in ("md", "tex", "csv", "json")]
+    assert "| old |" in Path("mine/LEADERBOARD.md").read_text(encoding="utf-8")
     with pytest.raises(UserError, match="no record under mine is of the weights"):
         api.card(tiny_pipeline, places=places)
 
@@ -194,6 +216,8 @@ def test_only_what_is_measured_or_compared_and_the_suite_are_taken_by_position()
     }
     subjects = (["model"], ["models"], ["candidate", "baseline"], ["a", "b"], ["images", "prompts"])
     assert {name: words for name, words in positional.items() if words not in [[*subject, "suite"] for subject in subjects]} == {
+        "leaderboard": [],
+        "load_pipeline": ["model"],
         "report": [],
         "card": ["folder"],
     }

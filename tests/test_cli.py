@@ -481,6 +481,9 @@ def test_models_and_suites_are_listed_as_text_or_json(capsys: pytest.CaptureFixt
     assert (out.split()[:2], err) == (["model", "family"], "")
     (vega,) = (line.split() for line in out.splitlines() if line.startswith(" vega "))  # each model has one line, as in a pipe
     assert vega == ["vega", "sdxl", "vega", "hub", "3.3", "GB", "segmind/Segmind-Vega", "Apache-2.0"]
+    (embedded,) = (line for line in out.splitlines() if line.startswith(" scenes-vega "))
+    assert "unets/vega ¹ " in embedded
+    assert out.endswith(f"\n¹ in {verified_path('unets/vega').parents[1]}\n")
     assert cli.main(["models", "--json"]) == 0
     assert {"sdxl", "ssd-1b", "vega", "scenes-teacher"} <= {entry["name"] for entry in json.loads(capsys.readouterr().out)}
     assert cli.main(["suites", "--json"]) == 0

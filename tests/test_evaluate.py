@@ -3,10 +3,13 @@
 import copy
 import doctest
 import functools
+import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
 from diffusers import EulerDiscreteScheduler
 from peft import LoraConfig
+from processes import by_two
 from torch import nn
 
 import sdbench
@@ -129,7 +134,10 @@ def test_pipeline_in_memory_scores_like_the_same_model_by_name(few: suites.Suite
 def test_evaluation_prints_as_a_table_and_a_verdict(few: suites.Suite, teacher: api.Evaluation) -> None:
     found = sdbench.evaluate("scenes-vega", few, baseline="scenes-teacher", only="quality")
     assert found.report is not None
-    clip, markdown = found.record.value("clip_score.scenes"), found._repr_markdown_()
+    clip, markdown = found["clip_score.scenes"], found._repr_markdown_()
+    assert clip == found.record.value("clip_score.scenes")
+    with pytest.raises(UserError, match=r"unknown value 'clip_score\.scene'; did you mean 'clip_score\.scenes'"):
+        found["clip_score.scene"]
     shown = tables.format_value(clip).text
     assert str(found).startswith(f"scenes-vega under quality-custom@4 (digest {found.record.suite.digest}), 4 images\n")
     assert " ".join(f"clip_score.scenes ↑ {shown} 4".split()) in " ".join(str(found).split())
@@ -156,6 +164,30 @@ def test_evaluation_leaves_the_state_of_a_training_loop_unchanged(few: suites.Su
     with pytest.raises(UserError, match="NaN pixels"):
         sdbench.evaluate(pipeline, suite, name="broken")
     assert snapshot(pipeline) == before
+
+
+def run_guide_on_rank(folder: Path) -> None:
+    """Run the guide's example for a training of several processes on one of them; a call that only one makes ends in four minutes."""
+    os.chdir(folder)
+    guide = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
+    example = next(block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "is_main_process" in block)
+    names: dict[str, Any] = {
+        "Accelerator": functools.partial(Accelerator, cpu=True),
+        "InitProcessGroupKwargs": lambda timeout: InitProcessGroupKwargs(timeout=min(timeout, timedelta(minutes=4))),
+        "timedelta": timedelta,
+        "evaluate": sdbench.evaluate,
+        "pipeline": copy_student(),
+        "few": api.Overrides(n=2, steps=1, batch=2).apply(suites.load("quality")),
+        "step": 1000,
+    }
+    exec(example.replace("...\n", "unet = accelerator.prepare(pipeline.unet.requires_grad_())\n"), names)
+    assert isinstance(names["unet"], nn.parallel.DistributedDataParallel)
+
+
+def test_one_process_of_several_evaluates_while_the_others_wait(tmp_path: Path) -> None:
+    assert by_two(run_guide_on_rank, tmp_path) == [0, 0]
+    ((_, record),) = records.newest_per_model(tmp_path / "results")
+    assert (record.model.name, record.model.source, record.n_images) == ("run-a-step-1000", "memory", 2)
 
 
 def test_what_is_drawn_from_random_generators_while_sampling_is_given_back() -> None:

@@ -2,15 +2,17 @@
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import MagicMock
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-import sdbench
 from distillation import cli as distillation_cli
-from sdbench import api, cli, suites
+from sdbench import cli, suites
 from sdbench.gate import policy
+from sdbench.reference import cards
 from sdbench.score import PROTOCOLS
 from sdbench.settings import Setting
 
@@ -70,22 +72,43 @@ def test_example_verdict_is_what_the_gate_prints(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == printed
 
 
-def test_python_example_evaluates_few_prompts_into_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+def python_example(page: str, call: str) -> str:
+    """The first example in Python on a page that makes this call."""
+    blocks: list[str] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    return next(block for block in blocks if call in block)
 
-    def evaluate(model: object, suite: suites.Suite, **options: object) -> MagicMock:
-        calls.append((model, suite.prompts.n, options))
-        return MagicMock()
 
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sdbench, "evaluate", evaluate)
-    example = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "evaluate(" in block)
-    exec(example, {"pipeline": "mine"})
-    places = api.Places("my-results")
-    assert calls == [
-        ("scenes-teacher", 64, {"only": "quality", "places": places}),
-        ("mine", 64, {"baseline": "scenes-vega", "name": "step-1000", "places": places}),
-    ]
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """What the README's example in Python leaves, with fewer prompts and steps; in an empty folder, which is then that of the tests."""
+    example, names = python_example(README, "evaluate("), dict[str, Any]()
+    assert example.count("n=64") == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("home"))
+        patch.setattr(cards, "SCENES_N", 256)
+        exec(example.replace("n=64", "n=4, steps=2, batch=2"), names)
+        yield names
+
+
+def test_python_example_evaluates_a_pipeline_into_a_folder_of_its_own(evaluated: dict[str, Any]) -> None:
+    found = evaluated["found"]
+    assert found.record.model.source == "memory"
+    assert found["agreement.ssim"].state == "ok"
+    assert found.report.inputs.baseline_asked == "scenes-ssd-1b"
+    assert found.folder.is_relative_to("my-results")
+    assert [path.name for path in Path().iterdir()] == ["my-results"]
+
+
+def test_results_are_read_as_tables_and_logged_as_the_guide_says(evaluated: dict[str, Any]) -> None:
+    record, logged = evaluated["found"].record, list[Any]()
+    wandb = SimpleNamespace(log=lambda values, step: logged.append((values, step)))
+    names = {"found": evaluated["found"], "step": 1000, "wandb": wandb}
+    exec(f"import pandas as pd\n{python_example(MEASURING, 'wandb')}", names)
+    numbers = {value.name: value.value for value in record.values}
+    assert dict(zip(names["values"].name, names["values"].value, strict=True)) == numbers
+    assert {"prompt_id", "sample", "prompt", "clip_score.scenes", "fd.scenes:influence"} <= {*names["scores"]}
+    assert len(names["scores"]) == record.n_images == 4
+    assert logged == [(numbers, 1000)]
 
 
 def test_example_suite_and_policy_load(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ What is measured or compared comes first, then the suite; everything else is nam
 that of the runs is not within it.
 """
 
-from sdbench.api.evaluation import Evaluation, evaluate
+from sdbench.api.evaluation import Evaluation, evaluate, load_pipeline
 from sdbench.api.gating import compare, gate, noise, until_verdict
 from sdbench.api.measuring import draw, record_images, run, score
 from sdbench.api.overrides import Overrides
 from sdbench.api.places import Places
-from sdbench.api.showing import card, report
+from sdbench.api.showing import card, leaderboard, report
 
 __all__ = [
     "Evaluation",
@@ -20,6 +20,8 @@ __all__ = [
     "draw",
     "evaluate",
     "gate",
+    "leaderboard",
+    "load_pipeline",
     "noise",
     "record_images",
     "report",

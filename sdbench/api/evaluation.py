@@ -8,10 +8,10 @@ from sdbench import records, suites, tables
 from sdbench.api import gating, measuring
 from sdbench.api.inputs import NamedModel, NamedSuite, as_text, find_model, find_suite
 from sdbench.api.places import NamedPlaces, Places, as_places
-from sdbench.errors import UserError
+from sdbench.errors import UserError, unknown_name
 from sdbench.gate.verdicts import Report
 from sdbench.models.spec import ModelSpec
-from sdbench.records import Record, Scores
+from sdbench.records import Record, Scores, Value
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,16 @@ class Evaluation:
     record: Record
     scores: Scores
     report: Report | None
+
+    def __getitem__(self, name: str) -> Value:
+        """The value with this name, such as `found["clip_score.scenes"].value`.
+
+        Raises:
+            UserError: the record has none.
+        """
+        if value := self.record.value(name):
+            return value
+        raise unknown_name("value", name, [value.name for value in self.record.values])
 
     def grid(self) -> tables.Grid:
         """The values, a row each."""
@@ -73,7 +83,7 @@ def evaluate(
         >>> few = Overrides(n=4, steps=2).apply(load("quality"))  # whole suites by their name: suite="quality"
         >>> teacher = sdbench.evaluate("scenes-teacher", few, only="quality")  # once: win rates and agreement are against it
         >>> found = sdbench.evaluate(pipeline, few, baseline="scenes-vega", name="step-1000")
-        >>> found.record.value("clip_score.scenes").n
+        >>> found["clip_score.scenes"].n
         4
         >>> found.report.verdict in ("pass", "regressed", "inconclusive")
         True
@@ -82,7 +92,7 @@ def evaluate(
         model: a `StableDiffusionXLPipeline`, what `sdbench run --model` takes (a folder, a file, a name), or a `ModelSpec`.
         suite: a name, the path of a suite file, or a suite; by default the family's.
         baseline: a record folder or what `--baseline` of the gate takes; a model without a record is run with it, in turns, or before
-            a pipeline in memory. Two checkpoints of the same file name need a `name`.
+            a pipeline in memory.
         name: what tables call the model.
         only: "quality" or "probes" for one half of the suite.
         policy: policy file of the gate; by default `gate.toml` beside the suites, which knows the shipped suites.
@@ -115,6 +125,26 @@ def evaluate(
     old = folders[old] if isinstance(old, ModelSpec) else old
     report = None if old is None else asked.judge(folder, old, str(baseline))
     return Evaluation(folder, *records.read(folder), report)
+
+
+def load_pipeline(model: NamedModel, *, dtype: str = "float32", device: str | None = None) -> Any:
+    """Load a model as a `StableDiffusionXLPipeline`, with frozen networks; what the Hub has of it and this disk lacks is fetched.
+
+    Args:
+        model: what `sdbench run --model` takes, or a `ModelSpec`.
+        dtype: of all weights: "float32", "bfloat16" or "float16".
+        device: "cpu", "cuda" or "cuda:<index>"; by default "cuda" where there is one.
+
+    Raises:
+        UserError: there is no such model or device, or see `sdbench.models.loading.load`.
+    """
+    spec = find_model(model)
+    from sdbench import machine
+    from sdbench.assets.pipelines import fetch
+    from sdbench.models.loading import load
+
+    fetch(spec, dtype=dtype)
+    return load(spec, dtype=dtype, device=machine.choose_device(device))
 
 
 def _describe(model: Any, name: str | None, device: str | None) -> tuple[ModelSpec, str | None]:

@@ -17,6 +17,7 @@ from sdbench.gate.comparison import Comparison
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.gate.verdicts import Inputs, Report
+from sdbench.models.resolve import with_distinct_names
 from sdbench.models.spec import ModelSpec
 from sdbench.records.names import BASE, RATED_PROBES, is_probe, with_setting
 
@@ -64,6 +65,7 @@ def gate(
 
     def run(specs: Sequence[ModelSpec], suite: suites.Suite) -> list[Path]:
         asked.policy.rules(suite.name)  # raises where the policy does not weigh it, before torch is imported
+        specs = with_distinct_names(specs)
         from sdbench.run.context import check_models
 
         check_models(specs, suite)

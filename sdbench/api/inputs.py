@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sdbench import suites
 from sdbench.errors import UserError
-from sdbench.models.resolve import resolve
+from sdbench.models.resolve import resolve, with_distinct_names
 from sdbench.models.spec import ModelSpec, path_of, with_name
 from sdbench.notes import print_note
 from sdbench.suites import Suite
@@ -31,15 +31,15 @@ def as_text(what: str | Path) -> str:
 
 
 def find_models(models: NamedModel | Sequence[NamedModel]) -> list[ModelSpec]:
-    """One model or several.
+    """One model or several, see `with_distinct_names`.
 
     Raises:
-        UserError: there are none, or see `resolve`.
+        UserError: there are none, or see `resolve` and `with_distinct_names`.
     """
     found = [find_model(model) for model in ([models] if isinstance(models, NamedModel) else models)]
     if not found:
         raise UserError("there is no model to measure; name at least one, such as 'scenes-vega'")
-    return found
+    return with_distinct_names(found)
 
 
 def find_suite(suite: NamedSuite | None, model: ModelSpec) -> Suite:

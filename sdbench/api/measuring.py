@@ -33,10 +33,10 @@ def run(
     Raises:
         UserError: bad input, as from the command line.
     """
+    specs, places = find_models(models), as_places(places)  # raises before torch is imported, for seconds
     from sdbench.run import runner
     from sdbench.run.context import RunContext, prepare
 
-    specs, places = find_models(models), as_places(places)
     chosen, device = find_suite(suite, specs[0]), machine.choose_device(device)
     context = RunContext(chosen, device, places.results, places.work, only, settings=tuple(settings), profile=profile)
     prepare(context)
@@ -67,10 +67,10 @@ def draw(
     """
     if not 1 <= part[0] <= part[1]:
         raise UserError(f"there is no part {part[0]} of {part[1]}; parts are (k, n) with k from 1 to n, such as (2, 8)")
+    specs, places = find_models(models), as_places(places)  # raises before torch is imported, for seconds
     from sdbench.run import runner
     from sdbench.run.context import RunContext, prepare
 
-    specs, places = find_models(models), as_places(places)
     chosen = find_suite(suite, specs[0])
     context = RunContext(chosen, machine.choose_device(device), places.results, places.work, only="quality")
     prepare(context)

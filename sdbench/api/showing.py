@@ -1,4 +1,4 @@
-"""Show: the HTML page of all records, and the results in a model's card."""
+"""Show: the leaderboard, the HTML page of all records, and the results in a model's card."""
 
 import shlex
 from pathlib import Path
@@ -7,6 +7,19 @@ from sdbench.api.gating import load_policy
 from sdbench.api.inputs import as_text
 from sdbench.api.places import NamedPlaces, as_places
 from sdbench.errors import UserError
+
+
+def leaderboard(*, places: NamedPlaces = "results") -> list[Path]:
+    """Write `LEADERBOARD.md`, .tex, .csv and .json and the sheets of sample images into the folder of results, and return their paths.
+
+    Raises:
+        UserError: there are no records, one or an image cannot be read, or a file cannot be written.
+    """
+    from sdbench.leaderboard import samples, standings, writing
+
+    results = as_places(places).results
+    board = standings.read_rows(results)
+    return [*writing.write(board, results), *samples.write(board, results)]
 
 
 def report(*, places: NamedPlaces = "results", out: str | Path | None = None, policy: str | Path | None = None) -> list[Path]:

@@ -31,6 +31,7 @@ def add_commands(add: AddCommand) -> None:
 def _models(arguments: argparse.Namespace) -> int:
     from sdbench import tables
     from sdbench.models.catalogue import CATALOGUE
+    from sdbench.scenes.embedded import WEIGHTS
 
     if arguments.json:
         print_json([asdict(entry) for entry in CATALOGUE.values()], arguments)
@@ -42,7 +43,7 @@ def _models(arguments: argparse.Namespace) -> int:
             entry.architecture or "none",
             entry.source,
             f"{entry.download_gb:.1f} GB" if entry.download_gb else "none",
-            entry.location or "none",
+            tables.Cell(entry.location or "none", f"in {WEIGHTS}" if entry.source == "embedded" else ""),
             entry.licence or "not found",
         )
         for entry in CATALOGUE.values()

@@ -157,7 +157,7 @@ def _draw_part(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse
 def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     """The models and the suite that the options of `run` name."""
     from sdbench.api.inputs import find_suite
-    from sdbench.models.resolve import resolve
+    from sdbench.models.resolve import resolve, with_distinct_names
 
     _check_until_verdict(arguments)
     if arguments.part:
@@ -174,7 +174,7 @@ def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSp
             complete.append(error)
     if len(complete) == len(specs):
         raise complete[0]
-    return specs, overrides.read(arguments).apply(find_suite(arguments.suite, specs[0]))
+    return with_distinct_names(specs), overrides.read(arguments).apply(find_suite(arguments.suite, specs[0]))
 
 
 def _check_until_verdict(arguments: argparse.Namespace) -> None:

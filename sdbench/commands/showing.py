@@ -3,14 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sdbench.arguments import print_answer, print_json
 from sdbench.commands.console import AddCommand, check_results, table_width
 from sdbench.notes import print_note
-
-if TYPE_CHECKING:
-    from sdbench.leaderboard.standings import Row
 
 
 def add_commands(add: AddCommand) -> None:
@@ -32,33 +28,23 @@ def add_commands(add: AddCommand) -> None:
 
 def show_leaderboard(arguments: argparse.Namespace) -> int:
     """Run `sdbench leaderboard` and return 0."""
+    from sdbench import api
     from sdbench.leaderboard import export, standings, writing
 
     check_results(arguments)
     board = standings.read_rows(arguments.results)
     print_answer(writing.text_table(board, table_width()), arguments)
     print_json(export.nested(board), arguments)
-    _note_written(_write_leaderboard(board, arguments.results))  # last, since the folder may be one that can only be read
+    _note_written(api.leaderboard(places=arguments.results))  # last, since the folder may be one that can only be read
     return 0
-
-
-def _write_leaderboard(board: "Sequence[Row]", results: Path) -> list[Path]:
-    """Write all files of the leaderboard, and return their paths.
-
-    Raises:
-        UserError: an image cannot be read, or a file cannot be written.
-    """
-    from sdbench.leaderboard import samples, writing
-
-    return [*writing.write(board, results), *samples.write(board, results)]
 
 
 def rewrite_leaderboard_after_run(results: Path) -> None:
     """Write all files of the leaderboard and print their paths; a failure is printed too, but does not fail the run."""
     try:
-        from sdbench.leaderboard import standings
+        from sdbench import api
 
-        files = _write_leaderboard(standings.read_rows(results), results)
+        files = api.leaderboard(places=results)
     except Exception as error:  # noqa: BLE001  # whatever it is: the records are written, and a verdict on them stands
         print_note(f"the leaderboard could not be updated; try again with `sdbench leaderboard`: {error}")
     else:

@@ -132,13 +132,17 @@ def folder_of(what: str) -> Path:
 def describe_run(specs: Sequence[ModelSpec], suite: Suite, results: Path) -> str:
     """What is about to be run and why, for a note: it takes minutes or hours. Records of both under other suites may be what was meant."""
     names, them = tables.join_words([spec.name for spec in specs]), "it" if len(specs) == 1 else "them"
-    is_own = any(spec.name not in CATALOGUE for spec in specs)
-    why = " (the files of a checkpoint may have changed since an earlier record; to compare that one, name its folder)" if is_own else ""
     measured = [{record.suite for _, record in records.newest_per_model(results, name=spec.name)} for spec in specs]
     others = sorted(each.title_with_digest for each in set.intersection(*measured) - {suite.id}) if len(specs) > 1 else []
     elsewhere = f"; to compare their records under {tables.join_words(others)}, name the folders of these" if others else ""
+    where = f"under {suite.id.title_with_digest} in {results}"
+    if any(spec.name not in CATALOGUE for spec in specs):  # a checkpoint, whose files tell whether a record is still of it
+        return (
+            f"checking {names} {where}: what is missing, or has changed since an earlier record, is measured now, on this machine; to "
+            f"compare that record as it is, name its folder{elsewhere}"
+        )
     missing = f"no matching record of {names}" if len(specs) == 1 else f"no records of {names} to compare"
-    return f"{missing} under {suite.id.title_with_digest} in {results}: measuring {them} now, on this machine{why}{elsewhere}"
+    return f"{missing} {where}: measuring {them} now, on this machine{elsewhere}"
 
 
 def find_record(what: str, results: Path) -> Path:

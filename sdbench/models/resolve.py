@@ -1,8 +1,9 @@
 """Resolves what a user names to a `ModelSpec`: a catalogue name, a folder, a file or a Hub repository."""
 
 import difflib
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -87,6 +88,37 @@ def resolve(
         raise CompleteError(f"{what!r} is already a complete pipeline; leave --base out, it only completes a bare UNet{alone}")
     _check_family_of_base(spec)
     return with_name(spec, name)
+
+
+def with_distinct_names(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
+    """The specs of models that are measured together; those of one name get as many parent folders in front of it as make them distinct.
+
+    Raises:
+        UserError: two still have the same name.
+    """
+    found = [_behind_parents(spec, [other for other in specs if other.name == spec.name]) for spec in specs]
+    for one, other in itertools.combinations(found, 2):
+        if one.name == other.name:
+            places = " and ".join(each.location or each.source for each in (one, other))
+            raise UserError(f"two models are called {one.name!r}: {places}; run them one by one, each with a --name of its own")
+    return found
+
+
+def _behind_parents(spec: ModelSpec, namesakes: Sequence[ModelSpec]) -> ModelSpec:
+    """The spec, with its name behind the fewest parent folders that tell it from its namesakes; as it was where none do."""
+    above = [_parents(each) for each in namesakes]
+    depth = next((depth for depth in range(max(map(len, above)) + 1) if len({each[:depth] for each in above}) == len(above)), 0)
+    return with_name(replace(spec, name="-".join((*reversed(_parents(spec)[:depth]), spec.name))), None) if depth else spec
+
+
+def _parents(spec: ModelSpec) -> tuple[str, ...]:
+    """The names of the folders above those that a model is named by, the nearest first; on the Hub, that of the owner."""
+    path = Path(spec.location)
+    if spec.source == "file" and path.stem in _STOCK_FILES:
+        path = path.parent
+    if spec.source in ("file", "unet-folder") and path.name in _STOCK_FOLDERS:
+        path = path.parent
+    return tuple(folder.name for folder in path.parents)
 
 
 def _check_family_of_base(spec: ModelSpec) -> None:

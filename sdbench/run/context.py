@@ -128,19 +128,14 @@ def check_captions(captions: Sequence[str], where: str) -> None:
 
 
 def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
-    """Check that models can be measured under a suite, and told apart.
+    """Check that models can be measured under a suite.
 
     Raises:
-        UserError: a model is of another family or of none, or lacks weights, or two models have the same name.
+        UserError: a model is of another family or of none, or lacks weights.
     """
-    by_name: dict[str, ModelSpec] = {}
     for spec in specs:
         check_family(spec, suite.family, suite.name)
-        if other := by_name.get(spec.name):
-            places = " and ".join(each.location or each.source for each in (other, spec))
-            raise UserError(f"two models are called {spec.name!r}: {places}; run them one by one, each with a --name of its own")
         check_local_files(spec)
-        by_name[spec.name] = spec
 
 
 def check_weights(specs: Sequence[ModelSpec], dtype: Dtype) -> None:

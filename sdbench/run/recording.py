@@ -99,7 +99,11 @@ def write_record(
     with locked(context.runs / RECORDS_LOCK):  # of two equal runs at once, the second finds the record of the first
         if (of_row := _records_of_row(model, machine, context)) and _comparable_content(of_row[-1][1]) == _comparable_content(record):
             return of_row[-1][0]
-        return records.write(record, scores, thumbnails, context.results)
+        folder = records.write(record, scores, thumbnails, context.results)
+    if of_row and of_row[-1][1].model.weights_digest != model.weights_digest:
+        before = of_row[-1][0].name
+        print_note(f"{model.name} now stands for other weights: record {before} is no longer its row (give another --name to keep both)")
+    return folder
 
 
 def _warn_of_lost_values(before: Record, record: Record) -> None:

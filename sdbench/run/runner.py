@@ -147,8 +147,7 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
     """Fetch the missing files of models, and return the models, those of the Hub with the architecture that their files show.
 
     Raises:
-        UserError: a model is of another family or damaged, two models have the same name, the Hub cannot be reached, or see
-            `check_prediction`.
+        UserError: a model is of another family or damaged, the Hub cannot be reached, or see `check_prediction`.
     """
     check_models(specs, context.suite)
     for note in slow_dtype_notes(context):

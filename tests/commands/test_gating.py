@@ -92,13 +92,22 @@ def test_gate_and_noise_complete_a_unet_with_the_given_base(
     )
     assert cli.main(["gate", unet, "--baseline", "scenes-vega-pruned", *more]) == 2
     assert re.match(
-        r"no records of mine and scenes-vega-pruned to compare under quality@\d+ \(digest \w+\) in results: measuring them now, "
-        r"on this machine \(the files of a checkpoint .*\)\nsdbench: ",
+        r"checking mine and scenes-vega-pruned under quality@\d+ \(digest \w+\) in results: what is missing, .*\nsdbench: ",
         capsys.readouterr().err,
     )
     error_message(["noise", unet, *more], capsys)
     own = resolve(unet, base=teacher, name="mine")
     assert stopped_runs == [([own, resolve("scenes-vega-pruned")], "cpu"), ([own], "cpu")]
+
+
+def test_pipelines_of_one_name_are_told_apart_by_their_folders(
+    tiny_pipeline: Path, tmp_path: Path, stopped_runs: list[tuple[list[ModelSpec], str | None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for parent in ("run-a", "run-b"):
+        shutil.copytree(tiny_pipeline, tmp_path / parent / "student")
+    assert cli.main(["gate", str(tmp_path / "run-b" / "student"), "--baseline", str(tmp_path / "run-a" / "student")]) == 2
+    assert capsys.readouterr().err.startswith("checking run-b-student and run-a-student under quality@")
+    assert [[spec.name for spec in specs] for specs, _ in stopped_runs] == [["run-b-student", "run-a-student"]]
 
 
 def test_models_of_two_families_are_refused_before_anything_is_fetched(

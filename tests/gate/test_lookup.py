@@ -270,9 +270,17 @@ def test_records_do_not_hide_a_checkpoint_nor_an_unknown_name(
         lookup.find_candidate("my-unet", results.folder)
 
 
-def test_note_says_that_a_checkpoint_is_measured_again_although_it_has_a_record(tiny_pipeline: Path, tmp_path: Path) -> None:
-    assert "name its folder" in lookup.describe_run([resolve("scenes-teacher"), resolve(str(tiny_pipeline))], SUITE, tmp_path)
-    assert lookup.describe_run([resolve("scenes-teacher")], SUITE, tmp_path).endswith("measuring it now, on this machine")
+def test_note_on_a_checkpoint_does_not_deny_that_it_has_a_record(results: Results, tiny_pipeline: Path) -> None:
+    own, teacher = resolve(str(tiny_pipeline)), resolve("scenes-teacher")
+    results.record(own.name)
+    for specs, names in (([own], own.name), ([own, teacher], f"{own.name} and scenes-teacher")):
+        note = lookup.describe_run(specs, SUITE, results.folder)
+        assert note.startswith(
+            f"checking {names} under quality@{SUITE.version} (digest {SUITE.id.digest}) in {results.folder}: what is missing"
+        )
+        assert "no " not in note
+        assert note.endswith("name its folder")
+    assert lookup.describe_run([teacher], SUITE, results.folder).startswith("no matching record of scenes-teacher under quality@")
 
 
 def test_record_of_a_model_is_found_by_suite_digest_and_machine_class(results: Results) -> None:

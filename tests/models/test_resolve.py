@@ -18,7 +18,7 @@ from sdbench.models.architectures import ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.files import LDM_PREFIXES
 from sdbench.models.loading import load
-from sdbench.models.resolve import check_family, resolve
+from sdbench.models.resolve import check_family, resolve, with_distinct_names
 from sdbench.models.spec import ModelSpec
 
 
@@ -76,6 +76,38 @@ def test_checkpoints_of_one_run_get_distinct_names(tiny_pipeline: Path, tmp_path
         folder / "final": "final",
     }
     assert {path: resolve(str(path), base=str(tiny_pipeline)).name for path in names} == names
+
+
+def test_checkpoints_of_two_trainings_are_told_apart_by_their_folders(tiny_pipeline: Path, tmp_path: Path) -> None:
+    first, second, deep, later = (
+        "run-a/checkpoint-1/unet",
+        "run b/checkpoint-1/unet",
+        "old/run-a/checkpoint-1/unet",
+        "run-a/checkpoint-2/unet",
+    )
+    for name in (first, second, deep, later):
+        shutil.copytree(tiny_pipeline / "unet", tmp_path / name)
+    file = f"{first}/diffusion_pytorch_model.safetensors"
+
+    def names(*paths: str) -> list[str]:
+        specs = [resolve("scenes-teacher"), *(resolve(str(tmp_path / path), base=str(tiny_pipeline)) for path in paths)]
+        teacher, *others = with_distinct_names(specs)
+        assert teacher == specs[0]
+        return [spec.name for spec in others]
+
+    assert names(first, second) == names(file, second) == ["run-a-checkpoint-1-unet", "run-b-checkpoint-1-unet"]
+    assert names(first, later) == ["checkpoint-1-unet", "checkpoint-2-unet"], "names that do not clash stay as they are"
+    assert names(first, deep, later) == [f"{tmp_path.name}-run-a-checkpoint-1-unet", "old-run-a-checkpoint-1-unet", "checkpoint-2-unet"]
+    with pytest.raises(UserError, match=r"two models are called 'checkpoint-1-unet': .*unet and .*safetensors; run them one by one, each"):
+        names(first, file)
+
+
+def test_pipelines_of_one_name_are_told_apart_by_their_folder_or_owner(tiny_pipeline: Path, tmp_path: Path) -> None:
+    for parent in ("run-a", "run-b"):
+        shutil.copytree(tiny_pipeline, tmp_path / parent / "student")
+    folders = [resolve(str(tmp_path / parent / "student")) for parent in ("run-a", "run-b")]
+    specs = [*folders, resolve("one/mine"), resolve("two/mine")]
+    assert [spec.name for spec in with_distinct_names(specs)] == ["run-a-student", "run-b-student", "one-mine", "two-mine"]
 
 
 def test_loras_of_one_run_get_distinct_names(tmp_path: Path) -> None:

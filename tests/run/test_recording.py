@@ -42,6 +42,20 @@ def test_weights_measured_before_keep_their_earlier_values(teacher: ModelSpec, t
     assert again in [folder for folder, _ in records.newest_per_model(tmp_path / "results")]
 
 
+def test_a_name_whose_row_is_now_of_other_weights_is_noted(teacher: ModelSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def notes() -> list[str]:
+        runner.run([teacher], prepare_in(tmp_path))
+        return [line for line in capsys.readouterr().err.splitlines() if "other weights" in line]
+
+    assert notes() == []
+    ((first, record),) = records.newest_per_model(tmp_path / "results")
+    other = write_again(first, model=record.model.model_copy(update={"weights_digest": "of another training"})).name
+    assert notes() == [
+        f"scenes-teacher now stands for other weights: record {other} is no longer its row (give another --name to keep both)"
+    ]
+    assert notes() == [], "the row is kept"
+
+
 def test_older_record_without_noise_and_scheduler_is_kept(teacher: ModelSpec, tmp_path: Path) -> None:
     (folder,) = runner.run([teacher], prepare_in(tmp_path))
     record, scores = records.read(folder)

@@ -552,17 +552,11 @@ def test_benchmark_file_of_the_working_folder_is_not_run(teacher: ModelSpec, tmp
     assert found[0] == Path(__file__).parents[2] / "suites" / "bench_pipeline.py"
 
 
-def test_model_of_another_family_or_with_a_duplicate_name_is_rejected_before_any_work(
-    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_of_another_family_is_rejected_before_any_work(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = prepare_in(tmp_path)
     monkeypatch.setattr(runner, "weights_digest", fail_if_called)
     with pytest.raises(UserError, match="'other' is of family 'sdxl', suite 'own' is for 'scenes'"):
         runner.run([teacher, replace(teacher, name="other", family="sdxl")], context)
-    with pytest.raises(
-        UserError, match=r"two models are called 'scenes-teacher': .* and /elsewhere; run them one by one, each with a --name"
-    ):
-        runner.run([teacher, replace(teacher, location="/elsewhere")], context)
     assert modification_times(tmp_path) == {}
 
 
