@@ -39,6 +39,7 @@ def describe_recipe(
     copied_bytes: int = 0,
     tflops: float | None = None,
     usd_per_hour: float | None = None,
+    export_every: int | None = None,
 ) -> dict[str, Any]:
     """An estimate of what training takes, and stages, parameters, settings and taps of a recipe; with kept blocks and sources under `text`.
 
@@ -54,6 +55,7 @@ def describe_recipe(
         tflops: 10^12 FLOPs per second that a GPU reaches in training; default: an assumption that the text states.
         usd_per_hour: price of a GPU; without it the text has no cost. For the embedded family, which trains on CPUs, GPU time is left out
             too, unless this or `tflops` is given.
+        export_every: steps after which that run writes the student that it then has.
 
     Raises:
         UserError: a stage or a tap does not fit the architectures, or the steps are too few for the stages.
@@ -72,7 +74,7 @@ def describe_recipe(
         f"teacher: {estimate.teacher_parameters:,} parameters",
         *_stage_lines(recipe, settings, estimate),
         *_training_lines(recipe, family, settings, of_run=bool(teachers)),
-        *_run_lines(recipe, settings, estimate, teachers, n_images, copied_bytes),
+        *_run_lines(recipe, settings, estimate, teachers, n_images, copied_bytes, export_every),
         f"taps: {len(estimate.taps)} (student <- teacher, channels x height x width)",
         *(f"  {tap}" for tap in estimate.taps),
     ]
@@ -181,7 +183,13 @@ def _estimate(recipe: Recipe, family: Family, settings: Training, first_stage: i
 
 
 def _run_lines(
-    recipe: Recipe, settings: Training, estimate: _Estimate, teachers: Sequence[str], n_images: int | None, copied_bytes: int
+    recipe: Recipe,
+    settings: Training,
+    estimate: _Estimate,
+    teachers: Sequence[str],
+    n_images: int | None,
+    copied_bytes: int,
+    export_every: int | None,
 ) -> Iterator[str]:
     """What a particular run has of its own: teachers, images, and the disk that they take."""
     if teachers:
@@ -192,10 +200,14 @@ def _run_lines(
         yield f"this run: {settings.describe_epochs(n_images, settings.steps)}"
         first_stage = len(recipe.stages) - len(estimate.stages)
         segments = recipe.segments(settings.steps, len(teachers) or 1, first_stage)
-        students = sum(4 * estimate.stages[segment.stage - first_stage].parameters for segment in segments)  # in float32, kept once trained
-        disk = n_images * estimate.cached_bytes + estimate.checkpoint_bytes + students
+        students = [4 * estimate.stages[segment.stage - first_stage].parameters for segment in segments]  # in float32, kept once trained
+        disk = n_images * estimate.cached_bytes + estimate.checkpoint_bytes + sum(students)
         copied = f", and {size_text(copied_bytes)} in the cache of `datasets`" if copied_bytes else ""
         yield f"this run: {size_text(disk)} of disk for latents, embeddings, checkpoints and the students of finished stages{copied}"
+        if export_every:
+            counts = [min(each.end, settings.steps - 1) // export_every - each.start // export_every for each in segments]
+            disk = sum(count * size for count, size in zip(counts, students, strict=True))
+            yield f"this run: students on the way: {sum(counts)}, {size_text(disk)} of disk beside --out (half for a teacher in 16 bits)"
 
 
 def _stage_lines(recipe: Recipe, settings: Training, estimate: _Estimate) -> list[str]:

@@ -98,6 +98,7 @@ class Provenance:
         cut: what the recipe keeps of that teacher in the student's stage, in the teacher's paths and numbers.
         start: the student that training started from, in place of a cut of the teacher: `digest` of its weights, and its own `provenance`.
         unfinished: where the run was, for a student that is not its last one; None for one that is.
+        run: name of the run's folder, which ends in a digest of all that decides the weights; None without training.
         data_digest: of the training images and captions.
         images: number of training images that could be decoded, without those held out.
         passes: how often each image was seen, on average.
@@ -117,6 +118,7 @@ class Provenance:
     cut: Cut
     start: dict[str, Any] | None
     unfinished: Unfinished | None
+    run: str | None
     data_digest: str | None
     images: int | None
     passes: float | None
@@ -143,6 +145,7 @@ class Provenance:
         *,
         start: Start | None = None,
         unfinished: Unfinished | None = None,
+        run: str | None = None,
     ) -> Self:
         """Describe a student of a recipe, cut from the first of its teachers or from another student, and the software that writes it."""
         steps = sum(stage.steps for stage in stages or [])
@@ -157,6 +160,7 @@ class Provenance:
             cut=recipe.cuts[stage],
             start={"digest": start.digest, "provenance": start.provenance} if start else None,
             unfinished=unfinished,
+            run=run,
             data_digest=data_digest,
             images=images,
             passes=settings.epochs(images, steps) if images and settings else None,

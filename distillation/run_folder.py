@@ -5,12 +5,15 @@ folder of its own in it. A finished segment holds a UNet in safetensors with its
 checkpoints to continue from. Both name the environments that they were trained in: a run may be resumed after an upgrade.
 """
 
+import glob
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
 
 from distillation.export import export_student
 from distillation.provenance import Environment, Provenance, SegmentResult, Unfinished
@@ -24,7 +27,7 @@ from sdbench.models.architectures import Family
 from sdbench.models.checks import check_finite
 from sdbench.models.loading import build_on_meta, read_part
 from sdbench.notes import print_note
-from sdbench.training.checkpoints import read_newest_network
+from sdbench.training.checkpoints import STEP, read_newest_network
 
 IDENTITY, REQUEST, STUDENT, LOSSES, ENVIRONMENTS = "identity.json", "request.json", "student", "losses.json", "environments.json"
 
@@ -44,6 +47,24 @@ def segment_folders(folder: Path, plan: RunPlan) -> list[Path]:
     """One folder per segment in the folder of a run."""
     stages = plan.recipe.stages
     return [folder / f"{number}-{stages[segment.stage].name}" for number, segment in enumerate(plan.segments, 1)]
+
+
+def step_folder(out: Path, step: int) -> Path:
+    """The folder of the student after `step` steps, beside that of the run's last student."""
+    out = out.resolve()  # "." has no name of its own
+    return out.with_name(f"{out.name}-{STEP.format(step)}")
+
+
+def check_steps(out: Path, run: Path) -> None:
+    """Check that no student of a step beside `out` is another run's: it would be taken for one of the run in the folder `run`.
+
+    Raises:
+        UserError: one is of another run, or its provenance is damaged.
+    """
+    out = out.resolve()
+    for provenance in sorted(out.parent.glob(f"{glob.escape(out.name)}-step-*/provenance.json")):
+        if read_json(provenance).get("run") != run.name:
+            raise UserError(f"{provenance.parent} is not of this run, {run.name}. Move it away, or name another folder with --out")
 
 
 def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -96,10 +117,33 @@ class Run:
         Raises:
             UserError: there is neither a finished stage nor a checkpoint, none can be read, or see `export_student`.
         """
-        plan, folders = self.plan, self.segment_folders
         number, taken, student, unfinished = self._newest_student()
         if unfinished:
             print_note(f"the run is not finished; its student is {unfinished.describe()}")
+        return self._write(number, taken, student, unfinished, out, unet_only=unet_only)
+
+    def export_step(self, number: int, taken: int, network: nn.Module, out: Path) -> None:
+        """Write the UNet alone of a network that is being trained, as `export` would from its checkpoint, unless `out` is there already.
+
+        Args:
+            number: of the segment.
+            taken: number of steps taken in that.
+            network: the one to keep; it stays as it is.
+
+        Raises:
+            UserError: a weight is not finite, or see `export_student`.
+        """
+        if out.exists():
+            return
+        student = self._build(number, {name: tensor.cpu() for name, tensor in network.state_dict().items()})
+        unfinished = self._unfinished(number, taken, is_average=self.plan.settings.ema > 0)
+        self._write(number, taken, student, unfinished, out, unet_only=True)
+        print_note(f"the student in {out} is {unfinished.describe()}")
+
+    def _write(
+        self, number: int, taken: int, student: UNet2DConditionModel, unfinished: Unfinished | None, out: Path, *, unet_only: bool
+    ) -> Path:
+        plan, folders = self.plan, self.segment_folders
         steps = [*(segment.end - segment.start for segment in plan.segments[:number]), taken]
         provenance = Provenance.from_run(
             plan.recipe,
@@ -111,6 +155,7 @@ class Run:
             self.images,
             start=plan.start,
             unfinished=unfinished,
+            run=self.folder.name,
         )
         logs = {folder.name: folder / "log.jsonl" for folder in folders[: number + 1]}
         return export_student(student, out, plan.teachers[0], provenance, logs=logs, unet_only=unet_only)
@@ -125,14 +170,25 @@ class Run:
                     return number, taken, student, None
             elif checkpoint := read_newest_network(folder):
                 taken, is_average, tensors = checkpoint
-                student = build_on_meta("unet", student_config(plan.teachers[0].config, plan.recipe.cuts[segment.stage]))
-                student.load_state_dict(tensors, assign=True)
-                check_finite(student, "unet", folder)
+                student = self._build(number, tensors)
             else:
                 continue
-            where = plan.recipe.stages[segment.stage].name, segment.start + taken, plan.segments[-1].end
-            return number, taken, student, Unfinished(*where, "moving average" if is_average else "last step")
+            return number, taken, student, self._unfinished(number, taken, is_average=is_average)
         raise UserError(f"the run in {self.folder} has neither a finished stage nor a checkpoint yet; the first one comes after a minute")
+
+    def _build(self, number: int, tensors: Mapping[str, Tensor]) -> UNet2DConditionModel:
+        """The student of a segment that has these weights."""
+        plan = self.plan
+        student = build_on_meta("unet", student_config(plan.teachers[0].config, plan.recipe.cuts[plan.segments[number].stage]))
+        student.load_state_dict(tensors, assign=True)
+        check_finite(student, "unet", self.segment_folders[number])
+        return student
+
+    def _unfinished(self, number: int, taken: int, *, is_average: bool) -> Unfinished:
+        """Where the run is after `taken` steps of a segment."""
+        segments = self.plan.segments
+        stage, step = self.plan.recipe.stages[segments[number].stage].name, segments[number].start + taken
+        return Unfinished(stage, step, segments[-1].end, "moving average" if is_average else "last step")
 
     def _result(self, number: int, steps: int) -> SegmentResult:
         segment, folder = self.plan.segments[number], self.segment_folders[number]

@@ -25,7 +25,17 @@ from distillation.export import check_new_or_empty
 from distillation.losses import min_snr_weights, weighted_terms
 from distillation.provenance import Environment
 from distillation.prune import prune
-from distillation.run_folder import LOSSES, STUDENT, Run, add_environment, load_student, run_folder, segment_folders
+from distillation.run_folder import (
+    LOSSES,
+    STUDENT,
+    Run,
+    add_environment,
+    check_steps,
+    load_student,
+    run_folder,
+    segment_folders,
+    step_folder,
+)
 from distillation.run_plan import RunPlan, check_images, check_start
 from distillation.samples import StudentSampler
 from distillation.start import warn_of_other_blocks
@@ -77,6 +87,7 @@ def distil(
     images: CaptionedImages | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     unet_only: bool = False,
+    export_every: int | None = None,
 ) -> Path:
     """Train the student, write it to `out` and return `out`. Stages that an earlier run finished under `work` are not trained again.
 
@@ -88,10 +99,12 @@ def distil(
         images: to train on; default: rendered scenes, for the embedded family only.
         device: where both networks run; of several processes, as `torchrun` starts them, each takes its own GPU.
         unet_only: write the UNet alone instead of a complete pipeline.
+        export_every: steps, over all stages, after which the UNet that the run then has is written beside `out`; None: only the last.
 
     Raises:
         UserError: there are no images, the student to start from is not one of the teacher, `out` is not empty, the device is missing or
-            has too little memory, the processes cannot share a step evenly, a loss is not finite, or a file cannot be read or written.
+            has too little memory, the processes cannot share a step evenly, a loss is not finite, a student of a step is there from
+            another run, or a file cannot be read or written.
     """
     check_new_or_empty(out)
     settings = plan.settings
@@ -102,6 +115,8 @@ def distil(
     source = _open_images(plan, images, work, accelerator)
     data_digest = broadcast_from_main(lambda: source.digest)  # it may read all images
     folder = broadcast_from_main(lambda: run_folder(work, plan.recipe.name, plan.identity(data_digest, device)))
+    if export_every:
+        check_steps(out, folder)
     left = [
         segment.stage for segment, each in zip(plan.segments, segment_folders(folder, plan), strict=True) if not (each / STUDENT).exists()
     ]
@@ -121,12 +136,18 @@ def distil(
         return StepContext(plan, unet, pool.scheduler, batch, accelerator, evaluate, validation)
 
     run = Run(folder, plan, data_digest, len(pool))
+
+    def export_step(number: int, taken: int, network: nn.Module) -> None:
+        step = plan.segments[number].start + taken
+        if export_every and taken and step % export_every == 0 and step < plan.segments[-1].end:
+            run.export_step(number, taken, network, step_folder(out, step))
+
     with ExitStack() as alone, _advise_export(run), explain_training_memory(settings, str(accelerator.device)):
         broadcast_from_main(lambda: alone.enter_context(locked(folder / ".lock")))
         if accelerator.is_main_process:
             run.save()
             print_note(f"the run is in {folder}; `distillation export` writes the student that it has so far")
-        _train_segments(make_context, run, accelerator)
+        _train_segments(make_context, run, accelerator, export_step)
     if accelerator.is_main_process:
         run.export(out, unet_only=unet_only)
     return out
@@ -156,18 +177,24 @@ def _make_evaluation(family: Family, pool: LatentPool, teacher_folder: Path, acc
     return StudentSampler(pool, teacher_folder, accelerator.autocast)
 
 
-def _train_segments(make_context: Callable[[Teacher], StepContext], run: Run, accelerator: Accelerator) -> None:
+def _train_segments(
+    make_context: Callable[[Teacher], StepContext],
+    run: Run,
+    accelerator: Accelerator,
+    export_step: Callable[[int, int, nn.Module], None],
+) -> None:
     """Train every unfinished segment, each from the student that the segment before it left in its folder.
 
     Args:
         make_context: makes the context of the steps under a teacher.
+        export_step: called after each step, with the segment's number, the steps taken in it, and the network to keep so far.
     """
     plan = run.plan
     for number, (segment, folder) in enumerate(zip(plan.segments, run.segment_folders, strict=True)):
         if not (folder / STUDENT).exists():
             steps, taps = range(segment.start, segment.end), plan.taps[segment.stage]
             context = make_context(plan.teachers[segment.teacher])
-            _train_segment(context, _initial_student(run, number), taps, steps, folder)
+            _train_segment(context, _initial_student(run, number), taps, steps, folder, partial(export_step, number))
             accelerator.free_memory()  # it holds every model that it ever prepared
             gc.collect()  # a model whose forward was wrapped for mixed precision refers to itself
         accelerator.wait_for_everyone()  # the student is written, and no process still reads a checkpoint
@@ -214,7 +241,14 @@ def _advise_export(run: Run) -> Iterator[None]:
         ) from error
 
 
-def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: list[Tap], steps: range, folder: Path) -> None:
+def _train_segment(
+    context: StepContext,
+    student: UNet2DConditionModel,
+    taps: list[Tap],
+    steps: range,
+    folder: Path,
+    after_step: Callable[[int, nn.Module], object],
+) -> None:
     settings, accelerator = context.plan.settings, context.accelerator
     if accelerator.is_main_process:
         add_environment(folder, Environment.of_this_process(str(accelerator.device), accelerator.num_processes))
@@ -235,6 +269,7 @@ def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: li
         folder,
         accelerator=accelerator,
         evaluate=evaluate,
+        after_step=after_step,
     )
     if accelerator.is_main_process:
         losses = _final_losses(context, trained, taps, next_batch) | _validation_losses(context, trained, taps)

@@ -17,6 +17,7 @@ from distillation.commands.options import (
     add_work,
     check_data,
     chosen_family,
+    positive_int,
     training_device,
 )
 from distillation.recipe import Recipe, load_recipe
@@ -66,6 +67,13 @@ def add_commands(add: AddCommand) -> None:
         action="store_true",
         help="produce the same bytes in every run on one machine, even on a GPU, in one process, or in an uninterrupted run of several; "
         "costs some speed",
+    )
+    running.add_argument(
+        "--export-every",
+        type=positive_int,
+        metavar="STEPS",
+        help="also write the student as it is after each STEPS steps, counted over all stages: its UNet alone, in OUT-step-00100000 for "
+        "example; changes nothing in training",
     )
     running.add_argument("--dry-run", action="store_true", help="check recipe, teachers, images and target, print the plan, and stop")
 
@@ -138,7 +146,7 @@ def _run(options: argparse.Namespace) -> int:
     if device == "cuda":
         _suggest_more_gpus(recipe.settings(family).accumulation)
     plan = plan_run(recipe, family, [fetch_folder(name) for name in names], options.steps, start)
-    student = distil(plan, options.work, out, images=images, device=device, unet_only=options.unet_only)
+    student = distil(plan, options.work, out, images=images, device=device, unet_only=options.unet_only, export_every=options.export_every)
     if rank_and_local_size()[0] == 0:  # the process that wrote it
         show(student)
         _suggest_measuring(out, names[0], unet_only=options.unet_only)
@@ -195,6 +203,7 @@ def _dry_run(
         copied_bytes=images.copied_bytes if images else 0,
         tflops=options.tflops,
         usd_per_hour=options.usd_per_hour,
+        export_every=options.export_every,
     )
     begins = [f"this run: starts from {options.start}, a student of stage {recipe.stages[start.stage].name}"] if start else []
     unchecked = (f"teacher {name}: not on this disk, not checked" for name in names if name not in local)

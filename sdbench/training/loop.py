@@ -89,6 +89,7 @@ def fit(
     evaluate: Evaluate | None = None,
     evaluate_every: int = 500,
     save_every_s: float = 60.0,
+    after_step: Callable[[int, nn.Module], object] = lambda *_: None,
 ) -> M:
     """Train `model` in place, and return the network to keep: the running average of the weights if there is one, else the model.
 
@@ -102,6 +103,8 @@ def fit(
         evaluate: makes an H x W x 3 uint8 image and named values with the network to keep so far.
         evaluate_every: steps between two evaluations; there is also one at the end.
         save_every_s: seconds between two checkpoints; more, up to an hour, if saving is slow: it takes about 2 % of the time.
+        after_step: called in the main process after each step, once that is saved if it is to be, with the number of steps taken and the
+            network to keep so far; also at the start, since a run may have been killed between saving and this.
 
     Raises:
         KeyboardInterrupt: at a SIGINT, SIGTERM or SIGHUP that has a handler, once the step is finished and saved.
@@ -124,6 +127,8 @@ def fit(
     ):
         plain.train()
         evaluated = journal.evaluate_if_due(start, kept)  # the run may have been killed between saving and evaluating
+        if is_main:
+            after_step(start, kept)
         for step in range(start, schedule.steps):
             lr = optimiser.param_groups[0]["lr"] = schedule.lr_at(step)
             terms = _backward(model, loss, schedule, step, accelerator, is_first=step == start)
@@ -150,6 +155,8 @@ def fit(
                 interruption.act()
             bar.update(schedule.batch * schedule.accumulation)
             evaluated = journal.evaluate_if_due(step + 1, kept) or evaluated
+            if is_main:
+                after_step(step + 1, kept)
     return kept.eval()
 
 

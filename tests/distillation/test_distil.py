@@ -207,7 +207,8 @@ def of_two_batches(recipe: Recipe, teacher: Path, folder: Path) -> Path:
     changes = {"accumulation": 2, "checkpointing": True}
     recipe = one_shot_recipe(recipe.model_copy(update={"scenes": recipe.settings("scenes").model_copy(update=changes)}))
     images = DigestedOnce(folder / "work" / "pool", recipe.settings("scenes").images)
-    return distil(plan_run(recipe, "scenes", [teacher], 2), folder / "work", folder / "out", images=images, unet_only=True) / WEIGHTS
+    plan = plan_run(recipe, "scenes", [teacher], 2)
+    return distil(plan, folder / "work", folder / "out", images=images, unet_only=True, export_every=1) / WEIGHTS
 
 
 def test_two_processes_make_the_student_that_one_makes(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
@@ -217,6 +218,7 @@ def test_two_processes_make_the_student_that_one_makes(vega: Recipe, teacher_fol
     apart = torch.stack([(together[name] - tensor).square().sum() for name, tensor in alone.items()]).sum().sqrt()
     moved = torch.stack([(tensor - start[name]).square().sum() for name, tensor in alone.items()]).sum().sqrt()
     assert apart < 0.01 * moved
+    assert [path.name for path in (tmp_path / "by-2").glob("out-*")] == ["out-step-00000001"]
     (run,) = (tmp_path / "by-2" / "work").glob("vega-*")
     assert [path.name for path in (tmp_path / "by-1" / "work").glob("vega-*")] == [run.name], "either can continue the other's run"
 

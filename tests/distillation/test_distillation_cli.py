@@ -14,7 +14,7 @@ from distillation.commands import students
 from distillation.commands.options import training_device
 from distillation.recipe import load_recipe
 from distillation.recipe_tables import ScenesTraining
-from sdbench.disk import write_json_lines
+from sdbench.disk import size_text, write_json_lines
 from sdbench.errors import UserError
 from sdbench.models.architectures import Family, unet_config
 from sdbench.models.loading import build_on_meta
@@ -138,8 +138,10 @@ def test_a_dry_run_checks_and_makes_nothing(teacher_folder: Path, tmp_path: Path
         str(tmp_path / "out"),
         "--dry-run",
     ]
-    assert main([*arguments, "--steps", "10"]) == 0
+    assert main([*arguments, "--steps", "10", "--export-every", "5"]) == 0
     said = capsys.readouterr().out
+    size = 4 * sum(parameter.numel() for parameter in build_on_meta("unet", unet_config("vega", "scenes")).parameters())
+    assert f"this run: students on the way: 1, {size_text(size)} of disk beside --out (half for a teacher in 16 bits)\n" in said
     assert "stage half: 1 steps (all of them warm-up, to 4% of lr), " in said
     assert "\n  steps = 10\n" in said
     assert f"this run: teachers {teacher_folder} (100% of the steps)\n" in said
@@ -309,6 +311,18 @@ def test_intermediate_results_are_kept_with_the_results_unless_told_otherwise(
     assert main([*words, "--results", "mine", *more]) == 2
     assert capsys.readouterr().err.endswith(f": {work} and mine\n")
     assert {path.name for path in tmp_path.iterdir()} <= {work.partition("/")[0]}
+
+
+def test_the_options_of_what_is_written_reach_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = list[object]()
+
+    def noted(_: object, work: Path, out: Path, **options: object) -> Path:
+        given.extend([work, out, options["unet_only"], options["export_every"]])
+        return out
+
+    monkeypatch.setattr("distillation.train.distil", noted)
+    assert main(["run", "vega", "--work", str(tmp_path), "--out", "out", "--unet-only", "--export-every", "7", "--device", "cpu"]) == 0
+    assert given == [tmp_path, Path("out"), True, 7]
 
 
 def test_only_the_main_process_prints_the_students_folder(

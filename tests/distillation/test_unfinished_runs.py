@@ -18,6 +18,7 @@ from tiny import tiny_unet, with_unet
 from torch import nn
 
 from distillation import train
+from distillation.ablation.experiment import one_shot_recipe
 from distillation.cli import main
 from distillation.data import batches
 from distillation.provenance import Provenance
@@ -108,6 +109,68 @@ def test_its_provenance_says_that_the_run_was_not_finished(stopped: Path, export
     assert "# vega, family scenes, unfinished\n" in card
     assert "**The run was not finished**: this student is that of stage `depth` after step 4 of 5 (weights: moving average)." in card
     assert "- stage `depth`, 2 steps\n" in card
+
+
+def test_a_student_on_the_way_is_what_export_writes_at_its_step(
+    stopped: Path, exported: Path, vega: Recipe, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = shutil.copytree(stopped.parent, tmp_path / "work")  # with a checkpoint after step 4, from which nothing was written yet
+    distil(plan_run(vega, "scenes", [teacher_folder], STEPS), work, tmp_path / "out", export_every=2)
+    (found,) = tmp_path.glob("out-*")
+    assert found.name == "out-step-00000004"
+    assert f"the student in {found} is that of stage `depth` after step 4 of 5 (weights: moving average)\n" in capsys.readouterr().err
+    assert (found / WEIGHTS).read_bytes() == (exported / "unet" / WEIGHTS).read_bytes()
+    assert read_json(found / "provenance.json") == read_json(exported / "provenance.json")
+    assert not (found / "model_index.json").exists()
+    losses = [{path.name: path.read_bytes() for path in (folder / "losses").iterdir()} for folder in (found, exported)]
+    assert losses[0] == losses[1]
+
+
+def test_students_on_the_way_change_no_byte_and_each_is_written_once(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher is stored in 16 bits, in which the network that is being trained must not end up too."""
+    half, out = tmp_path / "half", tmp_path / "out"
+    StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(half)
+    plan = plan_run(one_shot_recipe(vega), "scenes", [half], 12)
+    plain = distil(plan, tmp_path / "plain-work", tmp_path / "plain", unet_only=True)
+    calls = list[int]()
+
+    def killed(*arguments: Any) -> Callable[[int], Batch]:
+        of_step = batches.numbered_batches(*arguments)
+
+        def batch(number: int) -> Batch:
+            calls.append(number)
+            if len(calls) == 8:
+                raise KeyboardInterrupt
+            return of_step(number)
+
+        return batch
+
+    monkeypatch.setattr(train, "numbered_batches", killed)
+    with pytest.raises(KeyboardInterrupt):
+        distil(plan, tmp_path / "work", out, unet_only=True, export_every=4)
+    first = tmp_path / "out-step-00000004"
+    assert [*tmp_path.glob("out*")] == [first]
+    written = (first / WEIGHTS).stat()
+    distil(plan, tmp_path / "work", out, unet_only=True, export_every=4)
+    assert calls[8] == 0, "without a checkpoint, step 4 came twice"
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out", "out-step-00000004", "out-step-00000008"]
+    assert (first / WEIGHTS).stat() == written
+    assert (out / WEIGHTS).read_bytes() == (plain / WEIGHTS).read_bytes()
+    assert {tensor.dtype for tensor in load_file(first / WEIGHTS).values()} == {torch.float16}
+
+
+def test_a_student_on_the_way_of_another_run_is_not_taken_for_one_of_this(
+    exported: Path, vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "LatentPool", lambda *_: pytest.fail("encoded"))
+    shutil.copytree(exported, tmp_path / "out[1]-step-00000004")
+    begin = partial(distil, work=tmp_path / "work", out=tmp_path / "out[1]", export_every=2)
+    with pytest.raises(pytest.fail.Exception, match="encoded"):
+        begin(plan_run(vega, "scenes", [teacher_folder], STEPS))
+    with pytest.raises(UserError, match=r"out\[1\]-step-00000004 is not of this run, vega-\w{12}\. Move it away, or name another folder"):
+        begin(plan_run(vega, "scenes", [teacher_folder], STEPS + 1))
 
 
 def test_an_older_checkpoint_or_stage_is_exported_where_there_is_no_newer_one(

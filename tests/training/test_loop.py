@@ -201,6 +201,32 @@ def test_resumed_run_evaluates_every_checkpoint_once(killed_at: int, tmp_path: P
     assert uninterrupted.count(b"norm") == 3 + 1  # one is the gradient_norm of step 0
 
 
+@pytest.mark.usefixtures("_signals_interrupt")
+def test_no_step_goes_by_unseen_though_the_run_is_interrupted_and_killed(tmp_path: Path) -> None:
+    seen = list[int]()
+
+    def see(taken: int, kept: nn.Module) -> None:
+        seen.append(taken)
+        if taken:
+            saved = load_file(tmp_path / f"step-{taken:08d}" / "average.safetensors")
+            assert all(torch.equal(tensor, saved[name]) for name, tensor in kept.state_dict().items())
+
+    def interrupted(number: int) -> dict[str, Tensor]:
+        if number == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return loss(number)
+
+    net = tiny_net()
+    loss = noisy_loss(net)
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, interrupted, SCHEDULE, tmp_path, save_every_s=ALWAYS, after_step=see)
+    assert seen == [0, 1, 2], "an interrupted step is only saved"
+    train_until(7, tmp_path, after_step=see)
+    assert seen[3:] == [3, 4, 5, 6, 7]
+    train_until(12, tmp_path, replace(SCHEDULE, steps=13), after_step=see)
+    assert seen[8:] == [7, 8, 9, 10, 11, 12]
+
+
 @pytest.mark.parametrize("entry", ["{}", "[1]", '{"step": "1"}'])
 def test_damaged_entry_of_the_log_is_named(entry: str, tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text(f'{{"step": 0}}\n{entry}\n', encoding="utf-8")
@@ -709,7 +735,11 @@ def train_with_accumulation(
         square = (net(data[number]) - data[number].sum(1, keepdim=True)).square().mean()
         return {"square": square * (torch.nan if number % 4 == nan_at else 1)}
 
-    fit(net, loss, Schedule(steps=6, lr=1e-2, batch=4, warmup=2, accumulation=4), folder, accelerator=accelerator, save_every_s=ALWAYS)
+    def see(_: int, __: nn.Module) -> None:
+        assert accelerator.is_main_process
+
+    schedule = Schedule(steps=6, lr=1e-2, batch=4, warmup=2, accumulation=4)
+    fit(net, loss, schedule, folder, accelerator=accelerator, save_every_s=ALWAYS, after_step=see)
     return folder
 
 
