@@ -11,7 +11,7 @@ from functools import partial
 
 from sdbench import __version__
 from sdbench.arguments import Parser, add_command, run_command
-from sdbench.commands import gating, listing, measuring, reference, scenes, showing
+from sdbench.commands import cleaning, gating, listing, measuring, reference, scenes, showing
 from sdbench.commands.console import Command, add_common
 
 
@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
             add_common(added)
         return added
 
-    for module in (measuring, gating, showing, listing, reference, scenes):
+    for module in (measuring, gating, showing, listing, cleaning, reference, scenes):
         module.add_commands(add)
     return top
 

@@ -8,15 +8,18 @@ import contextlib
 import io
 import json
 import os
+import shutil
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sdbench.arrays import F32, U8
-from sdbench.disk import digest, load_array, write_bytes
+from sdbench.disk import digest, load_array, read_json, write_bytes
 from sdbench.errors import UserError
 from sdbench.image_files import png_bytes, read_images, verify_image
 from sdbench.notes import print_note
@@ -94,6 +97,62 @@ class Store:
         Where they cannot be stored, a note says so.
         """
         return load_or_compute(self.folder / "features" / f"{name}-{digest(list(image_ids))[:12]}.npy", compute, _write_or_note)
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What is in the folder of a run.
+
+    Attributes:
+        model: its name, as in records; None for images that were made elsewhere.
+        device: kind of device that drew the images, `cpu` or `cuda`; likewise.
+        size_bytes: of all files.
+        age_days: since the newest file was written.
+    """
+
+    folder: Path
+    model: str | None
+    device: str | None
+    n_images: int
+    size_bytes: int
+    age_days: float
+
+    def delete(self) -> None:
+        """Delete the folder, its manifest last, so that a rest that an interruption leaves is found again.
+
+        Raises:
+            OSError: a file cannot be deleted.
+        """
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+        shutil.rmtree(self.folder)
+
+
+def stored_runs(runs: Path) -> list[StoredRun]:
+    """The runs whose images are kept in a folder, the largest first.
+
+    Only a folder that is named by the digest of its manifest, as `Store` names it, is one: beside them are references, students and more.
+
+    Raises:
+        UserError: a manifest is damaged.
+    """
+    found = []
+    for manifest in runs.glob(f"{'?' * 24}/manifest.json"):
+        identity, folder = read_json(manifest), manifest.parent
+        if digest(identity) == folder.name:
+            files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+            found.append(
+                StoredRun(
+                    folder=folder,
+                    model=identity.get("model"),
+                    device=identity.get("device"),
+                    n_images=len([*folder.glob("images/*.png")]),
+                    size_bytes=sum(file.st_size for file in files),
+                    age_days=(time.time() - max(file.st_mtime for file in files)) / 86400,
+                )
+            )
+    return sorted(found, key=lambda run: (-run.size_bytes, run.folder))
 
 
 def _write_or_note(path: Path, content: bytes) -> None:

@@ -92,7 +92,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
-    commands = "run benchmark score gate compare noise baseline models suites leaderboard report card doctor reference scenes"
+    commands = "run benchmark score gate compare noise baseline models suites leaderboard report card doctor clean reference scenes"
     for command in commands.split():
         assert re.search(rf"^    {command}\s", text, re.MULTILINE), command
 
