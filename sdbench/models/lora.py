@@ -25,7 +25,7 @@ def fuse(pipeline: Any, file: Path) -> None:
     """
     check(pipeline.components, file)
     try:
-        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
         pipeline.fuse_lora()
     except Exception as error:  # diffusers and peft raise whatever the settings beside the tensors lead to
         raise UserError(f"LoRA {file} cannot be fused ({_on_one_line(error)}). {_ADVICE}") from error
@@ -45,7 +45,7 @@ def check(parts: Mapping[str, Any], file: Path) -> None:
         raise UserError(f"LoRA {file} is a DoRA, whose magnitudes diffusers ignores; merge it where it was trained, and name the result")
     try:
         state, _, settings = PIPELINE.lora_state_dict(
-            str(file.parent), weight_name=file.name, unet_config=parts["unet"].config, local_files_only=True, return_lora_metadata=True
+            str(file.parent), weight_name=file.name, unet_config=parts["unet"].config, return_lora_metadata=True
         )
         layers = _read_layers(parts, state)
     except Exception as error:  # diffusers' converters raise whatever they meet

@@ -3,6 +3,7 @@
 import re
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,9 +65,10 @@ def test_doctor_tells_what_compiled_settings_lack(monkeypatch: pytest.MonkeyPatc
 def test_doctor_checks_the_given_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(checks, "_metrics", lambda: iter(()))
     monkeypatch.setattr(checks, "_published_values", lambda: iter(()))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=40 * 10**9))
     found = {finding.text for finding in checks.examine(tmp_path / "new" / "results", tmp_path / "away")}
     assert f"folder {tmp_path}/new/results can be written" in found
-    assert any(text.endswith(f"of disk free for {tmp_path}/away") for text in found)
+    assert f"40 GB of disk free for {tmp_path}/away" in found
 
 
 def test_doctor_finds_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 from factories import Measurement, make_measurement
+from values import absent
 
 from sdbench.gate import looks
 from sdbench.gate.pairing import Side
@@ -194,17 +195,19 @@ def test_undecided_latency_ends_the_run_since_prompts_cannot_decide_it(latency: 
     assert report is None or (report.verdict == "inconclusive" and report.why.endswith(looks.UNDECIDABLE))
 
 
-def test_unchanged_count_at_a_margin_of_zero_does_not_end_the_run() -> None:
+def test_neither_an_unchanged_count_at_a_margin_of_zero_nor_a_skipped_metric_ends_the_run() -> None:
     count = Value(name="parameters.unet", kind="count", direction="lower", unit="", value=1000, n=1)
+    skipped = absent("agreement.ssim", "score", "SSIM", "not_applicable", "made elsewhere", direction="higher")
     rules_of_suite = {
         "clip_score.scenes": Rule(direction="higher", margin=0.5, required=True),
         "parameters.unet": Rule(direction="lower", margin=0, required=True),
+        "agreement.ssim": Rule(direction="higher", margin=0.1, required=False),
     }
     rules = looks.LookRules(Policy(alpha=0.05, suites={"quality": rules_of_suite}), "quality", [], {})
     student = make_measurement()
     student[1].columns["clip_score.scenes"] -= 0.4  # undecided
     sides = [first_rows(each, 40, sets=False) for each in (student, make_measurement("scenes-teacher", seed=2))]
-    sides = [replace(side, record=side.record.model_copy(update={"values": (*side.record.values, count)})) for side in sides]
+    sides = [replace(side, record=side.record.model_copy(update={"values": (*side.record.values, count, skipped)})) for side in sides]
     assert looks.verdict_at((0.2,), lambda _: (sides[0], sides[1]), rules) is None
 
 

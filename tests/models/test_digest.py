@@ -88,6 +88,8 @@ def test_scale_of_a_lora_changes_the_digest(tiny_pipeline: Path, tmp_path: Path)
 def test_unet_of_the_base_does_not_affect_the_digest(tiny_pipeline: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_pipeline / "unet", tmp_path / "unet")
     assert digest(tmp_path / "unet", tiny_pipeline) == digest(tiny_pipeline)
+    edit_json(tmp_path / "unet" / "config.json", norm_eps=1e-4)
+    assert digest(tmp_path / "unet", tiny_pipeline) != digest(tiny_pipeline)
 
 
 def test_random_weights_have_a_digest_and_rendered_models_none() -> None:

@@ -135,6 +135,7 @@ class DriverHarness:
         self, *names: str, rounds: int = 1, calls: int = 2, others: tuple[Setting, ...] = (), **changes: Any
     ) -> dict[str, dict[str, Value]]:
         measured = self.probe(*names, rounds=rounds, calls=calls, others=others, **changes)
+        assert all(len({value.name for value in values}) == len(values) for values in measured.values.values())
         return {name: {value.name: value for value in values} for name, values in measured.values.items()}
 
     def probe(self, *names: str, rounds: int = 1, calls: int = 2, others: tuple[Setting, ...] = (), **changes: Any) -> ProbeResult:

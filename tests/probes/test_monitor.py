@@ -153,3 +153,4 @@ def test_own_cpu_time_is_part_of_the_busy_time_from_which_it_is_subtracted() -> 
     while monitor._own_cpu_s() - own < 0.2:
         sum(range(10_000))
     assert monitor._busy_cpu_s() - busy > 0.15, "the system counts in hundredths of a second"
+    assert monitor._own_cpu_s() == pytest.approx(time.process_time(), abs=0.1)

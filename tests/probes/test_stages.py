@@ -74,6 +74,7 @@ def test_unet_step_gets_the_same_inputs_as_in_the_pipeline(
     assert int(given[1]) == int(given_by_pipeline[1])
     assert torch.equal(named["encoder_hidden_states"], named_by_pipeline["encoder_hidden_states"])
     assert named.keys() == named_by_pipeline.keys(), "otherwise a compiled UNet would be compiled twice"
+    assert named["return_dict"] == named_by_pipeline["return_dict"]
     torch.testing.assert_close(named["timestep_cond"], named_by_pipeline["timestep_cond"], rtol=0, atol=0)
     assert (named["timestep_cond"] is None) == (not unet_changes)
     for key in ("text_embeds", "time_ids"):

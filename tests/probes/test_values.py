@@ -142,6 +142,12 @@ def test_throttling_is_noted_with_its_share_of_the_time(shares: tuple[dict[str, 
     assert found["latency.pipeline.p50"].note.endswith(f"GPU clock throttled: {note}")
 
 
+def test_other_processes_on_the_card_are_noted_with_the_memory_of_the_largest() -> None:
+    """NVML does not tell how much each of them holds."""
+    found = values_on_a_card(watch=WATCH | {"foreign_processes": {"77": 512.0, "78": None, "79": 256.0}})
+    assert found["latency.pipeline.p50"].note.startswith("3 other processes on the GPU, the largest with 512 MiB")
+
+
 @pytest.mark.parametrize(("last_s", "note"), [(0.9, "drift -10% from the first round to the last"), (1.04, "")])
 def test_drift_is_that_of_the_last_round_from_the_first(last_s: float, note: str) -> None:
     rounds = [Round({"pipeline": (seconds, seconds)}) for seconds in (1.0, 2.0, last_s)]

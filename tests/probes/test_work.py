@@ -123,10 +123,13 @@ def work_with_negative() -> dict[str, work.Work]:
 
 
 def test_work_by_stage_of_the_embedded_family(work_with_negative: dict[str, work.Work]) -> None:
-    found = work.by_stage(work.random_configs(resolve("scenes-vega", random=True)), SAMPLING, zero_negative=True)
+    configs = work.random_configs(resolve("scenes-vega", random=True))
+    found = work.by_stage(configs, SAMPLING, zero_negative=True)
     forward = work.unet_macs(unet_config("vega", "scenes"), latent_size=16, tokens=20)
     assert found["unet_step"].macs == 2 * forward
     assert work_with_negative["text_encoders"].macs == 2 * found["text_encoders"].macs
+    encoders = [work._work(part, configs[part], (16, 16), 20) for part in ("text_encoder", "text_encoder_2")]
+    assert found["text_encoders"].numbers == sum(encoder.numbers for encoder in encoders)
     assert work_with_negative["vae_decode"] == found["vae_decode"]
 
 

@@ -16,7 +16,7 @@ from sdbench.arrays import F32, F64, U8
 from sdbench.encoders import inference
 from sdbench.encoders.catalogue import ENCODERS, Encoder
 from sdbench.errors import MissingError
-from sdbench.metrics import prdc
+from sdbench.metrics import frechet_infinity, prdc
 from sdbench.metrics.cmmd import cmmd
 from sdbench.metrics.frechet import frechet_distance, gaussian
 from sdbench.metrics.kid import kid
@@ -102,9 +102,18 @@ def test_each_protocol_uses_the_features_of_its_own_encoder(tmp_path: Path) -> N
         assert found[name].reference == f"digest of {encoder}"
     own, real = (fake_features("inception.clean")(images) for images in (SAME, REAL))
     assert found["kid"].value == pytest.approx(kid(own, real)[0])
+    assert {found[name].reference for name in ("fid_infinity.clean", "kid", *PRDC)} == {"digest of inception.clean"}
     assert [found[name].value for name in PRDC] == pytest.approx([value for value, _ in prdc.prdc(own, real).values()])
     assert found["cmmd"].value == pytest.approx(cmmd(*(fake_features("clip.vit-l-14-336")(images) for images in (SAME, REAL)))[0])
+    assert found["cmmd"].reference == "digest of clip.vit-l-14-336"
     assert len({found[name].value for name in FRECHET}) == len(FRECHET)
+
+
+def test_interval_of_an_extrapolation_reaches_to_that_of_a_parabola(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distances that lie on a parabola in 1 / n, to which no image adds more than another: the end of the interval is the truth."""
+    monkeypatch.setattr(frechet_infinity, "frechet", lambda x, _: (3 + 50 / len(x) + 700 / len(x) ** 2, np.zeros(len(x))))
+    (found,), _ = score(set_subject(tmp_path), ["fid_infinity.clean"])
+    assert (found.value, found.high) == pytest.approx((3 - 2 * 700 / 60**2, 3))
 
 
 def test_moments_are_noted_as_poor_below_five_images_per_dimension() -> None:

@@ -148,6 +148,9 @@ def test_worst_cases_are_the_largest_losses_and_influences(tmp_path: Path) -> No
     influence = student.columns["fd.scenes:influence"]
     assert [case.amount for case in costliest.cases] == pytest.approx(sorted(influence / len(influence), reverse=True)[: worst.MAX_CASES])
     assert costliest.cases[0].prompt == PROMPTS[int(influence.argmax()) // 2]
+    student.columns["clip_score.scenes"] = teacher.columns["clip_score.scenes"] + np.where(np.arange(len(difference)) == 3, -1, 1)
+    (found, *_) = (group for group in worst.find(section, ["clip_score.scenes"]).regressions if group.model == "scenes-vega")
+    assert [case.amount for case in found.cases] == pytest.approx([-1]), "the others are better than the teacher's"
 
 
 def test_win_rates_are_counted_per_prompt_and_are_symmetric(tmp_path: Path) -> None:
