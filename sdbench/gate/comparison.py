@@ -14,11 +14,10 @@ import numpy as np
 
 from sdbench import records, tables
 from sdbench.errors import UserError
-from sdbench.gate import floors, pairing, weighing
-from sdbench.gate.judging import pair_notes
+from sdbench.gate import floors, pairing, words
 from sdbench.gate.pairing import Obstacle, Side
 from sdbench.gate.policy import Rule
-from sdbench.gate.verdicts import change_cell, finite_or_none, name_some
+from sdbench.gate.verdicts import change_cell, finite_or_none
 from sdbench.records import Kind, Value
 from sdbench.stats import decisions, intervals
 from sdbench.stats.decisions import Bounds
@@ -166,8 +165,8 @@ def compare(a: Path, b: Path, results: Path) -> Comparison:
     by_chance = f"of {n} intervals of 95 %, some exclude 0 by chance; what could be chance does not survive Holm's correction over all {n}"
     notes = (
         *(["A and B are the same record"] if new.record == old.record else []),
-        *weighing.join_notes(pair_notes({name: rules[name] for name in bounds}, new.record, old.record, between_runs, own=True)),
-        *weighing.power_notes(new.record, old.record, bounds),
+        *words.pair_notes({name: rules[name] for name in bounds}, new.record, old.record, between_runs, own=True),
+        *words.power_notes(new.record, old.record, bounds),
         *([by_chance] if n > 1 else []),
     )
     suite = old.record.suite.title_with_digest
@@ -258,7 +257,7 @@ def _by_reason(measured: Mapping[str, Bounds | Obstacle], new: Side, old: Side) 
 
 def _describe_missing(by_reason: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     for reason, names in by_reason.items():
-        yield f"not compared: {name_some(names)}: {reason}"
+        yield f"not compared: {words.name_some(names)}: {reason}"
 
 
 def _wins(new: Side, old: Side) -> Iterator[tuple[str, WinRate]]:

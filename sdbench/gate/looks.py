@@ -8,14 +8,13 @@ are all the same pass at any level. The whole set may miss it too: no bound hold
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from sdbench.gate import judging, pairing
+from sdbench.gate import judging, pairing, words
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy, Rule
 from sdbench.gate.verdicts import Report
 from sdbench.stats import decisions, sequential
 from sdbench.stats.decisions import BetweenRuns, Bounds
 
-UNDECIDABLE = "The remaining prompts are unlikely to decide it."
 EARLIEST_PASS = 0.5  # share of the prompts
 
 
@@ -84,7 +83,7 @@ def verdict_at(shares: tuple[float, ...], sides: Callable[[bool], tuple[Side, Si
     if hopeless and rules.sets:  # set metrics may still say "regressed"
         pair_with_sets = sides(True)
         hopeless = pair_with_sets is not None and _is_undecidable(pair_with_sets, shares[-1], rules, sets=True)
-    return replace(report, why=f"{report.why} {UNDECIDABLE}") if hopeless else None
+    return replace(report, why=f"{report.why} {words.UNDECIDABLE}") if hopeless else None
 
 
 def _is_undecidable(pair: tuple[Side, Side], share: float, rules: LookRules, *, sets: bool) -> bool:

@@ -13,7 +13,6 @@ from sdbench.tables import Cell, Grid, Line
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "regressed": 1, "incomparable": 2, "inconclusive": 3}
 _MARKS = {"pass": "✅", "regressed": "❌", "incomparable": "⛔", "inconclusive": "❔", "skipped": "▫️"}
-_NAMED = 5  # metrics that a line of text names for one reason; JSON has them all
 _OVER_ROUNDS = "mean over paired rounds, so it can differ, even in sign, from that of the two medians"
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold
 
@@ -46,6 +45,11 @@ class Result:
     high: float | None = None
     needed_n: int | None = None
 
+    @property
+    def units(self) -> str:
+        """What `needed_n` counts."""
+        return "rounds" if self.relative else "prompts"
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -72,7 +76,7 @@ class Report:
     """The verdict on a candidate, and the reasons for it.
 
     Attributes:
-        why: the reason for the verdict, in a sentence that names the metrics one by one; see `explanation`.
+        why: the reason for the verdict, in a sentence.
         differences: what makes the records incomparable as a whole.
         notes: what a reader should know although the gate does not weigh it.
         inputs: None where the gate failed before it had any.
@@ -92,28 +96,12 @@ class Report:
         """0 pass, 1 regressed, 2 incomparable, 3 inconclusive."""
         return EXIT_CODES[self.verdict]
 
-    @property
-    def explanation(self) -> str:
-        """`why` for readers: metrics that share a reason, such as a GPU out of memory, are named together.
-
-        Where it is inconclusive, each metric has a long reason of its own, which only the notes of `grid` tell.
-        """
-        chosen = [result for result in self.results if result.verdict == self.verdict]
-        one_by_one = "; ".join(f"{result.name}: {result.reason}" for result in chosen)
-        if chosen and self.verdict == "inconclusive":
-            return self.why.replace(f": {one_by_one}", f" in {tables.join_words([result.name for result in chosen])}{_needs(chosen)}")
-        by_reason = dict[str, list[str]]()
-        for result in chosen:
-            by_reason.setdefault(result.reason, []).append(result.name)
-        return self.why.replace(one_by_one, "; ".join(f"{name_some(names)}: {reason}" for reason, names in by_reason.items()))
-
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON types, and the version of this form; an infinite bound is null."""
         results = [{key: finite_or_none(item) for key, item in asdict(result).items()} for result in self.results]
         return {
             "schema_version": tables.JSON_VERSION,
             **asdict(self),
-            "why": self.explanation,
             "results": results,
             "differences": list(self.differences),
             "notes": list(self.notes),
@@ -132,13 +120,13 @@ class Report:
     def text(self, width: int = 160) -> str:
         """The report for a terminal: the reason, then the metrics."""
         table = tables.text(self.grid(), width) if self.results else ""
-        return "\n\n".join(filter(None, [f"{self.verdict}: {self.explanation}", table, _bullets(self)])) + "\n"
+        return "\n\n".join(filter(None, [f"{self.verdict}: {self.why}", table, _bullets(self)])) + "\n"
 
     def markdown(self) -> str:
         """The report as Markdown, for CI pages and pull requests."""
         title = " ".join(f"### {_MARKS[self.verdict]} {self.verdict}: {self.candidate} against {self.baseline}".split())
         inputs = "\n".join(f"- {key}: {value}" for key, value in _input_texts(self).items())
-        title, why, notes, inputs = map(tables.escape_markdown, (title, " ".join(self.explanation.split()), _bullets(self), inputs))
+        title, why, notes, inputs = map(tables.escape_markdown, (title, " ".join(self.why.split()), _bullets(self), inputs))
         table = tables.markdown(self.grid(marks=True)) if self.results else ""
         return "\n\n".join(filter(None, [title, why, table, notes, inputs])) + "\n"
 
@@ -154,7 +142,7 @@ class Report:
             for key, value in inputs.items():
                 ET.SubElement(properties, "property", name=key, value=_xml_safe(value))
         cases = [
-            _add_case(suite, "verdict", self.verdict, self.explanation),
+            _add_case(suite, "verdict", self.verdict, self.why),
             *(_add_case(suite, result.name, result.verdict, f"{result.reason}: {format_difference(result)}") for result in self.results),
         ]
         for key, kind in (("tests", None), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
@@ -185,30 +173,6 @@ def change_cell(change: Sequence[float], a: float | None, b: float | None, *, re
     if not (relative and a and b) or _format_signed(b / a - 1, relative) == _format_signed(change[0], relative):
         return Cell(shown)
     return Cell(shown, _OVER_ROUNDS)
-
-
-def name_some(names: Sequence[str]) -> str:
-    """Names in a list, the first five and the number of the others."""
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-
-
-def _needs(undecided: Sequence[Result]) -> str:
-    """How many prompts and rounds would probably decide those metrics of which it is known; "" where it is of none."""
-    most = dict[str, int]()
-    for result in undecided:
-        if result.needed_n:
-            unit = "rounds" if result.relative else "prompts"
-            most[unit] = max(most.get(unit, 0), result.needed_n)
-    if not most:
-        return ""
-    who = "it needs" if len(undecided) == 1 else "the most that one of these needs:"
-    return f"; {who} about {tables.join_words([f'{_round_up(number)} {unit}' for unit, number in most.items()])}"
-
-
-def _round_up(number: int) -> int:
-    """A number to two digits, as in the reasons."""
-    step: int = 10 ** max(0, len(str(number)) - 2)  # mypy: a power of two ints may be a float
-    return math.ceil(number / step) * step
 
 
 def _row(result: Result, mark: str) -> Line:

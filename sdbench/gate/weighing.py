@@ -1,20 +1,16 @@
 """What of a policy is weighed between two records: latency, memory and size only where both have a model behind them."""
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from sdbench import tables
 from sdbench.errors import UserError
-from sdbench.gate import judging
+from sdbench.gate import judging, words
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy
 from sdbench.gate.verdicts import Report
 from sdbench.records import Record
 from sdbench.records.names import is_probe
 from sdbench.stats.decisions import BetweenRuns
-
-_ON_VALUE = re.compile(r"(\S+) of the (candidate|baseline): (.+)", re.DOTALL)  # a note on one metric of one side, as `judging` words it
 
 
 def judge(new: Side, old: Side, policy: Policy, between_runs: Mapping[str, BetweenRuns], only: str | None = None) -> Report:
@@ -58,29 +54,5 @@ def with_notes(report: Report, left_out: Sequence[str], sides: tuple[Record, Rec
         "left out, as only image metrics are weighed": measured,
     }
     not_weighed = (f"{what}: {', '.join(names)}" for what, names in told.items() if names)
-    power = power_notes(*sides, (result.name for result in report.results))
-    return replace(report, notes=(*join_notes(report.notes), *not_weighed, *power))
-
-
-def join_notes(notes: Iterable[str]) -> Iterator[str]:
-    """The notes of `judging.pair_notes`, those on values told once for both sides and for all metrics that have the same."""
-    sides = dict[tuple[str, str], list[str]]()  # by metric and what is said of it
-    for note in notes:
-        match = _ON_VALUE.fullmatch(note)
-        name, side, text = match.groups() if match else ("", "", note)
-        sides.setdefault((name, text), []).append(side and f"the {side}")
-    names = dict[tuple[str, str], list[str]]()  # by side and what is said of it
-    for (name, text), found in sides.items():
-        names.setdefault(("both" if len(found) > 1 else found[0], text), []).append(name)
-    for (side, text), found in names.items():
-        yield f"{tables.join_words(found)} of {side}: {text}" if side else text
-
-
-def power_notes(new: Record, old: Record, compared: Iterable[str]) -> Iterator[str]:
-    """A note where probes were measured on GPUs of one machine class with different power limits, which decide the clock under load."""
-    limits = [limit.value for side in (new, old) if (limit := side.value("machine.power_limit")) and limit.value]
-    if len(set(limits)) > 1 and new.machine.machine_class == old.machine.machine_class and any(map(is_probe, compared)):
-        yield (
-            f"the power limit of the GPU was {limits[0]:.0f} W for the candidate and {limits[1]:.0f} W for the baseline, which may explain "
-            "a difference in latency"
-        )
+    power = words.power_notes(*sides, (result.name for result in report.results))
+    return replace(report, notes=(*report.notes, *not_weighed, *power))

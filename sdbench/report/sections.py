@@ -216,7 +216,7 @@ def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[
     between_runs, baseline = floors.between_runs(teacher, results), Side.read(section.teacher.folder)
     for row in [row for row in section.models if row is not section.teacher][:MAX_MODELS]:
         report = weighing.judge(Side.read(row.folder), baseline, policy, between_runs)
-        yield {"candidate": row.name, "verdict": report.verdict, "why": report.explanation, "grid": report.grid(), "notes": report.notes}
+        yield {"candidate": row.name, "verdict": report.verdict, "why": report.why, "grid": report.grid(), "notes": report.notes}
 
 
 def _worst_view(found: Worst, keys: Mapping[tuple[str, str], str], teacher: Row | None) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def test_latency_of_another_run_is_judged_with_the_noise_between_runs(tmp_path: 
     assert judge_folders(together, teacher, rules, between_runs).verdict == "regressed"
     apart = judge_folders(slower, teacher, rules, between_runs)
     assert (apart.verdict, apart.notes, apart.results[0].needed_n) == ("inconclusive", (), None)
-    assert "measure both models in one `sdbench run`" in apart.why
+    assert "measure both models in one `sdbench run`" in apart.results[0].reason
     without_floor = judge_folders(slower, teacher, rules)
     assert without_floor.verdict == "regressed"
     assert "measured in separate runs" in without_floor.notes[0]

@@ -8,7 +8,7 @@ import pytest
 from factories import Measurement, make_measurement
 from values import absent
 
-from sdbench.gate import looks
+from sdbench.gate import looks, words
 from sdbench.gate.pairing import Side
 from sdbench.gate.policy import Policy, Rule
 from sdbench.gate.verdicts import Report
@@ -192,7 +192,7 @@ def test_undecided_latency_ends_the_run_since_prompts_cannot_decide_it(latency: 
         sides.append(replace(side, record=side.record.model_copy(update={"values": (*side.record.values, timed)})))
     report = looks.verdict_at((0.2,), lambda _: (sides[0], sides[1]), rules)
     assert (report is not None) == ends
-    assert report is None or (report.verdict == "inconclusive" and report.why.endswith(looks.UNDECIDABLE))
+    assert report is None or (report.verdict == "inconclusive" and report.why.endswith(words.UNDECIDABLE))
 
 
 def test_neither_an_unchanged_count_at_a_margin_of_zero_nor_a_skipped_metric_ends_the_run() -> None:
@@ -222,7 +222,7 @@ def test_run_goes_on_while_a_set_metric_may_still_regress(distance: float, *, ha
 
     report = looks.verdict_at((0.75,), sides, ALL)
     assert (report is not None) == ends
-    assert report is None or (report.verdict == "inconclusive" and report.why.endswith(looks.UNDECIDABLE))
+    assert report is None or (report.verdict == "inconclusive" and report.why.endswith(words.UNDECIDABLE))
 
 
 @pytest.mark.parametrize("sets", [True, False])

@@ -6,6 +6,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from sdbench.gate import words
 from sdbench.gate.verdicts import Inputs, Report, Result, format_difference
 from sdbench.stats.decisions import Verdict
 
@@ -103,11 +104,9 @@ def test_reasons_of_an_inconclusive_verdict_are_told_once(needed: tuple[tuple[st
         replace(result(name, "inconclusive", f"{number} {unit} of {name} would"), relative=unit == "rounds", needed_n=number)
         for name, (unit, number) in zip("abc", needed, strict=False)
     ]
-    results = (*undecided, result("fine", "pass"))
-    # As the gate words it, see `judging._explain`.
-    why = "neither is shown: " + "; ".join(f"{each.name}: {each.reason}" for each in undecided) + ". Not compared: z."
-    report = Report("inconclusive", why, "x", "y", results)
-    expected = f"neither is shown in {shown}. Not compared: z."
+    results = (*undecided, result("fine", "pass"), result("z", "skipped"))
+    report = Report("inconclusive", words.explain("inconclusive", "x", "y", results), "x", "y", results)
+    expected = f"the data show neither that x is as good as y nor that it is worse in {shown}. Not compared: z."
     assert report.text().startswith(f"inconclusive: {expected}\n\n")
     assert ET.fromstring(report.junit().encode())[0][0].get("message") == expected
     for each in undecided:
@@ -117,10 +116,8 @@ def test_reasons_of_an_inconclusive_verdict_are_told_once(needed: tuple[tuple[st
 def test_metrics_that_share_a_reason_are_named_together_wherever_the_verdict_is_explained() -> None:
     reason = "candidate is failed: CUDA out of memory; 80 GiB"
     failed = [result(f"metric.{number}", "incomparable", reason) for number in range(12)]
-    results = (*failed, result("other", "incomparable", "n is 1 against 2"), result("fine", "pass", reason))
-    # As the gate words it, see `judging._explain`.
-    why = "x and y cannot be compared: " + "; ".join(f"{each.name}: {each.reason}" for each in results[:-1]) + ". Not compared: z."
-    report = Report("incomparable", why, "x", "y", results)
+    results = (*failed, result("other", "incomparable", "n is 1 against 2"), result("fine", "pass", reason), result("z", "skipped"))
+    report = Report("incomparable", words.explain("incomparable", "x", "y", results), "x", "y", results)
     expected = (
         "x and y cannot be compared: metric.0, metric.1, metric.2, metric.3, metric.4 and 7 more: candidate is failed: CUDA out of memory; "
         "80 GiB; other: n is 1 against 2. Not compared: z."
