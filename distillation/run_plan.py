@@ -117,13 +117,13 @@ def open_teachers(recipe: Recipe, family: Family, folders: Sequence[Path]) -> li
     """
     teachers = [open_teacher_for(folder, recipe) for folder in folders]
     for teacher in teachers:
-        _check_teacher(teacher, teachers[0], family)
+        _check_teacher(teacher, teachers[0], family, recipe)
     return teachers
 
 
-def _check_teacher(teacher: Teacher, first: Teacher, family: Family) -> None:
+def _check_teacher(teacher: Teacher, first: Teacher, family: Family, recipe: Recipe) -> None:
     """Check the teacher's family, and that it was trained with the same noise as the first teacher."""
-    check_family(f"the teacher in {teacher.folder}", teacher.spec.family, family)
+    check_family(f"the teacher in {teacher.folder}", teacher.spec.family, family, recipe)
     check_diffusion(teacher.folder)
     if differences := [key for key, value in first.noise_settings.items() if teacher.noise_settings[key] != value]:
         key = differences[0]

@@ -122,19 +122,19 @@ def check_named_teacher(name: str | None, recipe: Recipe, family: Family | None 
     spec = teacher_spec(name)
     what = f"the teacher in {spec.location}" if spec.source == "folder" else f"the teacher {name or TEACHERS['scenes']!r}"
     if family:
-        check_family(what, spec.family, family)
+        check_family(what, spec.family, family, recipe)
     if spec.architecture != "custom":  # that of a Hub repository may not be known yet
         _check_architecture(what, spec, recipe)
 
 
-def check_family(what: str, found: str, family: Family) -> None:
+def check_family(what: str, found: str, family: Family, recipe: Recipe) -> None:
     """Check that a teacher, described by `what`, is of the family to train.
 
     Raises:
         UserError: it is not.
     """
     if found != family:
-        other = f", or train its family: distillation run --family {found}" if found in TEACHERS else ""
+        other = f", or train its family: distillation run --family {found}" if found in recipe.families else ""
         raise UserError(
             f"{what} belongs to family {found!r}, but the family to train is {family!r}; "
             f"name another teacher with --teacher, such as {TEACHERS[family]}{other}"

@@ -95,7 +95,7 @@ def test_a_model_that_is_given_may_be_renamed(runs: list[Any]) -> None:
 def test_two_models_of_one_name_are_refused_before_the_slow_imports(runs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sdbench.run.context", None)  # which imports torch, for seconds
     for measure in (api.run, functools.partial(api.draw, part=(1, 2))):
-        with pytest.raises(UserError, match="two models are called 'scenes-vega'"):
+        with pytest.raises(UserError, match="'scenes-vega' is named twice; leave one out"):
             measure(["scenes-vega", VEGA], device="cpu")
     assert cli.main(["run", "--model", "scenes-vega", "--model", "scenes-vega"]) == 2
     assert runs == []

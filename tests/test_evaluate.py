@@ -138,6 +138,8 @@ def test_evaluation_prints_as_a_table_and_a_verdict(few: suites.Suite, teacher: 
     assert clip == found.record.value("clip_score.scenes")
     with pytest.raises(UserError, match=r"unknown value 'clip_score\.scene'; did you mean 'clip_score\.scenes'"):
         found["clip_score.scene"]
+    assert ("agreement.ssim" in found, "fid.clean" in found) == (True, False)
+    assert list(found) == list(found.record.values)
     shown = tables.format_value(clip).text
     assert str(found).startswith(f"scenes-vega under quality-custom@4 (digest {found.record.suite.digest}), 4 images\n")
     assert " ".join(f"clip_score.scenes ↑ {shown} 4".split()) in " ".join(str(found).split())

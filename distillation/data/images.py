@@ -75,7 +75,8 @@ class Images:
         Raises:
             UserError: an image is there and cannot be read.
         """
-        rows = (hashlib.sha256(f"{self.version}\0{row}".encode()).digest() for row in range(len(self)))
+        dataset = (self.version or "").rpartition("\0")[0]  # without the caption column
+        rows = (hashlib.sha256(f"{dataset}\0{row}".encode()).digest() for row in range(len(self)))
         pairs = zip(self.captions, rows if self.version else self._contents, strict=True)
         return [secrets.token_bytes() if content == MISSING or not caption.strip() else content for caption, content in pairs]
 

@@ -1,5 +1,6 @@
 """Measure a model from Python, including one in memory."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ class Evaluation:
         if value := self.record.value(name):
             return value
         raise unknown_name("value", name, [value.name for value in self.record.values])
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the record has a value with this name."""
+        return self.record.value(name) is not None
+
+    def __iter__(self) -> Iterator[Value]:
+        """The values in order."""
+        return iter(self.record.values)
 
     def grid(self) -> tables.Grid:
         """The values, a row each."""

@@ -30,7 +30,8 @@ def _clean(arguments: argparse.Namespace) -> int:
     from sdbench.disk import size_text
     from sdbench.store import stored_runs
 
-    found = stored_runs(places_from(arguments).work)
+    work = places_from(arguments).work
+    found = stored_runs(work)
     names = {run.model for run in found if run.model}
     for name in arguments.model or ():
         if name not in names:
@@ -54,6 +55,7 @@ def _clean(arguments: argparse.Namespace) -> int:
         for run in chosen:
             run.delete()
     ending = "deleted" if arguments.delete else "nothing is deleted without --delete"
-    print_answer(f"{len(chosen)} folders, {size_text(sum(run.size_bytes for run in chosen))}: {ending}", arguments)
+    folders = "1 folder" if len(chosen) == 1 else f"{len(chosen)} folders"
+    print_answer(f"{folders} in {work}, {size_text(sum(run.size_bytes for run in chosen))}: {ending}", arguments)
     print_json([asdict(run) for run in chosen], arguments)
     return 0

@@ -40,7 +40,7 @@ def explain(verdict: Verdict, candidate: str, baseline: str, results: Sequence[R
         return f"the data show neither that {candidate} is as good as {baseline} nor that it is worse in {undecided}.{also}"
     by_reason = dict[str, list[str]]()
     for result in chosen:
-        by_reason.setdefault(result.reason, []).append(result.name)
+        by_reason.setdefault(result.reason.removesuffix("."), []).append(result.name)
     reasons = "; ".join(f"{name_some(names)}: {reason}" for reason, names in by_reason.items())
     return f"{candidate} and {baseline} cannot be compared: {reasons}.{also}"
 

@@ -36,6 +36,7 @@ from sdbench.models.files import (
 )
 from sdbench.models.headers import Tensor, read_header
 from sdbench.models.spec import HUB_NAME, ModelSpec, path_of, snapshot_folder, with_name
+from sdbench.notes import print_note
 
 _, UNET_CLASS = PART_CLASSES["unet"]
 _AT_REVISION = re.compile(rf"(?P<repository>{HUB_NAME.pattern})(?:@(?P<revision>[\w./-]+))?")
@@ -98,9 +99,13 @@ def with_distinct_names(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
     """
     found = [_behind_parents(spec, [other for other in specs if other.name == spec.name]) for spec in specs]
     for one, other in itertools.combinations(found, 2):
+        if one == other:
+            raise UserError(f"{one.name!r} is named twice; leave one out")
         if one.name == other.name:
             places = " and ".join(each.location or each.source for each in (one, other))
             raise UserError(f"two models are called {one.name!r}: {places}; run them one by one, each with a --name of its own")
+    if renamed := [one.name for one, spec in zip(found, specs, strict=True) if one.name != spec.name]:
+        print_note(f"models of one name get their parent folders in front of it: {', '.join(renamed)}")
     return found
 
 

@@ -102,7 +102,10 @@ def write_record(
         folder = records.write(record, scores, thumbnails, context.results)
     if of_row and of_row[-1][1].model.weights_digest != model.weights_digest:
         before = of_row[-1][0].name
-        print_note(f"{model.name} now stands for other weights: record {before} is no longer its row (give another --name to keep both)")
+        print_note(
+            f"{model.name} now stands for other weights: record {before} is no longer its row (for both rows, measure it "
+            "with another --name, or both models in one run)"
+        )
     return folder
 
 

@@ -123,4 +123,4 @@ def test_a_misspelt_model_deletes_nothing(runs: Path, capsys: pytest.CaptureFixt
 
 def test_where_nothing_was_drawn_there_is_nothing_to_delete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert clean(tmp_path / "runs", "--delete") == 0
-    assert capsys.readouterr().out == "0 folders, 0 bytes: deleted\n"
+    assert capsys.readouterr().out == f"0 folders in {tmp_path / 'runs'}, 0 bytes: deleted\n"

@@ -31,8 +31,9 @@ from distillation.estimate import (
 from distillation.losses import feature_loss, mse
 from distillation.recipe import load_recipe
 from distillation.taps import collect_outputs, resolve_taps
-from distillation.teacher import EMBEDDED
+from distillation.teacher import EMBEDDED, check_named_teacher
 from sdbench.disk import size_text
+from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
 from sdbench.models.loading import build_on_meta
 from sdbench.probes.work import empty_input
@@ -311,6 +312,9 @@ def test_a_teacher_of_another_family_is_refused_before_it_is_fetched(
     assert expected in capsys.readouterr().err
     assert main(["run", "vega", "--teacher", "scenes-teacher", "--family", "sdxl", "--out", str(tmp_path / "out"), *more]) == 2
     assert "such as sdxl, or train its family: distillation run --family scenes" in capsys.readouterr().err
+    only_sdxl = load_recipe("vega").model_copy(update={"scenes": None})
+    with pytest.raises(UserError, match=r"name another teacher with --teacher, such as sdxl$"):
+        check_named_teacher("scenes-teacher", only_sdxl, "sdxl")
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch])

@@ -78,7 +78,9 @@ def test_checkpoints_of_one_run_get_distinct_names(tiny_pipeline: Path, tmp_path
     assert {path: resolve(str(path), base=str(tiny_pipeline)).name for path in names} == names
 
 
-def test_checkpoints_of_two_trainings_are_told_apart_by_their_folders(tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_checkpoints_of_two_trainings_are_told_apart_by_their_folders(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second, deep, later = (
         "run-a/checkpoint-1/unet",
         "run b/checkpoint-1/unet",
@@ -95,8 +97,10 @@ def test_checkpoints_of_two_trainings_are_told_apart_by_their_folders(tiny_pipel
         assert teacher == specs[0]
         return [spec.name for spec in others]
 
-    assert names(first, second) == names(file, second) == ["run-a-checkpoint-1-unet", "run-b-checkpoint-1-unet"]
     assert names(first, later) == ["checkpoint-1-unet", "checkpoint-2-unet"], "names that do not clash stay as they are"
+    assert capsys.readouterr().err == ""
+    assert names(first, second) == names(file, second) == ["run-a-checkpoint-1-unet", "run-b-checkpoint-1-unet"]
+    assert "models of one name get their parent folders in front of it: run-a-checkpoint-1-unet, run-b" in capsys.readouterr().err
     assert names(first, deep, later) == [f"{tmp_path.name}-run-a-checkpoint-1-unet", "old-run-a-checkpoint-1-unet", "checkpoint-2-unet"]
     with pytest.raises(UserError, match=r"two models are called 'checkpoint-1-unet': .*unet and .*safetensors; run them one by one, each"):
         names(first, file)

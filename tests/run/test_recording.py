@@ -51,7 +51,10 @@ def test_a_name_whose_row_is_now_of_other_weights_is_noted(teacher: ModelSpec, t
     ((first, record),) = records.newest_per_model(tmp_path / "results")
     other = write_again(first, model=record.model.model_copy(update={"weights_digest": "of another training"})).name
     assert notes() == [
-        f"scenes-teacher now stands for other weights: record {other} is no longer its row (give another --name to keep both)"
+        (
+            f"scenes-teacher now stands for other weights: record {other} is no longer its row (for both rows, measure it with another "
+            "--name, or both models in one run)"
+        )
     ]
     assert notes() == [], "the row is kept"
 

@@ -9,6 +9,7 @@ import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -295,6 +296,7 @@ def test_a_hub_dataset_is_opened_from_the_cache_and_identified_by_its_commit(tmp
         assert images.captions == CAPTIONS
         np.testing.assert_array_equal(np.asarray(images.image(3)), ARRAYS[3])
         digests.append(images.digest)
+        assert replace(images, version=images.version and images.version.replace("text", "title")).image_digests == images.image_digests
         of_rows |= {*images.image_digests}
     assert digests == [hashlib.sha256(f"owner/Painted-Cats/default@{letter * 40}\0text".encode()).hexdigest() for letter in "ab"]
     assert len(of_rows) == 2 * len(CAPTIONS)
