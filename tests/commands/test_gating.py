@@ -106,7 +106,7 @@ def test_pipelines_of_one_name_are_told_apart_by_their_folders(
     for parent in ("run-a", "run-b"):
         shutil.copytree(tiny_pipeline, tmp_path / parent / "student")
     assert cli.main(["gate", str(tmp_path / "run-b" / "student"), "--baseline", str(tmp_path / "run-a" / "student")]) == 2
-    assert capsys.readouterr().err.startswith("checking run-b-student and run-a-student under quality@")
+    assert "\nchecking run-b-student and run-a-student under quality@" in capsys.readouterr().err
     assert [[spec.name for spec in specs] for specs, _ in stopped_runs] == [["run-b-student", "run-a-student"]]
 
 
